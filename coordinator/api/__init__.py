@@ -1,0 +1,1 @@
+"""The contract in proto/, as generated code."""

@@ -1,0 +1,1 @@
+"""See coordinator/README.md."""

@@ -1,0 +1,1 @@
+"""The leader's controllers: passive machines that turn what happened into commands and messages."""

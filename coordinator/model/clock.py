@@ -1,0 +1,65 @@
+"""Time as the code may know it: monotonic and wall time have different types, and clocks are passed in.
+
+Intervals, leases and deadlines are counted on monotonic time only. Wall time is for schedules and for people.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NewType, Protocol
+
+Monotonic = NewType("Monotonic", float)
+"""A reading of one process's monotonic clock, in seconds; means nothing in another process."""
+
+WallMs = NewType("WallMs", int)
+"""Wall time, in milliseconds since 1970-01-01T00:00:00Z; may step in either direction."""
+
+NEVER_MS = WallMs(0)
+"""Stands for "has not happened" wherever a wall time is stored."""
+
+
+class Clock(Protocol):
+    """Where a daemon reads the time. Decision-makers never hold one: they are handed readings."""
+
+    def monotonic(self) -> Monotonic:
+        """Seconds on the monotonic clock."""
+        ...
+
+    def wall_ms(self) -> WallMs:
+        """Milliseconds on the wall clock."""
+        ...
+
+
+class SystemClock:
+    """The clocks of the operating system."""
+
+    def monotonic(self) -> Monotonic:
+        return Monotonic(time.monotonic())
+
+    def wall_ms(self) -> WallMs:
+        return WallMs(time.time_ns() // 1_000_000)
+
+
+class ManualClock:
+    """Clocks that move only when told to; for tests and simulations."""
+
+    def __init__(self, monotonic_s: float = 1_000.0, wall_ms: int = 1_700_000_000_000) -> None:
+        self._monotonic_s = monotonic_s
+        self._wall_ms = wall_ms
+
+    def monotonic(self) -> Monotonic:
+        return Monotonic(self._monotonic_s)
+
+    def wall_ms(self) -> WallMs:
+        return WallMs(self._wall_ms)
+
+    def advance(self, seconds: float) -> None:
+        """Moves both clocks forward by `seconds`, at least 0."""
+        if seconds < 0:
+            raise ValueError(f"a clock advances by at least 0 seconds, not {seconds}")
+        self._monotonic_s += seconds
+        self._wall_ms += round(seconds * 1_000)
+
+    def step_wall(self, seconds: float) -> None:
+        """Steps the wall clock alone, in either direction."""
+        self._wall_ms += round(seconds * 1_000)

@@ -1,0 +1,121 @@
+"""Cron jobs and their launches."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from coordinator.model.clock import NEVER_MS, WallMs
+
+
+class OverlapPolicy(enum.Enum):
+    """What to do when the previous run still goes on; the value is the number in types.proto."""
+
+    SKIP = 1
+    ALLOW = 2
+
+
+class CatchUpPolicy(enum.Enum):
+    """What to do with scheduled times that passed while nobody could launch; numbers as in types.proto."""
+
+    NONE = 1
+    LATEST = 2
+    ALL = 3
+
+
+class RetryPolicy(enum.Enum):
+    """When a launch may be tried again; the value is the number in types.proto."""
+
+    NEVER = 1
+    ON_LOST = 2
+
+
+class LaunchState(enum.Enum):
+    """How a launch stands; the value is the number in types.proto."""
+
+    COMMITTED = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    TIMED_OUT = 5
+    LOST = 6
+    MISSED = 7
+    SKIPPED = 8
+
+    @property
+    def has_ended(self) -> bool:
+        """True when nothing more will happen."""
+        return self not in (LaunchState.COMMITTED, LaunchState.RUNNING)
+
+
+class LaunchTrigger(enum.Enum):
+    """What asked for a launch; the value is the number in types.proto."""
+
+    SCHEDULE = 1
+    MANUAL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CronJobSpec:
+    """What a job is and when it runs; written by people. Fields and units as in `CronJobSpec` of types.proto."""
+
+    id: str
+    schedule: str
+    time_zone: str = "UTC"
+    priority_class: int = 5
+    command: tuple[str, ...] = ()
+    python: str = ""
+    environment: tuple[tuple[str, str], ...] = ()
+    timeout_s: float = 300.0
+    overlap: OverlapPolicy = OverlapPolicy.SKIP
+    catch_up: CatchUpPolicy = CatchUpPolicy.LATEST
+    catch_up_window_s: float = 3600.0
+    catch_up_limit: int = 10
+    start_deadline_s: float = 60.0
+    retry: RetryPolicy = RetryPolicy.ON_LOST
+    attempts_max: int = 3
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CronJob:
+    """A job with what the cluster decided about it. Fields as in `CronJob` of types.proto."""
+
+    spec: CronJobSpec
+    owner: str = ""
+    backups: tuple[str, ...] = ()
+    paused: bool = False
+    source: str = "api"
+    decided_until_ms: WallMs = NEVER_MS
+    created_ms: WallMs = NEVER_MS
+    updated_ms: WallMs = NEVER_MS
+    generation: int = 0
+
+    @property
+    def id(self) -> str:
+        """The job's name."""
+        return self.spec.id
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One run of one job at one scheduled time, or why there was none. Fields as in `Launch` of types.proto."""
+
+    job_id: str
+    scheduled_at_ms: WallMs
+    attempt: int = 1
+    worker: str = ""
+    state: LaunchState = LaunchState.COMMITTED
+    trigger: LaunchTrigger = LaunchTrigger.SCHEDULE
+    reason: str = ""
+    committed_ms: WallMs = NEVER_MS
+    started_ms: WallMs = NEVER_MS
+    finished_ms: WallMs = NEVER_MS
+    exit_status: int = 0
+    output: bytes = b""
+    cause: str = ""
+
+    @property
+    def key(self) -> tuple[str, WallMs]:
+        """The identity of the launch."""
+        return (self.job_id, self.scheduled_at_ms)

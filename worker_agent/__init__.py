@@ -1,0 +1,1 @@
+"""The worker agent. Start at worker_agent/README.md."""
