@@ -1,0 +1,1 @@
+"""What people and machines run around the product: set-up, checks, tests, measurements."""
