@@ -61,9 +61,10 @@ class State:
     events: Map[int, LogRecord] = field(default_factory=Map)
     """The cluster's story by sequence; bounded, without gaps."""
     results: Map[str, RememberedResult] = field(default_factory=Map)
-    """Remembered results by request id; bounded by count and age."""
+    """Remembered results by request id; bounded by count and age (machine.py)."""
     result_order: Map[int, str] = field(default_factory=Map)
-    """Request ids by the Raft index of their result."""
+    """Request ids by the order in which they were remembered, without gaps; the last is next_result_position - 1."""
+    next_result_position: int = 1
     next_shard_id: int = 1
     next_move_id: int = 1
     next_event_sequence: int = 1

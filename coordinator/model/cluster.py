@@ -14,6 +14,7 @@ class ClusterSettings:
     replicas: int = 2
     rebalance_paused: bool = False
     cron_paused: bool = False
+    launches_kept: int = 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@
     └── Damaged                   data on disk cannot be trusted; the daemon must not go on
 
 Each class maps to exactly one gRPC status, given by `GRPC_STATUS` and, for `Refused`, by its reason (Maelstrom's
-division into definite and indefinite errors). The message is one line for people: what was wrong, the value, what to do.
+division into definite and indefinite errors). The message is one line for people: what was wrong, the value, what to
+do.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Node:
     registered_ms: WallMs = NEVER_MS
     labels: tuple[tuple[str, str], ...] = ()
     """Sorted pairs of name and value."""
+    configured_weight: float = 1.0
+    """What the worker's own configuration said last: `weight` follows it when it changes, or an operator's word."""
 
     @property
     def is_suspect(self) -> bool:

@@ -306,6 +306,7 @@ class Node(_message.Message):
     STATE_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REGISTERED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CONFIGURED_WEIGHT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique name of the worker, for example "w1"."""
     zone: _builtins.str
@@ -330,6 +331,8 @@ class Node(_message.Message):
     """When `state` last changed."""
     registered_unix_ms: _builtins.int
     """When it first registered."""
+    configured_weight: _builtins.float
+    """The weight that the worker's own configuration said last; `weight` follows it when it changes."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels, used by placement constraints."""
@@ -350,10 +353,11 @@ class Node(_message.Message):
         state_since_unix_ms: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         registered_unix_ms: _builtins.int = ...,
+        configured_weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_requested", b"drain_requested", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "incarnation", b"incarnation", "labels", b"labels", "registered_unix_ms", b"registered_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "suspect_since_unix_ms", b"suspect_since_unix_ms", "version", b"version", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["configured_weight", b"configured_weight", "drain_requested", b"drain_requested", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "incarnation", b"incarnation", "labels", b"labels", "registered_unix_ms", b"registered_unix_ms", "state", b"state", "state_since_unix_ms", b"state_since_unix_ms", "suspect_since_unix_ms", b"suspect_since_unix_ms", "version", b"version", "weight", b"weight", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -728,22 +732,26 @@ class Settings(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     REBALANCE_PAUSED_FIELD_NUMBER: _builtins.int
     CRON_PAUSED_FIELD_NUMBER: _builtins.int
+    LAUNCHES_KEPT_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """How many workers hold each shard."""
     rebalance_paused: _builtins.bool
     """True while the planner may only repair."""
     cron_paused: _builtins.bool
     """True while no job is launched by its schedule."""
+    launches_kept: _builtins.int
+    """How many launches are kept per job, beside those in progress."""
     def __init__(
         self,
         *,
         replicas: _builtins.int = ...,
         rebalance_paused: _builtins.bool = ...,
         cron_paused: _builtins.bool = ...,
+        launches_kept: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cron_paused", b"cron_paused", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cron_paused", b"cron_paused", "launches_kept", b"launches_kept", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

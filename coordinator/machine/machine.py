@@ -1,0 +1,143 @@
+"""The replicated state machine: (state, command, index, time) -> transition. Pure, total, deterministic.
+
+Theory of operation. Every master applies the same log entries in the same order, so everything here depends on the
+arguments alone: no clock, no randomness, no iteration in map order. Time is the largest time of any entry so far; it
+never runs backwards. A command that is refused changes nothing but index and time. A request id that was answered before
+is answered the same again, without being applied (exactly once for clients that retry): results are remembered for
+RESULTS_KEPT requests and RESULT_AGE_MS_MAX, whichever ends first.
+
+`apply` never raises. A fault in a handler is itself deterministic, so it becomes a refusal like any other (and is
+logged): an exception would stop every master at the same entry for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from coordinator.api.v1 import command_pb2
+from coordinator.machine import cron, moves, nodes, ranges
+from coordinator.machine.draft import Draft
+from coordinator.machine.state import RememberedResult, State, Transition
+from coordinator.model import WallMs
+from coordinator.model.errors import RefusalReason, Refused
+
+logger = logging.getLogger(__name__)
+
+RESULTS_KEPT = 4_096
+RESULT_AGE_MS_MAX = 600_000
+REQUEST_ID_LENGTH_MAX = 200
+
+
+def _barrier(draft: Draft, command: command_pb2.Barrier) -> None:
+    """Changes nothing."""
+
+
+HANDLERS: dict[str, Callable[[Draft, Any], None]] = {
+    "bootstrap_cluster": ranges.bootstrap_cluster,
+    "change_settings": ranges.change_settings,
+    "barrier": _barrier,
+    "register_node": nodes.register_node,
+    "activate_node": nodes.activate_node,
+    "suspect_node": nodes.suspect_node,
+    "expire_node": nodes.expire_node,
+    "drain_node": nodes.drain_node,
+    "undrain_node": nodes.undrain_node,
+    "set_node_weight": nodes.set_node_weight,
+    "leave_node": nodes.leave_node,
+    "remove_node": nodes.remove_node,
+    "assign_shards": moves.assign_shards,
+    "start_move": moves.start_move,
+    "promote_replica": moves.promote_replica,
+    "cut_over": moves.cut_over,
+    "remove_replica": moves.remove_replica,
+    "abort_move": moves.abort_move,
+    "split_shard": ranges.split_shard,
+    "merge_shards": ranges.merge_shards,
+    "apply_job": cron.apply_job,
+    "delete_job": cron.delete_job,
+    "set_job_paused": cron.set_job_paused,
+    "assign_jobs": cron.assign_jobs,
+    "commit_launch": cron.commit_launch,
+    "record_no_launch": cron.record_no_launch,
+    "start_launch": cron.start_launch,
+    "finish_launch": cron.finish_launch,
+    "lose_launch": cron.lose_launch,
+}
+"""One handler for each operation of command.proto; a test compares the two lists."""
+
+
+def apply_bytes(state: State, payload: bytes, index: int, time_ms: WallMs) -> Transition:
+    """Applies one log entry as it stands on disk. Bytes that are no command are refused like a bad command."""
+    try:
+        command = command_pb2.Command.FromString(payload)
+    except DecodeError:
+        time_ms = max(state.time_ms, time_ms)
+        result = _refusal(Refused(RefusalReason.INVALID, "the log entry is no command"))
+        return Transition(replace(state, index=index, time_ms=time_ms), result)
+    return apply(state, command, index, time_ms)
+
+
+def apply(state: State, command: command_pb2.Command, index: int, time_ms: WallMs) -> Transition:
+    """The state after `command` at log position `index`, the command's result, and what it changed. Never raises.
+
+    `index` must be larger than that of every entry before; `time_ms` is the wall clock of the leader that proposed it.
+    """
+    time_ms = max(state.time_ms, time_ms)
+    remembered = state.results.get(command.request_id) if command.request_id else None
+    if remembered is not None:
+        return Transition(replace(state, index=index, time_ms=time_ms), remembered.result)
+    draft = Draft(state, index, time_ms, command.cause)
+    try:
+        _run(draft, command)
+        applied = command_pb2.Applied(
+            index=index, created_ids=draft.created_ids, scheduled_at_unix_ms=draft.scheduled_at_ms
+        )
+        result = command_pb2.CommandResult(applied=applied)
+    except Refused as refusal:
+        draft = Draft(state, index, time_ms, command.cause)
+        result = _refusal(refusal)
+    except Exception as error:
+        logger.exception("the handler of %s failed at index %d", command.WhichOneof("operation"), index)
+        draft = Draft(state, index, time_ms, command.cause)
+        result = _refusal(Refused(RefusalReason.PRECONDITION, f"internal fault, please report it: {error!r}"))
+    new = draft.finish()
+    if 0 < len(command.request_id) <= REQUEST_ID_LENGTH_MAX:
+        new = _remember(new, command.request_id, result)
+    return Transition(new, result, tuple(draft.changes), tuple(draft.records))
+
+
+def _run(draft: Draft, command: command_pb2.Command) -> None:
+    if len(command.request_id) > REQUEST_ID_LENGTH_MAX:
+        raise Refused(
+            RefusalReason.INVALID,
+            f"the request id has {len(command.request_id)} characters, {REQUEST_ID_LENGTH_MAX} at most are allowed",
+        )
+    operation = command.WhichOneof("operation")
+    if operation is None:
+        raise Refused(RefusalReason.INVALID, "the command names no operation that this version knows")
+    HANDLERS[operation](draft, getattr(command, operation))
+
+
+def _refusal(refusal: Refused) -> command_pb2.CommandResult:
+    code = command_pb2.RefusalCode.ValueType(refusal.reason.value)
+    return command_pb2.CommandResult(refusal=command_pb2.Refusal(code=code, message=str(refusal)))
+
+
+def _remember(state: State, request_id: str, result: command_pb2.CommandResult) -> State:
+    """Remembers a result, and forgets the oldest ones beyond count or age."""
+    results = state.results.set(request_id, RememberedResult(request_id, state.index, state.time_ms, result))
+    order = state.result_order.set(state.next_result_position, request_id)
+    next_position = state.next_result_position + 1
+    while True:
+        oldest = next_position - len(order)
+        kept = results[order[oldest]]
+        if len(order) <= RESULTS_KEPT and state.time_ms - kept.at_ms <= RESULT_AGE_MS_MAX:
+            break
+        results = results.delete(kept.request_id)
+        order = order.delete(oldest)
+    return replace(state, results=results, result_order=order, next_result_position=next_position)

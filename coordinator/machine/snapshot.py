@@ -1,0 +1,118 @@
+"""The state as bytes and back. Equal states make equal bytes, on every master.
+
+`decode_snapshot(encode_snapshot(state))` is the same state, and encoding that gives the same bytes. A snapshot of an
+older format version still loads; one of a newer version is refused as `Damaged`, since guessing would lose data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from google.protobuf.message import DecodeError
+from immutables import Map
+
+from coordinator.api.v1 import snapshot_pb2
+from coordinator.machine.codec import (
+    event_from_proto,
+    event_to_proto,
+    job_from_proto,
+    job_to_proto,
+    launch_from_proto,
+    launch_to_proto,
+    move_from_proto,
+    move_to_proto,
+    node_from_proto,
+    node_to_proto,
+    settings_from_proto,
+    settings_to_proto,
+    shard_from_proto,
+    shard_to_proto,
+)
+from coordinator.machine.state import LaunchKey, RememberedResult, State
+from coordinator.model import Launch, WallMs
+from coordinator.model.errors import Damaged
+
+FORMAT_VERSION = 1
+
+
+def encode_snapshot(state: State) -> bytes:
+    """The whole state as a `Snapshot` message."""
+    message = snapshot_pb2.Snapshot(
+        format_version=FORMAT_VERSION,
+        cluster_id=state.cluster_id,
+        index=state.index,
+        time_unix_ms=state.time_ms,
+        settings=settings_to_proto(state.settings),
+        nodes=[node_to_proto(node) for _, node in sorted(state.nodes.items())],
+        shards=[shard_to_proto(shard) for _, shard in sorted(state.shards.items())],
+        moves=[move_to_proto(move) for _, move in sorted(state.moves.items())],
+        ended_moves=[move_to_proto(move) for _, move in sorted(state.ended_moves.items())],
+        jobs=[job_to_proto(job) for _, job in sorted(state.jobs.items())],
+        launches=[launch_to_proto(launch) for _, launch in sorted(state.launches.items())],
+        events=[event_to_proto(record) for _, record in sorted(state.events.items())],
+        results=[
+            snapshot_pb2.RememberedResult(
+                request_id=kept.request_id, index=kept.index, at_unix_ms=kept.at_ms, result=kept.result
+            )
+            for kept in sorted(state.results.values(), key=lambda kept: kept.index)
+        ],
+        next_shard_id=state.next_shard_id,
+        next_move_id=state.next_move_id,
+        next_event_sequence=state.next_event_sequence,
+    )
+    return message.SerializeToString(deterministic=True)
+
+
+def decode_snapshot(data: bytes) -> State:
+    """The state from a `Snapshot` message. Raises Damaged when the bytes are none, or of a newer format."""
+    try:
+        message = snapshot_pb2.Snapshot.FromString(data)
+    except DecodeError as error:
+        raise Damaged(f"the snapshot cannot be decoded: {error}") from None
+    if not 1 <= message.format_version <= FORMAT_VERSION:
+        raise Damaged(
+            f"the snapshot has format version {message.format_version}, this software reads 1 to {FORMAT_VERSION}; "
+            f"run the version that wrote it, or a newer one"
+        )
+    try:
+        return _build(message)
+    except ValueError as error:
+        raise Damaged(f"the snapshot holds a value that this software does not know: {error}") from None
+
+
+def _build(message: snapshot_pb2.Snapshot) -> State:
+    launches = [launch_from_proto(launch) for launch in message.launches]
+    moves = [move_from_proto(move) for move in message.moves]
+    kept = [
+        RememberedResult(result.request_id, result.index, WallMs(result.at_unix_ms), result.result)
+        for result in message.results
+    ]
+    return State(
+        cluster_id=message.cluster_id,
+        index=message.index,
+        time_ms=WallMs(message.time_unix_ms),
+        settings=settings_from_proto(message.settings),
+        nodes=Map((node.id, node_from_proto(node)) for node in message.nodes),
+        shards=Map((shard.id, shard_from_proto(shard)) for shard in message.shards),
+        moves=Map((move.id, move) for move in moves),
+        ended_moves=Map((move.id, move_from_proto(move)) for move in message.ended_moves),
+        jobs=Map((job.spec.id, job_from_proto(job)) for job in message.jobs),
+        launches=Map[LaunchKey, Launch]((launch.key, launch) for launch in launches),
+        events=Map((event.sequence, event_from_proto(event)) for event in message.events),
+        results=Map((result.request_id, result) for result in kept),
+        result_order=Map((number, result.request_id) for number, result in enumerate(kept, start=1)),
+        next_result_position=len(kept) + 1,
+        next_shard_id=message.next_shard_id,
+        next_move_id=message.next_move_id,
+        next_event_sequence=message.next_event_sequence,
+        move_of_shard=Map((move.shard_id, move.id) for move in moves),
+        launch_times=Map(launch_times(launches)),
+    )
+
+
+def launch_times(launches: Iterable[Launch]) -> dict[str, tuple[WallMs, ...]]:
+    """Scheduled times by job, ascending: the derived `State.launch_times`."""
+    times: dict[str, list[WallMs]] = {}
+    for launch in launches:
+        times.setdefault(launch.job_id, []).append(launch.scheduled_at_ms)
+    return {job_id: tuple(sorted(of_job)) for job_id, of_job in times.items()}
