@@ -2,9 +2,9 @@
 
 Theory of operation. Every master applies the same log entries in the same order, so everything here depends on the
 arguments alone: no clock, no randomness, no iteration in map order. Time is the largest time of any entry so far; it
-never runs backwards. A command that is refused changes nothing but index and time. A request id that was answered before
-is answered the same again, without being applied (exactly once for clients that retry): results are remembered for
-RESULTS_KEPT requests and RESULT_AGE_MS_MAX, whichever ends first.
+never runs backwards. A command that is refused changes nothing but index and time. A request id that was answered
+before is answered the same again, without being applied (exactly once for clients that retry): results are remembered
+for RESULTS_KEPT requests and RESULT_AGE_MS_MAX, whichever ends first.
 
 `apply` never raises. A fault in a handler is itself deterministic, so it becomes a refusal like any other (and is
 logged): an exception would stop every master at the same entry for ever.

@@ -59,7 +59,8 @@ def _check_shard(state: State, shard: Shard) -> None:
         assert name in state.nodes, f"shard {shard.id} names {name}, which is unknown"
         assert state.nodes[name].state is not NodeState.LEFT, f"shard {shard.id} names {name}, which has left"
     if shard.epoch == 0:
-        assert not (names or shard.primary), f"shard {shard.id} has workers at epoch 0"
+        assert names == (), f"shard {shard.id} has workers at epoch 0: {names}"
+        assert shard.primary == "", f"shard {shard.id} has the primary {shard.primary} at epoch 0"
     else:
         assert shard.primary in shard.in_sync, f"shard {shard.id}: {shard.primary} is not in sync: {shard.in_sync}"
 
