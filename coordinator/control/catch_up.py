@@ -1,0 +1,70 @@
+"""What becomes of scheduled times that passed while nobody could launch. Pure.
+
+A time is *on time* while its lateness is at most the job's start deadline; it is then simply launched late. Only
+older ones are a matter of the catch-up policy. The plan is made once for a gap, so that times which become old while
+the leader works through it keep the verdict that they had:
+
+    NONE     all are missed
+    LATEST   the last one is launched, however old it is; the others are missed
+    ALL      the last `catch_up_limit` within `catch_up_window_s` are launched; the others are missed
+
+Times are decided in ascending order. At most MISSED_RECORDS_MAX of a gap are recorded one by one, the latest ones;
+those before them share one record, which names how many it stands for (counted up to MISSED_COUNT_MAX) and sits at the
+last of them, so that the job's watermark moves over all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coordinator.control.schedule import Schedule, format_wall
+from coordinator.model import CatchUpPolicy, CronJobSpec, WallMs
+
+MISSED_RECORDS_MAX = 100
+MISSED_COUNT_MAX = 1_000
+"""Counting costs about 20 us each on the leader's event loop: 20 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatchUpPlan:
+    """The verdicts on all times up to `until_ms`. Invariant: shared_until_ms < every member of `launch`."""
+
+    until_ms: WallMs
+    made_ms: WallMs
+    """Wall time at which it was made: the start deadline of its launches counts from here."""
+    launch: frozenset[WallMs]
+    reason: str
+    """Why the other times are missed."""
+    shared_until_ms: WallMs | None = None
+    """Times up to this one share one record."""
+    shared_reason: str = ""
+
+
+def make_plan(
+    schedule: Schedule, spec: CronJobSpec, decided_until_ms: WallMs, wall_ms: WallMs, reason: str
+) -> CatchUpPlan:
+    """Decides on every time after `decided_until_ms` that is later than its start deadline at `wall_ms`."""
+    until_ms = WallMs(wall_ms - round(spec.start_deadline_s * 1_000) - 1)
+    match spec.catch_up:
+        case CatchUpPolicy.NONE:
+            launch: list[WallMs] = []
+        case CatchUpPolicy.LATEST:
+            launch = schedule.latest(decided_until_ms, until_ms, 1)
+            reason += "; only the latest of the missed times is launched"
+        case CatchUpPolicy.ALL:
+            window_from_ms = WallMs(wall_ms - round(spec.catch_up_window_s * 1_000) - 1)
+            launch = schedule.latest(max(decided_until_ms, window_from_ms), until_ms, spec.catch_up_limit)
+            reason += (
+                f"; of the missed times only those of the last {spec.catch_up_window_s:g} s are launched,"
+                f" at most {spec.catch_up_limit}"
+            )
+    shared_until_ms, shared_reason = None, ""
+    tail = schedule.latest(decided_until_ms, until_ms, MISSED_RECORDS_MAX + len(launch))
+    if tail:
+        before_tail_ms = WallMs(tail[0] - 1)
+        shared = schedule.between(decided_until_ms, before_tail_ms, MISSED_COUNT_MAX + 1)
+        if shared:
+            count = str(len(shared)) if len(shared) <= MISSED_COUNT_MAX else f"more than {MISSED_COUNT_MAX}"
+            shared_until_ms = schedule.latest(decided_until_ms, before_tail_ms, 1)[0]
+            shared_reason = f"{reason}; this record stands for {count} times from {format_wall(shared[0])} on"
+    return CatchUpPlan(until_ms, wall_ms, frozenset(launch), reason, shared_until_ms, shared_reason)
