@@ -1,0 +1,49 @@
+"""When a controller must look at each of its subjects again.
+
+A timer that is set too early only costs a look; one that is set too late costs a deadline. So whoever sets one gives
+the earliest time at which something could be due, and renews it when it rings: a heartbeat never has to touch a timer.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from coordinator.model import Monotonic
+
+
+def earliest(*times: Monotonic | None) -> Monotonic | None:
+    """The first of the times that are given; None when none is."""
+    given = [time for time in times if time is not None]
+    return min(given) if given else None
+
+
+class Timers:
+    """One time for each subject. Invariant: the first entry of the heap that is still meant is the earliest due."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, Monotonic] = {}
+        self._heap: list[tuple[Monotonic, str]] = []
+
+    def set(self, subject: str, due: Monotonic | None) -> None:
+        """Replaces the subject's time; None clears it."""
+        if due is None:
+            self._due.pop(subject, None)
+        elif self._due.get(subject) != due:
+            self._due[subject] = due
+            heapq.heappush(self._heap, (due, subject))
+
+    def take_due(self, now: Monotonic) -> list[str]:
+        """Subjects whose time has come, in its order; their timers are cleared."""
+        due: list[str] = []
+        while self._heap and self._heap[0][0] <= now:
+            time, subject = heapq.heappop(self._heap)
+            if self._due.get(subject) == time:
+                del self._due[subject]
+                due.append(subject)
+        return due
+
+    def next_wake(self) -> Monotonic | None:
+        """The earliest time; None when no timer is set."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
