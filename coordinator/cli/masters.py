@@ -1,0 +1,66 @@
+"""clusterctl masters: the masters and their Raft figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import click
+
+from coordinator.api.v1 import cluster_pb2
+from coordinator.cli.session import Group, Session, now_unix_ms, pass_session
+from coordinator.cli.table import Column, paragraph, table
+from coordinator.cli.words import NOTHING, age, size
+
+COLUMNS = (
+    Column("MASTER"),
+    Column("ROLE"),
+    Column("ADDRESS"),
+    Column("TERM", right=True),
+    Column("COMMIT", right=True),
+    Column("APPLIED", right=True),
+    Column("LOG", right=True),
+    Column("PEERS", right=True),
+    Column("VERSION"),
+    Column("UP", right=True),
+)
+
+
+def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
+    """The masters for people; why one is unreachable comes below the table."""
+    now_ms, rows, problems = now_unix_ms(), [], []
+    for master in masters:
+        figures = [
+            str(master.term),
+            str(master.commit_index),
+            str(master.applied_index),
+            size(master.log_bytes) if master.log_bytes else f"{master.log_entries}",
+            str(len(master.connected_peers)),
+            master.version or NOTHING,
+            age(master.started_unix_ms, now_ms),
+        ]
+        answered = master.role != "unreachable"
+        rows.append([master.id, master.role, master.grpc_address, *(figures if answered else [NOTHING] * 7)])
+        if master.problem:
+            problems.append(paragraph(master.problem, f"{master.id}: "))
+    return "\n".join([table(COLUMNS, rows), *problems])
+
+
+@click.group(cls=Group)
+def masters() -> None:
+    """See the masters: who leads, and how far each has come."""
+
+
+@masters.command("list")
+@pass_session
+def list_masters(session: Session) -> None:
+    """List the masters with their role, term, commit and applied index, log and connected peers.
+
+    Works without a leader too: any master that answers tells what it knows.
+
+    \b
+    Examples:
+      clusterctl masters list
+      clusterctl masters list -o json | jq -r '.masters[] | select(.role == "leader") | .id'
+    """
+    answer = session.client().list_masters()
+    session.show(answer, lambda: masters_table(answer.masters))
