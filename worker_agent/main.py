@@ -1,0 +1,108 @@
+"""The command `worker-agent`.
+
+Exit status: 0 stopped cleanly, or the masters ended the session for good; 1 failed, with the reason on one line;
+2 wrong usage. The first SIGTERM or SIGINT stops cleanly, the second at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from coordinator import __version__
+from coordinator.config import ClusterConfig, WorkerSettings
+from coordinator.config_file import load, worker_settings
+from coordinator.model.errors import CoordinatorError
+from coordinator.server import logs
+from worker_agent.agent import WorkerAgent
+from worker_agent.session_interface import End
+
+_log = logging.getLogger(__name__)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--config",
+    "config_path",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The cluster's configuration, the same for every daemon.",
+)
+@click.option("--id", "worker_id", required=True, help="Name of this worker, for example w1.")
+@click.version_option(__version__, prog_name="worker-agent")
+def main(config_path: Path, worker_id: str) -> None:
+    """Runs one worker of the cluster until it is told to stop.
+
+    The worker finds the masters through the configured discovery, keeps a session with the leader, and does
+    what it is assigned. A worker that the configuration does not name gets the settings of its [worker] table.
+    Its files are in the folder of its id below the data directory.
+    """
+    try:
+        config = load(config_path)
+        settings = worker_settings(config, worker_id)
+        logs.configure(config.logging, worker_id)
+        end = _run(config, settings)
+    except (CoordinatorError, OSError) as error:
+        _fail(str(error))
+    if end.exit_status != 0:
+        _fail(end.reason)
+    _log.info("worker %s ended: %s", worker_id, end.reason)
+
+
+def _run(config: ClusterConfig, settings: WorkerSettings) -> End:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_run_agent(config, settings))
+
+
+async def _run_agent(config: ClusterConfig, settings: WorkerSettings) -> End:
+    agent = WorkerAgent(config, settings)
+    signals_seen = 0
+
+    def on_signal(number: int) -> None:
+        nonlocal signals_seen
+        signals_seen += 1
+        name = signal.Signals(number).name
+        if signals_seen > 1:
+            _log.warning("%s again: stopping at once", name)
+            logging.shutdown()
+            # Nothing is lost that must last: whatever was shown is on disk, and the lease ends by itself.
+            os._exit(1)
+        agent.request_stop(f"it was told to stop by {name}")
+
+    _watch_signals(on_signal)
+    return await agent.run()
+
+
+def _watch_signals(on_signal: Callable[[int], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, on_signal, number)
+        except NotImplementedError:
+            # Windows: the handler runs between two instructions of the main thread, so it only wakes the loop.
+            signal.signal(number, lambda got, _frame: loop.call_soon_threadsafe(on_signal, got) and None)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _fail(reason: str) -> None:
+    for line in reason.splitlines() or ["failed without a reason"]:
+        click.echo(f"worker-agent: {line}", err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The worker's own gRPC server: `grpc.health.v1` and reflection now, the services of shard state later.
+
+It refuses a port that another process listens at, and counts the calls and streams that are open.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from coordinator.model.errors import CoordinatorError
+from coordinator.server.http import join_address, split_address
+
+STOP_S = 1.0
+"""How long calls in flight may take when the worker stops."""
+
+
+class WorkerServer:
+    """Serves at `address` ("host:port"; port 0 picks a free one)."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._calls = OpenCalls()
+        self._health = health.aio.HealthServicer()
+        # Without this option Linux lets two processes share a port, and each would get half of the calls.
+        self._server = aio.server(interceptors=(self._calls,), options=(("grpc.so_reuseport", 0),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+
+    @property
+    def open_calls(self) -> int:
+        """Calls and streams that are open."""
+        return self._calls.count
+
+    async def start(self) -> str:
+        """Listens; returns the address with the port that is really bound.
+
+        Raises InvalidRequest when the address is none, CoordinatorError when it cannot be bound.
+        """
+        host, port = split_address(self._address)
+        try:
+            bound_port = self._server.add_insecure_port(join_address(host, port))
+        except RuntimeError:
+            bound_port = 0
+        if bound_port == 0:
+            await self.stop()
+            raise CoordinatorError(
+                f"gRPC address {self._address} cannot be used; "
+                f"stop what listens there or configure another grpc_address"
+            )
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        return join_address(host, bound_port)
+
+    async def say_stopping(self) -> None:
+        """From now on health checks hear that the worker does not serve."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self) -> None:
+        """Ends what is open and stops listening."""
+        await self._server.stop(STOP_S)
+
+
+class OpenCalls(aio.ServerInterceptor):
+    """An interceptor; `count` is the number of calls and streams that are open now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        behaviour: Any
+        make: Any
+        match handler.request_streaming, handler.response_streaming:
+            case False, False:
+                behaviour, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
+            case False, True:
+                behaviour, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
+            case True, False:
+                behaviour, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
+            case _:
+                behaviour, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
+        # A streaming handler is an async generator, or a coroutine that writes to its context.
+        wrap = self._generator if inspect.isasyncgenfunction(behaviour) else self._coroutine
+        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+            wrap(behaviour),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+        return wrapped
+
+    def _coroutine(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> Any:
+            self.count += 1
+            try:
+                return await behaviour(request, context)
+            finally:
+                self.count -= 1
+
+        return call
+
+    def _generator(self, behaviour: Any) -> Any:
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:
+            self.count += 1
+            try:
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            finally:
+                self.count -= 1
+
+        return call
