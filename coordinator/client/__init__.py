@@ -1,1 +1,12 @@
-"""See coordinator/README.md."""
+"""The Python client of a cluster: finds a master that answers, follows the leader, retries what is safe.
+
+    with ClusterClient(["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]) as client:
+        for node in client.list_nodes().nodes: ...
+
+`AsyncClusterClient` has the same methods as coroutines.
+"""
+
+from coordinator.client.client import LINEARIZABLE, STALE, AsyncClusterClient, Consistency
+from coordinator.client.sync import ClusterClient
+
+__all__ = ["LINEARIZABLE", "STALE", "AsyncClusterClient", "ClusterClient", "Consistency"]

@@ -1,0 +1,207 @@
+"""The client for programs without an event loop: the methods of AsyncClusterClient, each waiting for its answer.
+
+An event loop of its own runs in a thread of its own, so any thread may call, also several at once, and connections are
+kept alive between calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
+from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
+
+Answer = TypeVar("Answer")
+CLOSE_TIMEOUT_S = 2.0
+
+
+class ClusterClient:
+    """A client of one cluster; a context manager. Close it, or its thread ends only with the process."""
+
+    def __init__(self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
+        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included."""
+        self._client = AsyncClusterClient(addresses, timeout_s=timeout_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def close(self) -> None:
+        """Ends all connections and the thread; harmless when there are none."""
+        with self._starting:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result(CLOSE_TIMEOUT_S)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def __enter__(self) -> ClusterClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Coroutine[Any, Any, Answer]) -> Answer:
+        future = asyncio.run_coroutine_threadsafe(call, self._running_loop())
+        try:
+            return future.result()
+        except BaseException:  # Ctrl-C above all: the call must not go on behind the caller's back.
+            future.cancel()
+            raise
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="cluster-client", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    def stream_events(
+        self, *, from_sequence: int = 0, latest: int = 0, follow: bool = False, kind: str = ""
+    ) -> Iterator[types_pb2.Event]:
+        """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
+        events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
+
+        async def next_event() -> types_pb2.Event | None:
+            return await anext(events, None)
+
+        async def close() -> None:
+            await events.aclose()
+
+        try:
+            while (event := self._run(next_event())) is not None:
+                yield event
+        finally:
+            self._run(close())
+
+    def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
+        """Who leads, how much there is of everything, and what is wrong."""
+        return self._run(self._client.get_status(consistency=consistency))
+
+    def list_masters(self) -> cluster_pb2.ListMastersResponse:
+        """The masters with their Raft figures; those that do not answer are listed as unreachable."""
+        return self._run(self._client.list_masters())
+
+    def get_master(self, address: str) -> cluster_pb2.Master:
+        """The figures of the master at `address`, from that master alone; not retried."""
+        return self._run(self._client.get_master(address))
+
+    def change_settings(
+        self,
+        *,
+        rebalance_paused: bool | None = None,
+        cron_paused: bool | None = None,
+        replicas: int | None = None,
+        request_id: str = "",
+    ) -> cluster_pb2.ChangeSettingsResponse:
+        """Changes the settings that are named; the answer has all of them."""
+        return self._run(
+            self._client.change_settings(
+                rebalance_paused=rebalance_paused, cron_paused=cron_paused, replicas=replicas, request_id=request_id
+            )
+        )
+
+    def list_nodes(
+        self, *, node_id: str = "", consistency: Consistency = LINEARIZABLE
+    ) -> cluster_pb2.ListNodesResponse:
+        """The workers, or the one with `node_id`."""
+        return self._run(self._client.list_nodes(node_id=node_id, consistency=consistency))
+
+    def drain_node(self, node_id: str, *, dry_run: bool = False, request_id: str = "") -> cluster_pb2.DrainNodeResponse:
+        """Asks for a worker to be emptied; with `dry_run` only whether that is safe. An unsafe drain is Refused."""
+        return self._run(self._client.drain_node(node_id, dry_run=dry_run, request_id=request_id))
+
+    def undrain_node(self, node_id: str, *, request_id: str = "") -> cluster_pb2.UndrainNodeResponse:
+        """Takes a drain back."""
+        return self._run(self._client.undrain_node(node_id, request_id=request_id))
+
+    def remove_node(self, node_id: str, *, request_id: str = "") -> cluster_pb2.RemoveNodeResponse:
+        """Forgets a worker that is down or has left."""
+        return self._run(self._client.remove_node(node_id, request_id=request_id))
+
+    def set_node_weight(
+        self, node_id: str, weight: float, *, request_id: str = ""
+    ) -> cluster_pb2.SetNodeWeightResponse:
+        """Changes a worker's share of the load; above 0."""
+        return self._run(self._client.set_node_weight(node_id, weight, request_id=request_id))
+
+    def list_shards(
+        self, *, shard_ids: Iterable[int] = (), node_id: str = "", consistency: Consistency = LINEARIZABLE
+    ) -> cluster_pb2.ListShardsResponse:
+        """The shards: all, or those named, or those that a worker holds or receives."""
+        return self._run(self._client.list_shards(shard_ids=shard_ids, node_id=node_id, consistency=consistency))
+
+    def locate_keys(
+        self, keys: Iterable[str], *, consistency: Consistency = LINEARIZABLE
+    ) -> cluster_pb2.LocateKeysResponse:
+        """Where keys live, in their order; at most 10,000 of them."""
+        return self._run(self._client.locate_keys(keys, consistency=consistency))
+
+    def split_shard(self, shard_id: int, *, at: int = 0, request_id: str = "") -> cluster_pb2.SplitShardResponse:
+        """Cuts a shard in two at key hash `at`; 0 cuts in the middle."""
+        return self._run(self._client.split_shard(shard_id, at=at, request_id=request_id))
+
+    def merge_shards(
+        self, lower_shard_id: int, upper_shard_id: int, *, request_id: str = ""
+    ) -> cluster_pb2.MergeShardsResponse:
+        """Joins two neighbours with the same replicas."""
+        return self._run(self._client.merge_shards(lower_shard_id, upper_shard_id, request_id=request_id))
+
+    def plan_rebalance(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.PlanRebalanceResponse:
+        """What the planner would do now, and what that would do to the balance."""
+        return self._run(self._client.plan_rebalance(consistency=consistency))
+
+    def list_moves(
+        self, *, include_ended: bool = False, move_id: int = 0, consistency: Consistency = LINEARIZABLE
+    ) -> cluster_pb2.ListMovesResponse:
+        """The moves in progress, with `include_ended` the latest that ended as well; or the one named."""
+        return self._run(self._client.list_moves(include_ended=include_ended, move_id=move_id, consistency=consistency))
+
+    def abort_move(self, move_id: int, reason: str = "", *, request_id: str = "") -> cluster_pb2.AbortMoveResponse:
+        """Rolls a move back; Refused after its cutover."""
+        return self._run(self._client.abort_move(move_id, reason, request_id=request_id))
+
+    def list_jobs(
+        self, *, job_id: str = "", next: int = 0, consistency: Consistency = LINEARIZABLE
+    ) -> cron_pb2.ListJobsResponse:
+        """The cron jobs, or one, with the `next` scheduled times (0 means 1)."""
+        return self._run(self._client.list_jobs(job_id=job_id, next=next, consistency=consistency))
+
+    def apply_jobs(
+        self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
+    ) -> cron_pb2.ApplyJobsResponse:
+        """Creates or replaces jobs; with `dry_run` only says what would change."""
+        return self._run(self._client.apply_jobs(jobs, dry_run=dry_run, request_id=request_id))
+
+    def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
+        """Forgets a job and its history."""
+        return self._run(self._client.delete_job(job_id, request_id=request_id))
+
+    def set_job_paused(self, job_id: str, paused: bool, *, request_id: str = "") -> cron_pb2.SetJobPausedResponse:
+        """Pauses or resumes a job."""
+        return self._run(self._client.set_job_paused(job_id, paused, request_id=request_id))
+
+    def trigger_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.TriggerJobResponse:
+        """Launches a job now, beside its schedule."""
+        return self._run(self._client.trigger_job(job_id, request_id=request_id))
+
+    def list_launches(
+        self,
+        *,
+        job_id: str = "",
+        latest: int = 0,
+        missed: bool = False,
+        consistency: Consistency = LINEARIZABLE,
+    ) -> cron_pb2.ListLaunchesResponse:
+        """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
+        return self._run(
+            self._client.list_launches(job_id=job_id, latest=latest, missed=missed, consistency=consistency)
+        )
