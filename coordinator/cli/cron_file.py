@@ -1,13 +1,11 @@
 """Job definitions in a file: TOML, YAML or JSON, in the form that cluster.toml has and `cron show -o yaml` prints.
 
-A file has a list `jobs`, also below `cron` as in cluster.toml, or is itself a list of jobs, or one job. What a job
-leaves out has the default of CronJobSpec. Every fault is found and named before anything is sent.
+A file has a list `jobs`, also below `cron` as in cluster.toml, or is itself a list of jobs, or one job. The keys and
+the rules are those of cluster.toml: the same code reads both. Every fault is found and named before anything is sent.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import json
 import tomllib
 from pathlib import Path
@@ -15,11 +13,15 @@ from typing import Any
 
 import yaml
 
-from coordinator.model import CatchUpPolicy, CronJobSpec, OverlapPolicy, RetryPolicy
+from coordinator.config import CronSettings
+from coordinator.config_file import check_job_spec
+from coordinator.configuration.findings import Findings
+from coordinator.configuration.parse import parse_settings
+from coordinator.configuration.toml_lines import key_lines
+from coordinator.model import CronJobSpec
 from coordinator.model.errors import ConfigError
 
-_ENUMS: dict[str, type[enum.Enum]] = {"overlap": OverlapPolicy, "catch_up": CatchUpPolicy, "retry": RetryPolicy}
-_KNOWN = {field.name: field for field in dataclasses.fields(CronJobSpec)}
+FORM = "write a list called `jobs`, each with `id`, `schedule`, and `command` or `python`"
 
 
 def load_jobs(path: Path) -> list[CronJobSpec]:
@@ -27,101 +29,65 @@ def load_jobs(path: Path) -> list[CronJobSpec]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+        raise ConfigError([f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"]) from None
     try:
         match path.suffix.lower():
             case ".toml":
-                data: object = tomllib.loads(text)
+                return jobs_of(tomllib.loads(text), str(path), toml=text)
             case ".json":
-                data = json.loads(text)
+                return jobs_of(json.loads(text), str(path))
             case _:
-                data = yaml.safe_load(text)
+                return jobs_of(yaml.safe_load(text), str(path))
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: {' '.join(str(error).split())}"]) from None
-    return jobs_of(data, str(path))
 
 
-def jobs_of(data: object, source: str) -> list[CronJobSpec]:
-    """The jobs in what a file holds; `source` names it in errors. Raises ConfigError."""
-    entries = _entries(data)
-    if entries is None:
-        raise ConfigError([f"{source}: has no jobs; write a list `jobs`, each with `id`, `schedule` and `command`"])
-    jobs: list[CronJobSpec] = []
-    problems: list[str] = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            problems.append(f"{source}: job {number} is {entry!r}; a job is a table with `id` and `schedule`")
-            continue
-        where = f"{source}: job {entry.get('id') or number}"
-        found = _problems(entry)
-        problems += [f"{where}: {problem}" for problem in found]
-        if not found:
-            jobs.append(_job(entry))
-    seen: set[str] = set()
-    for job in jobs:
-        if job.id in seen:
-            problems.append(f"{source}: job {job.id} is there twice; each job has an id of its own")
-        seen.add(job.id)
+def jobs_of(data: object, source: str, toml: str | None = None) -> list[CronJobSpec]:
+    """The jobs in what a file holds. Raises ConfigError.
+
+    `source` names the file in errors; `toml` is its text where it is TOML, for the lines.
+    """
+    path, entries = _find(data)
+    if not isinstance(entries, list):
+        raise ConfigError([f"{source}: has no jobs; {FORM}"])
+    # Only of TOML is it known which line a value is in; elsewhere the path of the value has to do.
+    findings = Findings(source, key_lines(toml)) if toml is not None else Findings()
+    table = {"jobs": [_with_keys_of_file(entry) for entry in entries]}
+    jobs: tuple[CronJobSpec, ...] = parse_settings(findings, table, CronSettings, path).jobs
+    problems = findings.problems()
+    if toml is None:
+        problems = [f"{source}: {problem}" for problem in problems]
+    if not problems:
+        for job in jobs:
+            problems += [f"{source}: job {job.id!r}: {problem}" for problem in check_job_spec(job)]
+        ids = [job.id for job in jobs]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        problems += [f"{source}: job {name!r} is there twice; each job has an id of its own" for name in twice]
     if problems:
         raise ConfigError(problems)
-    return jobs
+    return list(jobs)
 
 
-def _entries(data: object) -> list[Any] | None:
+def _find(data: object) -> tuple[tuple[str, ...], object]:
+    """Where the list of jobs is, and the list."""
     if isinstance(data, list):
-        return data
+        return (), data
     if not isinstance(data, dict):
-        return None
-    for place in (data.get("jobs"), data.get("cron")):
-        if place is not None:
-            return _entries(place)
+        return (), None
+    if "jobs" in data:
+        return (), data["jobs"]
+    if isinstance(data.get("cron"), dict):
+        return ("cron",), data["cron"].get("jobs")
     # What `cron show -o yaml` prints has the definition below job.spec.
-    for name in ("job", "spec"):
-        if isinstance(data.get(name), dict):
-            return _entries(data[name])
-    return [data] if "id" in data else None
+    job = data.get("job", data)
+    spec = job.get("spec", job) if isinstance(job, dict) else None
+    return (), [spec] if isinstance(spec, dict) and "id" in spec else None
 
 
-def _problems(entry: dict[str, Any]) -> list[str]:
-    problems = [f"`{name}` is unknown; a job has {', '.join(_KNOWN)}" for name in entry if name not in _KNOWN]
-    problems += [f"`{name}` is missing" for name in ("id", "schedule") if not entry.get(name)]
-    if bool(entry.get("command")) == bool(entry.get("python")):
-        problems.append("has to have one of `command` (program and arguments) and `python` (package.module:function)")
-    for name, value in entry.items():
-        if name in _KNOWN and (wanted := _wrong(name, value)):
-            problems.append(f"`{name}` is {value!r}; it has to be {wanted}")
-    return problems
-
-
-def _wrong(name: str, value: object) -> str:
-    """What the value has to be, when it is not that; else nothing."""
-    default = _KNOWN[name].default
-    if name in _ENUMS:
-        words = [member.name.lower() for member in _ENUMS[name]]
-        return "" if value in words else "one of " + ", ".join(words)
-    if name == "command":
-        good = isinstance(value, list) and all(isinstance(part, str) for part in value)
-        return "" if good else 'a list of texts, like ["backup", "--full"]'
-    if name == "environment":
-        good = isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
-        return "" if good else "a table of texts"
-    if isinstance(default, float):
-        good = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-        return "" if good else "a number of seconds, at least 0"
-    if isinstance(default, int):
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        return "" if good else "a whole number, at least 0"
-    return "" if isinstance(value, str) else "a text"
-
-
-def _job(entry: dict[str, Any]) -> CronJobSpec:
-    values = dict(entry)
-    for name, kind in _ENUMS.items():
-        if name in values:
-            values[name] = kind[str(values[name]).upper()]
-    for name, value in values.items():
-        if isinstance(_KNOWN[name].default, float):
-            values[name] = float(value)
-    values["command"] = tuple(values.get("command", ()))
-    values["environment"] = tuple(sorted(values.get("environment", {}).items()))
-    return CronJobSpec(**values)
+def _with_keys_of_file(entry: Any) -> Any:
+    """A definition as the API names its fields, with the keys of the file."""
+    if isinstance(entry, dict) and isinstance(entry.get("priority_class"), int):
+        entry = {key: value for key, value in entry.items() if key != "priority_class"} | {
+            "priority": f"p{entry['priority_class']}"
+        }
+    return entry
