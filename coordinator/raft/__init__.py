@@ -1,1 +1,6 @@
-"""See coordinator/README.md."""
+"""PySyncObj made durable, deterministic and safe to expose: one RaftNode per master."""
+
+from coordinator.raft.engine import ApplyFailed
+from coordinator.raft.node import Machine, RaftNode, RaftStatus
+
+__all__ = ["ApplyFailed", "Machine", "RaftNode", "RaftStatus"]

@@ -3,7 +3,8 @@
 isort:skip_file
 What masters say to each other on the peer port: PySyncObj's messages as protobuf, length-prefixed.
 
-A frame on the wire is a 4-byte big-endian length followed by a PeerFrame of that many bytes.
+A frame on the wire is a 4-byte big-endian length followed by a PeerFrame of that many bytes. A frame of length 0 only
+shows that the sender is alive.
 """
 
 from collections import abc as _abc
@@ -194,22 +195,26 @@ class NextNodeIndex(_message.Message):
     NEXT_NODE_INDEX_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
     SUCCESS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     next_node_index: _builtins.int
     """The index that the follower wants next."""
     reset: _builtins.bool
     """True when the leader shall start again from there."""
     success: _builtins.bool
     """True when everything before it matches the leader's log."""
+    term: _builtins.int
+    """The follower's term when it answered; the leader drops an answer of another term than its own."""
     def __init__(
         self,
         *,
         next_node_index: _builtins.int = ...,
         reset: _builtins.bool = ...,
         success: _builtins.bool = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_node_index", b"next_node_index", "reset", b"reset", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_node_index", b"next_node_index", "reset", b"reset", "success", b"success", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

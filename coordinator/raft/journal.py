@@ -1,0 +1,370 @@
+"""The Raft log on disk: append-only segments with a checksum per record, and term and vote beside them.
+
+PySyncObj's own FileJournal is not used. It rewrites the file in place when the log is cut, so that a kill in
+the middle loses acknowledged entries, and it truncates whenever an append overlaps what is there.
+
+What is kept, and in which order:
+
+1. A record is handed to the operating system before `add` returns, thus before any acknowledgement leaves: a
+   killed process loses nothing. A power cut can lose what the kernel had not written back. Known gap: group
+   commit, an fsync before acknowledgements leave, belongs at `Journal.sync` and is not there yet.
+2. Truncation happens only on a real conflict: another term at the same index (Raft, figure 2, receiver rules
+   3 and 4). So `deleteEntriesFrom`, which PySyncObj calls on every overlap, does nothing, and `add` truncates.
+   What follows from that for the commit index is in engine.py.
+3. Entries go only after the snapshot that holds them is on disk (`deleteEntriesTo`), by whole segments; a
+   segment is never rewritten. What a kept segment still holds of older entries is cut in memory at the next
+   start (`align`).
+4. Term and vote are fsynced and renamed before `setCurrentTerm` returns, thus before any message shows them.
+5. Damage: a record that is cut off at the end of the last segment is a torn write and is dropped; anything
+   else raises Damaged with file and offset.
+
+Segment: "FCJRNL" | version u16 | first index u64, then records: crc32 u32 | length u32 | index u64 |
+term u64 | command, where the checksum covers all that follows it. All numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pysyncobj.journal import Journal as JournalInterface
+
+from coordinator.model.errors import Damaged
+
+Entry = tuple[bytes, int, int]
+"""(command, index, term), as PySyncObj keeps it."""
+
+SNAPSHOT_NAME = "snapshot"
+"""File beside the segments; snapshot.py writes it."""
+SEGMENT_BYTES_MAX = 8 << 20
+"""A segment that has grown so large is closed: with 200-byte commands about 35,000 entries, two snapshots' worth."""
+_SEGMENT_HEADER = struct.Struct(">6sHQ")
+_RECORD_HEADER = struct.Struct(">IIQQ")
+_MAGIC = b"FCJRNL"
+_VERSION = 1
+_ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
+
+log = logging.getLogger(__name__)
+
+
+def sync_directory(directory: Path) -> None:
+    """Makes creations, renames and removals in `directory` durable; Windows does so by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file whole and waits until its bytes are on disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a whole file so that after any crash it is the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_file(temporary, data)
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+class _Segment:
+    """One file of the log; `offsets[i]` is where the record of index `first_index + i` begins."""
+
+    __slots__ = ("first_index", "offsets", "path", "size_bytes")
+
+    def __init__(self, path: Path, first_index: int) -> None:
+        self.path = path
+        self.first_index = first_index
+        self.offsets: list[int] = []
+        self.size_bytes = _SEGMENT_HEADER.size
+
+    @property
+    def end_index(self) -> int:
+        """Index after the last record."""
+        return self.first_index + len(self.offsets)
+
+
+class Journal(JournalInterface):  # type: ignore[misc]
+    """PySyncObj's journal over a directory; opens what is there.
+
+    Invariant: `self[i]` has index `self[0][1] + i`; the segments hold at least these entries.
+    Raises Damaged when the files cannot be trusted, OSError when the disk fails.
+    """
+
+    def __init__(self, directory: Path, owner: str, segment_bytes_max: int = SEGMENT_BYTES_MAX) -> None:
+        self._directory = directory
+        self._segment_bytes_max = segment_bytes_max
+        self._entries: list[Entry] = []
+        self._segments: list[_Segment] = []
+        self._descriptor = -1
+        self.size_bytes = 0
+        """Bytes of the commands in the log."""
+        self._vote = _VoteFile(directory / "vote.json", owner)
+        self._load()
+
+    # Reading
+
+    def __getitem__(self, item: Any) -> Any:
+        return self._entries[item]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # Writing
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        """Appends an entry, cutting what contradicts it; an entry that is already there is left alone."""
+        if self._entries:
+            position = idx - self._entries[0][1]
+            if position < 0 or position > len(self._entries):
+                raise ValueError(f"entry {idx} does not follow the log, which holds {self._describe_range()}")
+            if position < len(self._entries):
+                if self._entries[position][2] == term:
+                    return
+                self._truncate(idx)
+        self._write(command, idx, term)
+        self._entries.append((command, idx, term))
+        self.size_bytes += len(command)
+
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
+        """Does nothing: see rule 2 above."""
+
+    def deleteEntriesTo(self, entryTo: int) -> None:
+        """Drops the first `entryTo` entries, which a durable snapshot holds."""
+        if entryTo <= 0:
+            return
+        self.size_bytes -= sum(len(entry[0]) for entry in self._entries[:entryTo])
+        del self._entries[:entryTo]
+        first_index = self._entries[0][1]
+        while len(self._segments) > 1 and self._segments[0].end_index <= first_index:
+            self._segments.pop(0).path.unlink(missing_ok=True)
+        sync_directory(self._directory)
+
+    def clear(self) -> None:
+        """Forgets every entry; the snapshot that replaces them is durable already."""
+        self._close_descriptor()
+        while self._segments:
+            self._segments.pop().path.unlink(missing_ok=True)
+        self._entries.clear()
+        self.size_bytes = 0
+
+    def align(self, before: Entry, last: Entry) -> None:
+        """Makes the log begin at the two last entries of a durable snapshot, as PySyncObj wants it.
+
+        What follows them is kept when the log holds `last`; else the log contradicts committed state and is replaced.
+        """
+        position = last[1] - self._entries[0][1] if self._entries else -1
+        if 0 < position < len(self._entries) and self._entries[position][2] == last[2]:
+            self.deleteEntriesTo(position - 1)
+            return
+        self.clear()
+        self.add(*before)
+        self.add(*last)
+
+    def sync(self) -> None:
+        """Makes all that was added durable against a power cut."""
+        if self._descriptor >= 0:
+            os.fsync(self._descriptor)
+
+    # Term, vote, commit index
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        """Durable when it returns."""
+        self._vote.store(term, votedForNodeId)
+
+    def getCurrentTerm(self) -> int:
+        return self._vote.term
+
+    def getVotedForNodeId(self) -> str | None:
+        return self._vote.voted_for
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        """Not stored: a leader tells it again, and the snapshot's index is a safe start."""
+
+    def getRaftCommitIndex(self) -> int:
+        return 1
+
+    def _destroy(self) -> None:
+        self._close_descriptor()
+
+    close = _destroy
+
+    # Files
+
+    def _write(self, command: bytes, index: int, term: int) -> None:
+        if not self._segments or self._segments[-1].size_bytes >= self._segment_bytes_max:
+            self._start_segment(index)
+        segment = self._segments[-1]
+        tail = struct.pack(">IQQ", len(command), index, term) + command
+        record = zlib.crc32(tail).to_bytes(4, "big") + tail
+        view = memoryview(record)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        segment.offsets.append(segment.size_bytes)
+        segment.size_bytes += len(record)
+
+    def _start_segment(self, first_index: int) -> None:
+        self.sync()
+        self._close_descriptor()
+        segment = _Segment(self._directory / f"journal-{first_index:020d}.log", first_index)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(segment.path, flags, 0o600)
+        os.write(self._descriptor, _SEGMENT_HEADER.pack(_MAGIC, _VERSION, first_index))
+        self._segments.append(segment)
+        sync_directory(self._directory)
+
+    def _truncate(self, index: int) -> None:
+        """Cuts the log before `index`; later segments go first, so that every crash leaves a prefix."""
+        while len(self._segments) > 1 and self._segments[-1].first_index >= index:
+            self._close_descriptor()
+            self._segments.pop().path.unlink()
+        self._cut_segment(self._segments[-1], index - self._segments[-1].first_index)
+        removed = self._entries[index - self._entries[0][1] :]
+        del self._entries[index - self._entries[0][1] :]
+        self.size_bytes -= sum(len(entry[0]) for entry in removed)
+
+    def _cut_segment(self, segment: _Segment, records: int) -> None:
+        if records < len(segment.offsets):
+            segment.size_bytes = segment.offsets[records]
+            del segment.offsets[records:]
+        self._open_last(segment)
+
+    def _open_last(self, segment: _Segment) -> None:
+        """Opens the last segment for appending and removes what lies behind its last sound record."""
+        self._close_descriptor()
+        self._descriptor = os.open(segment.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+        os.ftruncate(self._descriptor, segment.size_bytes)
+        os.lseek(self._descriptor, segment.size_bytes, os.SEEK_SET)
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    # Recovery
+
+    def _load(self) -> None:
+        paths = sorted(self._directory.glob("journal-*.log"))
+        for path in paths:
+            self._load_segment(path, is_last=path is paths[-1])
+        if self._segments:
+            self._open_last(self._segments[-1])
+        elif self._vote.term and not (self._directory / SNAPSHOT_NAME).exists():
+            raise Damaged(f"{self._directory}: the log is gone, but this master has voted already; {_ADVICE}")
+        self.size_bytes = sum(len(entry[0]) for entry in self._entries)
+
+    def _load_segment(self, path: Path, *, is_last: bool) -> None:
+        data = path.read_bytes()
+        if len(data) < _SEGMENT_HEADER.size:
+            if not is_last:
+                self._damaged(path, 0, "the header is cut off")
+            log.warning("%s: removed a segment that was being made when the process ended", path)
+            path.unlink()
+            return
+        magic, version, first_index = _SEGMENT_HEADER.unpack_from(data)
+        if magic != _MAGIC or version != _VERSION:
+            self._damaged(path, 0, f"it does not begin as a segment of version {_VERSION}")
+        if self._entries and first_index != self._entries[-1][1] + 1:
+            self._damaged(path, 0, f"it begins at entry {first_index}, but the log so far is {self._describe_range()}")
+        segment = _Segment(path, first_index)
+        self._segments.append(segment)
+        while segment.size_bytes < len(data):
+            size = self._read_record(segment, data)
+            if size == 0:
+                if not is_last or self._is_followed(segment, data):
+                    self._damaged(path, segment.size_bytes, "a record is cut off in the middle of the log")
+                log.warning("%s: dropped a torn record at offset %d", path, segment.size_bytes)
+                return
+            segment.offsets.append(segment.size_bytes)
+            segment.size_bytes += size
+
+    def _read_record(self, segment: _Segment, data: bytes) -> int:
+        """Reads the record behind what is sound so far; its size, or 0 when it is torn."""
+        offset = segment.size_bytes
+        if len(data) - offset < _RECORD_HEADER.size or not any(memoryview(data)[offset:]):
+            return 0
+        checksum, length, index, term = _RECORD_HEADER.unpack_from(data, offset)
+        end: int = offset + _RECORD_HEADER.size + length
+        if end > len(data):
+            return 0
+        if zlib.crc32(memoryview(data)[offset + 4 : end]) != checksum:
+            if end == len(data):
+                return 0
+            self._damaged(segment.path, offset, "a checksum does not match")
+        if index != segment.end_index:
+            self._damaged(segment.path, offset, f"entry {index} stands where {segment.end_index} belongs")
+        self._entries.append((data[offset + _RECORD_HEADER.size : end], index, term))
+        return end - offset
+
+    @staticmethod
+    def _is_followed(segment: _Segment, data: bytes) -> bool:
+        """True when a sound record stands behind the unreadable one: then it is damage, no torn write."""
+        wanted = (segment.end_index + 1).to_bytes(8, "big")
+        found = data.find(wanted, segment.size_bytes + _RECORD_HEADER.size)
+        while found >= 0:
+            start = found - 8
+            if start + _RECORD_HEADER.size > len(data):
+                break
+            checksum, length, _, _ = _RECORD_HEADER.unpack_from(data, start)
+            end = start + _RECORD_HEADER.size + length
+            if end <= len(data) and zlib.crc32(memoryview(data)[start + 4 : end]) == checksum:
+                return True
+            found = data.find(wanted, found + 1)
+        return False
+
+    def _damaged(self, path: Path, offset: int, what: str) -> NoReturn:
+        raise Damaged(f"{path}, offset {offset}: {what}; {_ADVICE}")
+
+    def _describe_range(self) -> str:
+        return f"{self._entries[0][1]} to {self._entries[-1][1]}" if self._entries else "empty"
+
+
+class _VoteFile:
+    """Term and vote of one master, and whose they are."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self._path = path
+        self._owner = owner
+        self.term = 0
+        self.voted_for: str | None = None
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            if any(path.parent.glob("journal-*.log")) or (path.parent / SNAPSHOT_NAME).exists():
+                raise Damaged(f"{path}: missing beside a log or a snapshot; {_ADVICE}") from None
+            self.store(0, None)
+            return
+        try:
+            body = json.loads(content)
+            checksum = body.pop("crc32")
+            self.term, self.voted_for, found = body["term"], body["voted_for"], body["owner"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise Damaged(f"{path}: cannot be read as term and vote; {_ADVICE}") from None
+        if checksum != self._checksum(body):
+            raise Damaged(f"{path}: the checksum does not match; {_ADVICE}")
+        if found != owner:
+            raise Damaged(f"{path}: this directory belongs to {found}, not to {owner}; give each master its own")
+
+    def store(self, term: int, voted_for: str | None) -> None:
+        """Writes both; durable when it returns."""
+        body: dict[str, Any] = {"owner": self._owner, "term": term, "voted_for": voted_for}
+        body["crc32"] = self._checksum(body)
+        replace_file(self._path, json.dumps(body).encode())
+        self.term = term
+        self.voted_for = voted_for
+
+    @staticmethod
+    def _checksum(body: dict[str, Any]) -> int:
+        return zlib.crc32(json.dumps(body, sort_keys=True).encode())
