@@ -72,6 +72,7 @@ class Board:
             node.id: member_of(node) for node in self.nodes.values() if node.may_receive and not is_drained(node)
         }
         self.domains = {node.id: member_of(node).domain for node in self.nodes.values()}
+        self._serving = {node.id for node in self.nodes.values() if node.is_serving}
         self._ring_of = ring_of
         self._ring: Ring | None = None
         self._count_loads()
@@ -188,8 +189,7 @@ class Board:
 
     def is_serving(self, name: str) -> bool:
         """True when the worker can send what it holds."""
-        node = self.nodes.get(name)
-        return node is not None and node.is_serving
+        return name in self._serving
 
     def free_shards(self) -> Iterator[Shard]:
         """Shards that have no move, by id."""
@@ -199,7 +199,8 @@ class Board:
     def changing(self) -> set[str]:
         """Workers that hold, or will hold, a shard with a move."""
         shards = self.state.shards
-        return {name for shard_id in self.busy for name in (*shards[shard_id].in_sync, *self._holders[shard_id])}
+        busy = ((shards[shard_id].in_sync, self._holders.get(shard_id, ())) for shard_id in self.busy)
+        return {name for before, after in busy for name in (*before, *after)}
 
     def domain(self, name: str) -> str:
         """Failure domain of a worker, also of one that is forgotten."""

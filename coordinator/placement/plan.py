@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from coordinator.config import PlacementSettings
 from coordinator.machine.state import State
@@ -64,8 +65,7 @@ class Plan:
         return tuple(move for move in self.moves if move.within_budget)
 
 
-@dataclass(frozen=True, slots=True)
-class DrainCheck:
+class DrainCheck(NamedTuple):
     """Is it safe to remove a worker? Fields as in `DrainNodeResponse` of cluster.proto."""
 
     safe: bool

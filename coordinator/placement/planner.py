@@ -29,9 +29,10 @@ from coordinator.machine.state import State
 from coordinator.model import MoveKind, NodeState, WallMs
 from coordinator.placement.balance import balance
 from coordinator.placement.board import Board, is_drained
+from coordinator.placement.initial import assign_fresh
 from coordinator.placement.jobs import JobAssignment, JobPlacer
 from coordinator.placement.plan import DrainCheck, LoadChange, Plan, within_budgets
-from coordinator.placement.primaries import Edge, RoleGraph, transfer
+from coordinator.placement.primaries import transfer
 from coordinator.placement.ring import Ring, RingMember
 from coordinator.placement.upkeep import drop_surplus, empty_drained, repair, spread_zones
 
@@ -81,32 +82,11 @@ class Planner:
         return plan, board
 
     def assign_initial(self, state: State) -> list[tuple[int, tuple[str, ...]]]:
-        """First workers of shards that never had any: (shard id, workers with the primary first), by shard
-        id.
+        """First workers of shards that never had any: (shard id, workers with the primary first), by id.
 
         Empty while no worker may receive; fewer workers than wanted copies get what is possible.
         """
-        fresh = [shard for _, shard in sorted(state.shards.items()) if not shard.in_sync and shard.epoch == 0]
-        if not fresh:
-            return []
-        board = Board(state, self._settings, state.time_ms, self.ring_of, shard_count=len(state.shards))
-        copies = min(board.replicas, len(board.receiving))
-        chosen: dict[int, tuple[str, tuple[str, ...]]] = {}
-        for shard in fresh if copies else ():
-            holders: tuple[str, ...] = ()
-            while len(holders) < copies:
-                name = board.choose(shard.lo, holders, overflow=True)
-                assert name is not None, "there are more workers than the shard has"
-                board.add_load(name, 1)
-                holders = (*holders, name)
-            primary = min(holders, key=lambda name: (board.primaries[name] + 1) / board.fair_now[name])
-            board.primaries[primary] += 1
-            chosen[shard.id] = (primary, holders)
-        primaries = _level_roles(board, chosen)
-        return [
-            (shard_id, (primaries[shard_id], *(name for name in holders if name != primaries[shard_id])))
-            for shard_id, (_, holders) in chosen.items()
-        ]
+        return assign_fresh(state, self._settings, self.ring_of)
 
     def assign_jobs(self, state: State) -> list[JobAssignment]:
         """The cron jobs whose owner or backups must change: (job id, owner, backups), by job id."""
@@ -139,20 +119,6 @@ class Planner:
             or (move.kind is MoveKind.REPAIR and node_id in state.shards[move.shard_id].in_sync)
         )
         return DrainCheck(not problems, tuple(problems), moves)
-
-
-def _level_roles(board: Board, chosen: dict[int, tuple[str, tuple[str, ...]]]) -> dict[int, str]:
-    """The primaries of new shards, evened out, so that a new cluster begins with nothing to transfer."""
-    primaries = {shard_id: primary for shard_id, (primary, _) in chosen.items()}
-
-    def take(edge: Edge) -> None:
-        shard_id, source, target = edge
-        primaries[shard_id] = target
-        board.primaries[source] -= 1
-        board.primaries[target] += 1
-
-    RoleGraph(chosen, board.primary_bands, once=False).level(board.primaries, take)
-    return primaries
 
 
 def _refuse_unassigned(board: Board) -> None:

@@ -61,7 +61,12 @@ def _worst(board: Board, shard: Shard, victims: list[str]) -> str:
 
 def repair(board: Board) -> None:
     """Adds a copy to each shard that has too few, those with the fewest first."""
-    waiting = [shard for shard in board.free_shards() if len(shard.in_sync) < board.replicas]
+    waiting = []
+    for shard in board.free_shards():
+        if len(shard.in_sync) < board.replicas:
+            waiting.append(shard)
+        elif not board.is_serving(shard.primary):
+            _refuse_silent_primary(board, shard, "has|have nobody to answer")
     for shard in sorted(waiting, key=lambda shard: (len(shard.in_sync), shard.id)):
         _repair_one(board, shard)
 
