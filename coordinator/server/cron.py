@@ -1,0 +1,189 @@
+"""CronService: jobs and launches, for people and programs. Any master answers; changes go through Raft.
+
+Raises the exceptions of coordinator/model/errors.py; ErrorInterceptor makes statuses of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import uuid
+from collections.abc import Iterator
+from typing import Protocol
+
+from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
+from coordinator.control.job_check import check_job
+from coordinator.control.launches import serving_workers
+from coordinator.control.schedule import compile_schedule
+from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
+from coordinator.machine.state import State
+from coordinator.model import Clock, CronJob, CronJobSpec, Launch, LaunchState, WallMs
+from coordinator.model.errors import InvalidRequest, RefusalReason, Refused
+from coordinator.server.context import Call
+
+NEXT_MAX = 1_000
+"""Most next times that one answer tells per job."""
+LATEST_DEFAULT = 100
+LATEST_MAX = 10_000
+JOBS_MAX = 1_000
+"""Most definitions in one ApplyJobs."""
+_NEVER_RAN = (LaunchState.MISSED, LaunchState.SKIPPED)
+
+
+class Master(Protocol):
+    """What this servicer asks of its master; MasterContext is one."""
+
+    @property
+    def clock(self) -> Clock:
+        """For the next scheduled times."""
+        ...
+
+    async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
+        """The state, as fresh as asked for."""
+        ...
+
+    async def submit(self, command: command_pb2.Command, request_id: str, call: Call) -> command_pb2.Applied:
+        """Proposes a command under a request id and waits for it; raises Refused and what a proposal raises."""
+        ...
+
+
+class CronService(cron_pb2_grpc.CronServiceServicer):
+    """The servicer."""
+
+    def __init__(self, master: Master) -> None:
+        self._master = master
+
+    async def ListJobs(self, request: cron_pb2.ListJobsRequest, context: Call) -> cron_pb2.ListJobsResponse:
+        """The jobs, with what follows from their schedules."""
+        if request.next > NEXT_MAX:
+            raise InvalidRequest(f"next = {request.next}; at most {NEXT_MAX} times are told at once")
+        state = await self._master.read(request.consistency, context)
+        jobs = [_job(state, request.job_id)] if request.job_id else [state.jobs[id] for id in sorted(state.jobs)]
+        wall_ms = self._master.clock.wall_ms()
+        views = [_view(state, job, wall_ms, request.next or 1) for job in jobs]
+        return cron_pb2.ListJobsResponse(jobs=views)
+
+    async def ApplyJobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
+        """Creates or replaces jobs. All are checked before the first is applied; each is applied by itself."""
+        specs = _checked_specs(request)
+        state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
+        response = cron_pb2.ApplyJobsResponse()
+        changed: list[CronJobSpec] = []
+        for spec in specs:
+            job = state.jobs.get(spec.id)
+            if job is not None and job.spec == spec:
+                response.unchanged.append(spec.id)
+                continue
+            (response.created if job is None else response.changed).append(spec.id)
+            changed.append(spec)
+        if not request.dry_run:
+            request_id = request.request_id or uuid.uuid4().hex
+            for spec in changed:
+                apply = command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="api")
+                command = command_pb2.Command(cause=request_id, apply_job=apply)
+                await self._master.submit(command, f"{request_id}/{spec.id}", context)
+        return response
+
+    async def DeleteJob(self, request: cron_pb2.DeleteJobRequest, context: Call) -> cron_pb2.DeleteJobResponse:
+        """Forgets a job and its history; a run that goes on is not stopped."""
+        command = command_pb2.Command(delete_job=command_pb2.DeleteJob(job_id=_required(request.job_id)))
+        await self._master.submit(command, request.request_id, context)
+        return cron_pb2.DeleteJobResponse()
+
+    async def SetJobPaused(
+        self, request: cron_pb2.SetJobPausedRequest, context: Call
+    ) -> cron_pb2.SetJobPausedResponse:
+        """Pauses or resumes a job; what was due during the pause is never launched."""
+        paused = command_pb2.SetJobPaused(job_id=_required(request.job_id), paused=request.paused)
+        await self._master.submit(command_pb2.Command(set_job_paused=paused), request.request_id, context)
+        return cron_pb2.SetJobPausedResponse()
+
+    async def TriggerJob(self, request: cron_pb2.TriggerJobRequest, context: Call) -> cron_pb2.TriggerJobResponse:
+        """Commits a launch for now, on the first of owner and backups that serves; also for a paused job."""
+        state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
+        job = _job(state, _required(request.job_id))
+        workers = serving_workers(state, job)
+        if not workers:
+            candidates = ", ".join(worker for worker in (job.owner, *job.backups) if worker) or "none"
+            raise Refused(
+                RefusalReason.PRECONDITION,
+                f"no worker can run job {job.id!r} now: of its owner and backups ({candidates}) none serves",
+            )
+        commit = command_pb2.CommitLaunch(
+            job_id=job.id, worker=workers[0], trigger=types_pb2.LAUNCH_TRIGGER_MANUAL
+        )
+        applied = await self._master.submit(command_pb2.Command(commit_launch=commit), request.request_id, context)
+        return cron_pb2.TriggerJobResponse(scheduled_at_unix_ms=applied.scheduled_at_unix_ms)
+
+    async def ListLaunches(
+        self, request: cron_pb2.ListLaunchesRequest, context: Call
+    ) -> cron_pb2.ListLaunchesResponse:
+        """The launches that are kept, the latest scheduled time first."""
+        if request.latest > LATEST_MAX:
+            raise InvalidRequest(f"latest = {request.latest}; at most {LATEST_MAX} launches are told at once")
+        state = await self._master.read(request.consistency, context)
+        job_ids = [_job(state, request.job_id).id] if request.job_id else sorted(state.jobs)
+        histories = [_history(state, job_id, request.missed) for job_id in job_ids]
+        response = cron_pb2.ListLaunchesResponse()
+        for launch in heapq.merge(*histories, key=lambda launch: (-launch.scheduled_at_ms, launch.job_id)):
+            if len(response.launches) == (request.latest or LATEST_DEFAULT):
+                break
+            response.launches.append(launch_to_proto(launch))
+        return response
+
+
+def _job(state: State, job_id: str) -> CronJob:
+    job = state.jobs.get(job_id)
+    if job is None:
+        raise Refused(RefusalReason.NOT_FOUND, f"there is no cron job {job_id!r}; see `clusterctl cron list`")
+    return job
+
+
+def _required(job_id: str) -> str:
+    if not job_id:
+        raise InvalidRequest("job_id is empty; name a job, see `clusterctl cron list`")
+    return job_id
+
+
+def _checked_specs(request: cron_pb2.ApplyJobsRequest) -> list[CronJobSpec]:
+    """The definitions. Raises InvalidRequest with every fault of all of them."""
+    if len(request.jobs) > JOBS_MAX:
+        raise InvalidRequest(f"the request has {len(request.jobs)} jobs; at most {JOBS_MAX} are applied at once")
+    specs: list[CronJobSpec] = []
+    problems: list[str] = []
+    seen: set[str] = set()
+    for message in request.jobs:
+        if message.id in seen:
+            problems.append(f"job {message.id!r}: it is defined twice in this request")
+        seen.add(message.id)
+        try:
+            spec = job_spec_from_proto(message)
+        except ValueError as error:
+            problems.append(f"job {message.id!r}: {error}")
+            continue
+        problems += check_job(spec)
+        specs.append(spec)
+    if problems:
+        raise InvalidRequest("; ".join(problems))
+    return specs
+
+
+def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.CronJobView:
+    view = cron_pb2.CronJobView(job=job_to_proto(job))
+    if not job.paused and not state.settings.cron_paused:
+        schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
+        moment = schedule.next_after(max(wall_ms, job.decided_until_ms))
+        while moment is not None and len(view.next_unix_ms) < count:
+            view.next_unix_ms.append(moment)
+            moment = schedule.next_after(moment)
+    latest = next(_history(state, job.id, only_missed=False), None)
+    if latest is not None:
+        view.latest.CopyFrom(launch_to_proto(latest))
+    return view
+
+
+def _history(state: State, job_id: str, only_missed: bool) -> Iterator[Launch]:
+    """A job's launches, the latest scheduled time first."""
+    for scheduled_at_ms in reversed(state.launch_times.get(job_id, ())):
+        launch = state.launches[(job_id, scheduled_at_ms)]
+        if not only_missed or launch.state in _NEVER_RAN:
+            yield launch
