@@ -50,7 +50,7 @@ class ConsulSettings:
 
     address: str = "127.0.0.1:8500"
     scheme: str = "http"
-    token: str = ""
+    token: str = field(default="", repr=False)
     """ACL token; also read from the environment variable CONSUL_HTTP_TOKEN. Never logged."""
     datacenter: str = ""
     coordinator_service: str = "coordinator"

@@ -1,0 +1,370 @@
+"""Rules that a configuration has to keep, beyond types: ranges, forms, and options that must fit together.
+
+They work on settings objects, so a configuration that was built in code is held to the same rules as one from a file.
+A rule that compares options is silent while one of them is refused for itself: one fault, one message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from coordinator.config import ClusterConfig, WorkerSettings
+from coordinator.configuration.findings import Findings, dotted, number, or_list, show
+from coordinator.configuration.limits import CHOICES, RANGES, key_of
+from coordinator.configuration.toml_lines import Path
+from coordinator.model import CronJobSpec
+
+ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ID_FORM = "1 to 63 letters, digits, dots, hyphens and underscores, a letter or digit first"
+_HOST_PATTERN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_PYTHON_NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
+_PYTHON_PATTERN = re.compile(rf"{_PYTHON_NAME}:{_PYTHON_NAME}", re.ASCII)
+_SERVICE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+MASTER_COUNTS = (1, 3, 5)
+HEARTBEATS_PER_LEASE_MIN = 3
+HEARTBEATS_PER_SUSPICION_MIN = 2
+APPENDS_PER_ELECTION_MIN = 3
+TOLERANCE = 1e-9
+"""Relative; so that 0.3 is not below 3 x 0.1."""
+
+
+def check_cluster(findings: Findings, config: ClusterConfig) -> None:
+    """All rules; faults go to `findings`."""
+    for name in ("raft", "discovery", "session", "placement", "moves", "cron", "logging", "worker"):
+        _check_fields(findings, (name,), getattr(config, name))
+    _check_fields(findings, ("discovery", "consul"), config.discovery.consul)
+    _check_cluster_table(findings, config)
+    _check_raft(findings, config)
+    _check_session(findings, config)
+    _check_placement(findings, config)
+    _check_consul(findings, config)
+    _check_jobs(findings, config)
+    _check_addresses(findings, config)
+    # After the rest: what these refuse is a whole daemon.
+    _check_daemons(findings, config)
+    _check_master_count(findings, config)
+
+
+def check_job_spec(spec: CronJobSpec) -> list[str]:
+    """What is wrong with a job, one line per fault, each naming the field; empty when it can be used."""
+    findings = Findings()
+    _check_job(findings, (), spec)
+    return findings.problems()
+
+
+def check_id(value: str) -> str | None:
+    """What is wrong with the id of a master, worker or job; None when it can be used."""
+    return None if ID_PATTERN.fullmatch(value) else f"use {ID_FORM}"
+
+
+def check_address(value: str, port_min: int = 1) -> str | None:
+    """What is wrong with a `host:port` that others connect to; None when it can be used."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port:
+        return 'is not an address; use "host:port"'
+    if not (port.isascii() and port.isdigit() and port_min <= int(port) <= 65_535):
+        return f"has no usable port; use a port from {port_min} to 65535"
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        parsed = ipaddress.ip_address(bare)
+    except ValueError:
+        if ":" in host or "[" in host or re.fullmatch(r"[0-9.]+", host) or not _HOST_PATTERN.fullmatch(host):
+            return "has no usable host; use a name, an IPv4 address, or an IPv6 address in brackets"
+        return None
+    if parsed.version == 6 and bare == host:
+        return f'has an IPv6 address without brackets; use "[{host}]:{port}"'
+    if parsed.is_unspecified:
+        return "is a place to listen on, but nobody can connect to it; use this machine's name or address"
+    return None
+
+
+def _check_fields(findings: Findings, path: Path, settings: object, like: object | None = None) -> None:
+    """Ranges and choices of one settings object; fields as in `like` were checked there."""
+    for name, limits in RANGES.get(type(settings), {}).items():
+        value, place = getattr(settings, name), (*path, key_of(name))
+        if not findings.is_sound(place) or (like is not None and value == getattr(like, name)):
+            continue
+        if not limits.minimum <= value <= limits.maximum:
+            fault = "too small" if value < limits.minimum else "too large"
+            span = f"{number(limits.minimum)} to {number(limits.maximum)}"
+            findings.refuse(place, f"{findings.named(place, value)} is {fault}; use {span} {limits.unit}".rstrip())
+    for name, choices in CHOICES.get(type(settings), {}).items():
+        value, place = getattr(settings, name), (*path, name)
+        if findings.is_sound(place) and value not in choices:
+            findings.refuse(place, f"{findings.named(place, value)} is not known; use {or_list(list(choices))}")
+
+
+def _check_cluster_table(findings: Findings, config: ClusterConfig) -> None:
+    name, directory = ("cluster", "name"), ("cluster", "data_directory")
+    if findings.is_sound(name) and (advice := check_id(config.name)):
+        findings.refuse(name, f"{findings.named(name, config.name)} is not a name; {advice}")
+    if findings.is_sound(directory) and (not config.data_directory.strip() or "\0" in config.data_directory):
+        findings.refuse(directory, f'{findings.named(directory, config.data_directory)} is not a folder; use "data"')
+
+
+def _check_raft(findings: Findings, config: ClusterConfig) -> None:
+    raft = config.raft
+    shortest, longest = ("raft", "election_timeout_s_min"), ("raft", "election_timeout_s_max")
+    append, fallback = ("raft", "append_period_s"), ("raft", "leader_fallback_s")
+    if findings.is_sound(append, shortest):
+        most_s = raft.election_timeout_s_min / APPENDS_PER_ELECTION_MIN
+        if raft.append_period_s > most_s * (1 + TOLERANCE):
+            findings.refuse(
+                append,
+                f"{findings.named(append, raft.append_period_s)} is more than a third of "
+                f"{findings.named_at(shortest, raft.election_timeout_s_min)}; use at most {number(most_s)}",
+                shortest,
+            )
+    if findings.is_sound(longest, shortest) and raft.election_timeout_s_min >= raft.election_timeout_s_max:
+        findings.refuse(
+            longest,
+            f"{findings.named(longest, raft.election_timeout_s_max)} is not above "
+            f"{findings.named_at(shortest, raft.election_timeout_s_min)}; "
+            f"use about {number(raft.election_timeout_s_min * 2)}, so that masters do not all start at once",
+            shortest,
+        )
+    if findings.is_sound(fallback, longest) and raft.leader_fallback_s < raft.election_timeout_s_max:
+        findings.refuse(
+            fallback,
+            f"{findings.named(fallback, raft.leader_fallback_s)} is below "
+            f"{findings.named_at(longest, raft.election_timeout_s_max)}; "
+            f"use at least {number(raft.election_timeout_s_max)}",
+            longest,
+        )
+
+
+def _check_session(findings: Findings, config: ClusterConfig) -> None:
+    session = config.session
+    heartbeat, lease = ("session", "heartbeat_s"), ("session", "session_lease_s")
+    suspect = ("session", "suspect_s")
+    if findings.is_sound(heartbeat, lease):
+        least_s = session.heartbeat_s * HEARTBEATS_PER_LEASE_MIN
+        if session.session_lease_s < least_s * (1 - TOLERANCE):
+            findings.refuse(
+                lease,
+                f"{findings.named(lease, session.session_lease_s)} is less than three times "
+                f"{findings.named_at(heartbeat, session.heartbeat_s)}; use at least {number(least_s)}",
+                heartbeat,
+            )
+    if findings.is_sound(heartbeat, suspect):
+        least_s = session.heartbeat_s * HEARTBEATS_PER_SUSPICION_MIN
+        if session.suspect_s < least_s * (1 - TOLERANCE):
+            findings.refuse(
+                suspect,
+                f"{findings.named(suspect, session.suspect_s)} is less than twice "
+                f"{findings.named_at(heartbeat, session.heartbeat_s)}, so that one late heartbeat costs a worker its "
+                f"primaries; use at least {number(least_s)}",
+                heartbeat,
+            )
+    if findings.is_sound(suspect, lease) and session.suspect_s >= session.session_lease_s:
+        findings.refuse(
+            suspect,
+            f"{findings.named(suspect, session.suspect_s)} is not below "
+            f"{findings.named_at(lease, session.session_lease_s)}; "
+            f"use less than {number(session.session_lease_s)}",
+            lease,
+        )
+
+
+def _check_placement(findings: Findings, config: ClusterConfig) -> None:
+    placement, moves = config.placement, config.moves
+    total = ("placement", "moves_max")
+    for name in ("moves_in_max", "moves_out_max"):
+        place, value = ("placement", name), getattr(placement, name)
+        if findings.is_sound(place, total) and value > placement.moves_max:
+            findings.refuse(
+                place,
+                f"{findings.named(place, value)} is above {findings.named_at(total, placement.moves_max)}; "
+                f"use at most {placement.moves_max}",
+                total,
+            )
+    cede, copy = ("moves", "cede_deadline_s"), ("moves", "copy_deadline_s")
+    if findings.is_sound(cede, copy) and moves.cede_deadline_s > moves.copy_deadline_s:
+        findings.refuse(
+            cede,
+            f"{findings.named(cede, moves.cede_deadline_s)} is above "
+            f"{findings.named_at(copy, moves.copy_deadline_s)}; use at most {number(moves.copy_deadline_s)}",
+            copy,
+        )
+
+
+def _check_consul(findings: Findings, config: ClusterConfig) -> None:
+    consul = config.discovery.consul
+    base: Path = ("discovery", "consul")
+    address, timeout, interval = (*base, "address"), (*base, "check_timeout_s"), (*base, "check_interval_s")
+    if findings.is_sound(address) and (fault := check_address(consul.address)):
+        findings.refuse(address, f"{findings.named(address, consul.address)} {fault}")
+    if findings.is_sound(timeout, interval) and consul.check_timeout_s > consul.check_interval_s:
+        findings.refuse(
+            timeout,
+            f"{findings.named(timeout, consul.check_timeout_s)} is above "
+            f"{findings.named_at(interval, consul.check_interval_s)}; use at most {number(consul.check_interval_s)}",
+            interval,
+        )
+    services = {name: getattr(consul, name) for name in ("coordinator_service", "worker_service")}
+    for name, value in services.items():
+        place = (*base, name)
+        if findings.is_sound(place) and not _SERVICE_PATTERN.fullmatch(value):
+            findings.refuse(
+                place, f"{findings.named(place, value)} is not a service name; use 1 to 63 letters, digits and hyphens"
+            )
+    coordinator, worker = (*base, "coordinator_service"), (*base, "worker_service")
+    if findings.is_sound(coordinator, worker) and consul.coordinator_service == consul.worker_service:
+        findings.refuse(
+            worker,
+            f"{findings.named(worker, consul.worker_service)} is also the name of the masters: "
+            f"{findings.named_at(coordinator, consul.coordinator_service)}; use two names",
+            coordinator,
+        )
+
+
+def _check_daemons(findings: Findings, config: ClusterConfig) -> None:
+    """Ids and what each daemon says of itself."""
+    for worker in config.workers:
+        _check_fields(findings, ("workers", worker.id), worker, like=config.worker)
+    for base, worker in _workers(config):
+        place: Path = (*base, "zone")
+        is_inherited = base != ("worker",) and worker.zone == config.worker.zone
+        if findings.is_sound(place) and worker.zone and not is_inherited and (advice := check_id(worker.zone)):
+            findings.refuse(place, f"{findings.named(place, worker.zone)} is not a zone; {advice}")
+    seen: dict[str, Path] = {}
+    daemons = [("masters", master.id) for master in config.masters]
+    daemons += [("workers", worker.id) for worker in config.workers]
+    for path in daemons:
+        if advice := check_id(path[1]):
+            findings.refuse(path, f"{dotted(path)} has no usable id; {advice}")
+            continue
+        # Folders of some systems do not tell capital letters from small ones.
+        first = seen.setdefault(path[1].casefold(), path)
+        if first != path:
+            findings.refuse(
+                path, f"{dotted(path)} has the id of {dotted(first)}, and its data folder; give every daemon its own"
+            )
+
+
+def _check_master_count(findings: Findings, config: ClusterConfig) -> None:
+    if findings.is_sound(("masters",)) and len(config.masters) not in MASTER_COUNTS:
+        names = f" ({', '.join(master.id for master in config.masters)})" if config.masters else ""
+        findings.refuse(
+            ("masters",),
+            f"there are {len(config.masters)} masters{names}; use one, three or five tables [masters.ID]: "
+            "an even number survives no more faults than the odd number below it",
+        )
+
+
+def _check_addresses(findings: Findings, config: ClusterConfig) -> None:
+    """Addresses are well formed, and no two daemons want the same one."""
+    wanted: list[tuple[Path, str]] = []
+    for master in config.masters:
+        for name in ("grpc_address", "peer_address", "http_address"):
+            place: Path = ("masters", master.id, name)
+            value = getattr(master, name)
+            if _has_good_address(findings, place, value, port_min=1):
+                wanted.append((place, value))
+    for base, worker in _workers(config):
+        for name in ("grpc_address", "http_address"):
+            place = (*base, name)
+            value, default = getattr(worker, name), getattr(config.worker, name)
+            is_inherited = base != ("worker",) and value == default
+            if is_inherited:
+                # What is wrong with it is said once, where it stands.
+                is_good = findings.is_sound(("worker", name)) and check_address(value, 0) is None
+            else:
+                is_good = _has_good_address(findings, place, value, port_min=0)
+            # While workers are listed, the defaults are nobody's own.
+            if is_good and not (base == ("worker",) and config.workers):
+                wanted.append((place, value))
+    taken: dict[tuple[str, int], tuple[Path, str]] = {}
+    for path, value in wanted:
+        host, _, port = value.rpartition(":")
+        if int(port) == 0:
+            continue
+        key = ("127.0.0.1" if host.lower() == "localhost" else host.lower(), int(port))
+        first, first_value = taken.setdefault(key, (path, value))
+        if first != path:
+            other = findings.named_at(first, first_value)
+            findings.refuse(path, f"{findings.named(path, value)} is taken by {other}; use another port", first)
+
+
+def _has_good_address(findings: Findings, path: Path, value: str, port_min: int) -> bool:
+    if not findings.is_sound(path):
+        return False
+    fault = check_address(value, port_min)
+    if fault:
+        findings.refuse(path, f"{findings.named(path, value)} {fault}")
+    return fault is None
+
+
+def _workers(config: ClusterConfig) -> list[tuple[Path, WorkerSettings]]:
+    """The defaults of workers and every worker, each with its path."""
+    return [(("worker",), config.worker), *((("workers", worker.id), worker) for worker in config.workers)]
+
+
+def _check_jobs(findings: Findings, config: ClusterConfig) -> None:
+    seen: dict[str, Path] = {}
+    for index, job in enumerate(config.cron.jobs):
+        base: Path = ("cron", "jobs", index)
+        _check_job(findings, base, job)
+        place = (*base, "id")
+        if findings.is_sound(place):
+            first = seen.setdefault(job.id, place)
+            if first != place:
+                findings.refuse(
+                    place, f"{findings.named(place, job.id)} is already {findings.named_at(first, job.id)}; use another"
+                )
+
+
+def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
+    """One job. Faults name the fields by their keys."""
+    _check_fields(findings, base, job)
+    place: Path = (*base, "id")
+    if findings.is_sound(place) and (advice := check_id(job.id)):
+        findings.refuse(place, f"{findings.named(place, job.id)} is not a name; {advice}")
+    place = (*base, "schedule")
+    if findings.is_sound(place) and (fault := _schedule_fault(job.schedule)):
+        findings.refuse(place, f"{findings.named(place, job.schedule)} {fault}")
+    place = (*base, "time_zone")
+    if findings.is_sound(place) and not _is_time_zone(job.time_zone):
+        named = findings.named(place, job.time_zone)
+        findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
+    command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
+    if findings.is_sound(command, python):
+        if bool(job.command) == bool(job.python):
+            fault = "both command and python" if job.command else "neither command nor python"
+            findings.refuse(python, f"the job {show(job.id)} has {fault}; give it exactly one of them", command)
+        elif job.command and not (job.command[0] and "\0" not in "".join(job.command)):
+            findings.refuse(command, f"{findings.named(command, job.command)} names no program; put it first")
+        elif job.python and not _PYTHON_PATTERN.fullmatch(job.python):
+            findings.refuse(
+                python, f'{findings.named(python, job.python)} is not a callable; use "package.module:function"'
+            )
+    if findings.is_sound(environment):
+        for name, value in job.environment:
+            if not name or "=" in name or "\0" in name + value:
+                findings.refuse(
+                    environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
+                )
+
+
+def _schedule_fault(schedule: str) -> str | None:
+    """What is wrong with a cron expression; None when it names at least one time."""
+    form = "use five fields (minute hour day month weekday), or six with seconds first"
+    try:
+        first = next(CronSim(schedule, datetime(2000, 1, 1)), None)
+    except (CronSimError, AssertionError, ValueError) as error:
+        reason = str(error)[:1].lower() + str(error)[1:] or "unreadable"
+        return f"is not a cron expression: {reason}; {form}"
+    return "never comes; use a day that exists" if first is None else None
+
+
+def _is_time_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ModuleNotFoundError, LookupError):
+        return False
+    return True
