@@ -58,11 +58,15 @@ class _Tally:
 
     by_end: Counter[str] = field(default_factory=Counter)
     failing: set[str] = field(default_factory=set)
+    _last: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Scheduled time and attempt of the latest launch that ended, by job: an end is reported again when asked for."""
 
     def count(self, report: session_pb2.LaunchReport) -> None:
-        """Takes a report in; a run that goes on changes nothing."""
-        if report.state == types_pb2.LAUNCH_STATE_RUNNING:
+        """Takes a report in; a run that goes on, or was counted, changes nothing."""
+        token = (report.scheduled_at_unix_ms, report.attempt)
+        if report.state == types_pb2.LAUNCH_STATE_RUNNING or self._last.get(report.job_id) == token:
             return
+        self._last[report.job_id] = token
         name = types_pb2.LaunchState.Name(report.state).removeprefix("LAUNCH_STATE_").lower()
         self.by_end[name] += 1
         if report.state == types_pb2.LAUNCH_STATE_SUCCEEDED:
@@ -125,8 +129,9 @@ class WorkerAgent:
             if not self._driver.ended.done():
                 _log.info("stopping: %s", self._stop_reason)
                 await self._server.say_stopping()
-                # The runs end first, so that what became of them still reaches the leader.
-                await self._launcher.stop()
+                # The runs end before the Goodbye: with it the leader may start them elsewhere.
+                self._driver.take_no_orders()
+                await self._launcher.stop_all("the worker agent stops")
                 self._driver.stop(self._stop_reason)
             self._stop.set()
             return await self._driver.ended
@@ -149,6 +154,7 @@ class WorkerAgent:
         stack.push_async_callback(discovery.stop)
         await discovery.register(self._registration())
         stack.push_async_callback(_run_beside(self._measure(), self._show(discovery)))
+        await self._launcher.start()
         stack.push_async_callback(self._launcher.stop)
         self._driver.start()
         stack.push_async_callback(self._driver.close)
@@ -178,7 +184,12 @@ class WorkerAgent:
         )
         self._hosting = Hosting(self._session.has_lease, stored)
         self._launcher = Launcher(
-            self._directory, self._settings, self._settings.id, self._clock, self._on_launch_report
+            self._directory,
+            self._settings,
+            self._settings.id,
+            self._clock,
+            self._on_launch_report,
+            queue_wait_s_max=self._config.cron.order_timeout_s,
         )
         self._driver = SessionDriver(
             session=self._session,

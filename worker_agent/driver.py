@@ -69,6 +69,7 @@ class SessionDriver:
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[interface.End] = self._loop.create_future()
+        self._takes_orders = True
         self._storage_problem = ""
         self._sessions_opened = 0
         self._events: deque[interface.Event] = deque()
@@ -95,6 +96,10 @@ class SessionDriver:
         """Begins to look for the leader."""
         self._spawn(self._call_launcher(), "launcher calls")
         self._advance()
+
+    def take_no_orders(self) -> None:
+        """From now on launch orders are dropped; the leader gives them to other workers."""
+        self._takes_orders = False
 
     def stop(self, reason: str) -> None:
         """Says Goodbye; `ended` is done once the leader has answered, or two seconds later."""
@@ -180,6 +185,10 @@ class SessionDriver:
                 if write is not None:
                     self._spawn(self._persist(write), "persist assignments")
             case interface.Launch(order):
+                if not self._takes_orders:
+                    return
+                launch = order.launch
+                _log.debug("launch %s at %d ordered", launch.job_id, launch.scheduled_at_unix_ms, extra=_cause(order))
                 self._launcher_calls.put_nowait(self._launcher.launch(order))
             case interface.Receipt(receipt):
                 self._launcher_calls.put_nowait(self._launcher.on_receipt(receipt))
@@ -261,3 +270,7 @@ class SessionDriver:
             self._logged_problem = problem
             _log.info("no session yet: %s", problem)
         self._logged_phase = phase
+
+
+def _cause(order: session_pb2.LaunchOrder) -> dict[str, str]:
+    return {"cause": order.launch.cause}
