@@ -8,6 +8,7 @@ what the exception says stays inside (it may hold a secret).
 
 from __future__ import annotations
 
+import inspect
 import logging
 import secrets
 import time
@@ -80,7 +81,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
                 behaviour, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
             case _:
                 behaviour, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-        wrap = self._streaming if handler.response_streaming else self._single
+        # A streaming handler is an async generator, or a coroutine that calls `context.write`.
+        wrap = self._streaming if inspect.isasyncgenfunction(behaviour) else self._single
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
             wrap(method, behaviour),
             request_deserializer=handler.request_deserializer,

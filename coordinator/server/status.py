@@ -1,0 +1,190 @@
+"""The cluster at a glance: counts, and one sentence for each thing that is wrong. Pure.
+
+A sentence names the thing, says what follows from it where that is not plain, and what would help. Whoever reads it at
+three in the morning should not need a second command to know where to look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from coordinator.api.v1 import cluster_pb2
+from coordinator.machine.state import State
+from coordinator.model import Node, NodeState, Shard, WallMs
+
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the answering master knows beside the replicated state."""
+
+    masters: Sequence[cluster_pb2.Master]
+    now_ms: WallMs
+    uses_discovery: bool = False
+    """True where Consul has to report a worker healthy before it is admitted."""
+    healthy: frozenset[str] | None = None
+    """Workers that Consul holds for healthy; None when it cannot be asked."""
+    connected: frozenset[str] | None = None
+    """Workers with a session at the leader; None when this master does not lead."""
+    refusals: Sequence[str] = field(default_factory=tuple)
+    """What the planner would like to do and cannot."""
+
+
+def is_short(shard: Shard, state: State) -> bool:
+    """True when the shard has fewer in-sync replicas than the settings ask for."""
+    return len(shard.in_sync) < state.settings.replicas
+
+
+def is_unavailable(shard: Shard, state: State) -> bool:
+    """True when nobody can answer for the shard now."""
+    node = state.nodes.get(shard.primary)
+    return node is None or not node.is_serving
+
+
+def fill_status(response: cluster_pb2.GetStatusResponse, state: State, around: Surroundings) -> None:
+    """Fills in everything that follows from the state and the surroundings."""
+    shards = list(state.shards.values())
+    response.cluster_id = state.cluster_id
+    response.index = state.index
+    response.time_unix_ms = state.time_ms
+    response.masters.extend(around.masters)
+    for node in state.nodes.values():
+        response.nodes_by_state[node.state.name.lower()] += 1
+    response.shards = len(shards)
+    response.shards_short_of_replicas = sum(is_short(shard, state) for shard in shards)
+    response.shards_unavailable = sum(is_unavailable(shard, state) for shard in shards)
+    response.moves = len(state.moves)
+    response.jobs = len(state.jobs)
+    response.jobs_without_owner = sum(not job.owner for job in state.jobs.values())
+    response.launches_in_progress = sum(not launch.state.has_ended for launch in state.launches.values())
+    response.problems.extend(problems(state, around))
+
+
+def problems(state: State, around: Surroundings) -> list[str]:
+    """What is wrong, the worst first; empty when nothing is."""
+    if not state.cluster_id:
+        return [*_master_problems(around.masters), "the cluster has not been made yet; its first leader will do that"]
+    return [
+        *_master_problems(around.masters),
+        *_shard_problems(state),
+        *_node_problems(state, around),
+        *_job_problems(state),
+        *around.refusals,
+        *_pauses(state),
+    ]
+
+
+def _master_problems(masters: Sequence[cluster_pb2.Master]) -> list[str]:
+    unreachable = [master for master in masters if master.role == "unreachable"]
+    found = [f"master {master.id} at {master.grpc_address} is unreachable: {master.problem}" for master in unreachable]
+    if unreachable:
+        spare = len(masters) - len(unreachable) - (len(masters) // 2 + 1)
+        if spare < 0:
+            found.append(
+                f"only {len(masters) - len(unreachable)} of {len(masters)} masters answer; "
+                f"nothing can be changed before {len(masters) // 2 + 1} do"
+            )
+        elif spare == 0:
+            found.append("no further master may be lost; start the missing ones again")
+    return found
+
+
+def _shard_problems(state: State) -> list[str]:
+    shards = sorted(state.shards.values(), key=lambda shard: shard.id)
+    never_assigned = [shard for shard in shards if not shard.in_sync]
+    unavailable = [shard for shard in shards if shard.in_sync and is_unavailable(shard, state)]
+    short = [shard for shard in shards if shard.in_sync and is_short(shard, state)]
+    found = []
+    if never_assigned:
+        found.append(
+            f"{_count(never_assigned, 'shard')} no worker holds: {_ids(never_assigned)}; "
+            "they are assigned as soon as workers are admitted"
+        )
+    if unavailable:
+        primaries = sorted({shard.primary for shard in unavailable})
+        found.append(
+            f"{_count(unavailable, 'shard')} cannot answer: {_ids(unavailable)}; "
+            f"no other worker has a whole copy, so start {_some(primaries)} again"
+        )
+    if short:
+        wanted = state.settings.replicas
+        able = sum(node.may_receive for node in state.nodes.values())
+        why = f"; only {able} of the {wanted} workers that takes can receive" if able < wanted else ""
+        found.append(f"{_count(short, 'shard')} with fewer than {wanted} in-sync replicas: {_ids(short)}{why}")
+    return found
+
+
+def _node_problems(state: State, around: Surroundings) -> list[str]:
+    found = []
+    for node in sorted(state.nodes.values(), key=lambda node: node.id):
+        sentence = _node_problem(node, around)
+        if sentence:
+            found.append(sentence)
+    if not any(node.state in (NodeState.ACTIVE, NodeState.DRAINING) for node in state.nodes.values()):
+        found.append("no worker is admitted; start some with `worker-agent --config cluster.toml --id w1`")
+    return found
+
+
+def _node_problem(node: Node, around: Surroundings) -> str:
+    since_s = max(0, around.now_ms - node.state_since_ms) / 1_000
+    if node.is_suspect:
+        silent_s = max(0, around.now_ms - node.suspect_since_ms) / 1_000
+        return f"worker {node.id} is suspect: it has not been heard for {_duration(silent_s)}"
+    match node.state:
+        case NodeState.DOWN:
+            return (
+                f"worker {node.id} is down since {_duration(since_s)}; "
+                f"start it again, or forget it with `clusterctl nodes remove {node.id}`"
+            )
+        case NodeState.JOINING if around.uses_discovery and around.healthy is None:
+            return f"worker {node.id} waits to be admitted: Consul cannot be asked whether it is healthy"
+        case NodeState.JOINING if around.uses_discovery and node.id not in (around.healthy or ()):
+            return (
+                f"worker {node.id} waits to be admitted: Consul has not reported it healthy; "
+                f"check that Consul reaches http://{node.http_address}/health"
+            )
+        case NodeState.JOINING if around.connected is not None and node.id not in around.connected:
+            return f"worker {node.id} registered and went away again {_duration(since_s)} ago, before it was admitted"
+        case NodeState.JOINING:
+            return f"worker {node.id} waits to be admitted since {_duration(since_s)}"
+        case _:
+            return ""
+
+
+def _job_problems(state: State) -> list[str]:
+    orphans = sorted(job.id for job in state.jobs.values() if not job.owner)
+    if not orphans:
+        return []
+    return [f"{len(orphans)} cron {'job has' if len(orphans) == 1 else 'jobs have'} no owner: {_some(orphans)}"]
+
+
+def _pauses(state: State) -> list[str]:
+    found = []
+    if state.settings.rebalance_paused:
+        found.append("rebalancing is paused: only repairs are made; `clusterctl rebalance --resume` ends that")
+    if state.settings.cron_paused:
+        found.append("all cron schedules are paused: nothing is launched by its schedule")
+    return found
+
+
+def _count(shards: Sequence[Shard], noun: str) -> str:
+    return f"{len(shards)} {noun}{'' if len(shards) == 1 else 's'}"
+
+
+def _ids(shards: Iterable[Shard]) -> str:
+    return _some([str(shard.id) for shard in shards])
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7_200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.0f} h"
