@@ -1,0 +1,398 @@
+"""One master's part in the consensus: the rules that PySyncObj is held to. Passive: no clock of its own, no task.
+
+PySyncObj (engine.py) keeps what is well tested in it: elections, terms, votes, counting acknowledgements,
+committing, calling back. What it does unsafely or slowly is done here; DESIGN.md section 4 has the findings.
+
+Order rules:
+
+1. Time is stamped by the master that appends: `admit` is the one way into the log, also for what a follower
+   forwarded, so the leader stamps over the follower's stamp.
+2. Nothing unpickles: `apply` hands the payload to the machine. If the machine raises, this master stops for
+   good (`ApplyFailed`); PySyncObj would try the entry again for ever.
+3. A follower never cuts entries that do not contradict the leader (journal.py), so behind what an append
+   covered there may be entries that the leader does not have. Therefore `receive` lowers the commit index of
+   a message to what that message covers, and lifts a message that begins below the follower's own commit
+   index up to it: committed entries are the leader's too.
+4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone.
+5. An answer carries the follower's term, and counts only in that term: one that outlived a change of leader
+   could otherwise commit what the follower no longer has.
+6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
+   heartbeat goes regardless. Nothing but heartbeats to a follower whose connection is congested.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from pysyncobj import FAIL_REASON
+from pysyncobj.node import Node
+
+from coordinator.api.v1 import command_pb2
+from coordinator.config import RaftSettings
+from coordinator.machine.state import State, Transition
+from coordinator.model import WallMs
+from coordinator.model.errors import Damaged
+from coordinator.raft.engine import Callback, Links, SyncEngine
+from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
+from coordinator.raft.frames import Message, ProtocolViolation
+from coordinator.raft.journal import Journal
+from coordinator.raft.snapshot import SnapshotStore
+
+APPEND_BYTES = 1 << 20
+"""Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
+APPEND_ENTRIES_MAX = 4096
+APPENDS_IN_FLIGHT_MAX = 2
+COMMAND_BYTES_LIMIT = 8 << 20
+"""No configuration may allow larger commands; half a frame."""
+
+
+Apply = Callable[[State, bytes, int, WallMs], Transition]
+
+
+class ApplyFailed(Exception):
+    """The machine raised, which it never may; the entry would fail on every master, so nothing goes on here."""
+
+
+class Consensus:
+    """`step` and `receive` are called; nothing runs by itself.
+
+    `transitions` collects what was applied until `take_transitions`. Raises ApplyFailed, Damaged or OSError from `step`
+    and `receive` when the master must stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Links,
+        journal: Journal,
+        snapshots: SnapshotStore,
+        apply: Apply,
+        settings: RaftSettings,
+        wall_ms: Callable[[], WallMs],
+        rng: random.Random,
+    ) -> None:
+        self._transport = transport
+        self._journal = journal
+        self._snapshots = snapshots
+        self._apply = apply
+        self._settings = settings
+        self._rng = rng
+        self._wall_ms = wall_ms
+        self.state = State()
+        self._transitions: list[Transition] = []
+        self._appends_in_flight: dict[Node, int] = {}
+        self._commit_told: dict[Node, int] = {}
+        self._installed_index: int | None = None
+        self._leader_commit_index = 0
+        self._has_caught_up = False
+        others = [transport.nodes[id] for id in sorted(transport.nodes)]
+        self._others = others
+        self._engine = SyncEngine(self, transport.self_id, others, settings, transport)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Puts the journal, the snapshot store and what is on disk in the place of PySyncObj's own."""
+        engine, journal, snapshots = self._engine, self._journal, self._snapshots
+        snapshot = snapshots.load()
+        if snapshot is not None:
+            journal.align(snapshot.before, snapshot.last)
+            self.state = snapshot.state
+        elif len(journal) == 0:
+            journal.add(NO_OP, 1, 0)
+        elif journal[0][1] != 1:
+            raise Damaged(
+                f"the log begins at entry {journal[0][1]}, but there is no snapshot of what was before; take this "
+                "master's data directory away and let it be rebuilt from the others, or restore a backup"
+            )
+        last_term = journal[-1][2]
+        # The term is durable before any entry of it is, so a lower one means that the vote is of an older term.
+        voted_for = journal.getVotedForNodeId() if journal.getCurrentTerm() >= last_term else None
+        engine.take_over(journal, snapshots, max(journal.getCurrentTerm(), last_term), voted_for)
+        engine.set_applied(snapshot.index if snapshot is not None else 1, has_snapshot=snapshot is not None)
+        snapshots.state_now = lambda: self.state
+        snapshots.applied_index = lambda: self.applied_index
+        snapshots.may_send = lambda node: not self._transport.is_congested(node)
+        snapshots.on_damaged = engine.forceLogCompaction
+        self._transport.setOnMessageReceivedCallback(self.receive)
+        self._transport.on_unsent = self._on_unsent
+
+    # What the node asks and does
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return int(self._engine.raftCurrentTerm)
+
+    @property
+    def commit_index(self) -> int:
+        """Index of the last entry that this master knows to be committed."""
+        return int(self._engine.raftCommitIndex)
+
+    @property
+    def applied_index(self) -> int:
+        """Index of the last entry that `state` includes."""
+        return int(self._engine.raftLastApplied)
+
+    @property
+    def leader_id(self) -> str | None:
+        """Who leads, as far as this master knows."""
+        node = self._engine._getLeader()
+        return None if node is None else str(node.id)
+
+    @property
+    def is_raft_leader(self) -> bool:
+        """True from the election on."""
+        return bool(self._engine._isLeader())
+
+    @property
+    def leads_whole(self) -> bool:
+        """True for a leader that has applied everything that was committed before its term."""
+        return self.is_raft_leader and self.applied_index >= self._engine.no_op_index()
+
+    @property
+    def role(self) -> str:
+        """"follower", "candidate" or "leader"."""
+        return ("follower", "candidate", "leader")[self._engine.role_number()]
+
+    @property
+    def has_caught_up(self) -> bool:
+        """True once this master has applied all that some leader told it to be committed; stays true."""
+        return self._has_caught_up
+
+    @property
+    def wants_step(self) -> bool:
+        """True when another step would do something without any message; so it is where a master is alone."""
+        return not self._others and self.is_raft_leader and self.commit_index < self._last_index
+
+    @property
+    def _last_index(self) -> int:
+        return int(self._journal[-1][1])
+
+    def propose(self, payload: bytes, callback: Callback) -> None:
+        """Queues a command; the next step appends or forwards it."""
+        self._engine._applyCommand(payload, callback)
+
+    def step(self) -> None:
+        """Elects, commits, applies, appends and sends, as far as it is time to."""
+        self._engine.doTick(0.0)
+        if self.is_raft_leader:
+            self.replicate(is_heartbeat=False)
+            self._has_caught_up |= self.leads_whole
+        elif self._engine._getLeader() is not None:
+            self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
+
+    def take_transitions(self) -> list[Transition]:
+        """What was applied since the last call, in order. A whole new state is a Transition without changes."""
+        transitions, self._transitions = self._transitions, []
+        return transitions
+
+    def forget(self, is_done: Callable[[Callback], bool]) -> None:
+        """Drops the callbacks that nobody waits for any more."""
+        self._engine.forget(is_done)
+
+    def transfer(self, target_id: str | None) -> int:
+        """Asks a follower that has everything to take over; FAIL_REASON of asking."""
+        reasons: list[int] = []
+        target = None if target_id is None else Node(target_id)
+        self._engine.transferLeadership(target, lambda _, reason: reasons.append(reason))
+        return reasons[0]
+
+    def write_snapshot(self) -> None:
+        """Has a snapshot written at the next step."""
+        self._engine.forceLogCompaction()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._snapshots.close()
+        self._journal.close()
+
+    # What comes in
+
+    def receive(self, node: Node, message: Message) -> None:
+        """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
+        match message["type"]:
+            case "append_entries":
+                if message["term"] < self.term:
+                    return
+                self._leader_commit_index = message["commit_index"]
+                if "serialized" in message:
+                    # The commit index is beyond anything that a chunk shows of our own log.
+                    message["commit_index"] = self.commit_index
+                else:
+                    self._adjust_append(node, message)
+            case "next_node_idx":
+                if not self._take_answer(node, message):
+                    return
+            case "apply_command" if not self._is_command(message["command"]):
+                raise ProtocolViolation("a forwarded command that cannot be one")
+        before = self._engine.next_index(node)
+        self._engine.deliver(node, message)
+        if message["type"] == "next_node_idx" and message["success"] and not message["reset"]:
+            # PySyncObj goes back to what was acknowledged, and would send again what is on its way.
+            self._engine.set_next_index(node, max(before, self._engine.next_index(node)))
+
+    def _adjust_append(self, node: Node, message: Message) -> None:
+        """Order rule 3."""
+        previous, entries, commit = message["prevLogIdx"], message["entries"], self.commit_index
+        for offset, (command, index, _) in enumerate(entries):
+            if index != previous + 1 + offset:
+                raise ProtocolViolation(f"entry {index} where {previous + 1 + offset} must stand")
+            if command != NO_OP and not self._is_command(command):
+                raise ProtocolViolation(f"entry {index} of an unknown type or size")
+        if previous < commit:
+            for _, index, term in entries:
+                own = self._term_at(index) if index <= commit else None
+                if own is not None and own != term:
+                    raise Damaged(
+                        f"leader {node.id} has entry {index} of term {term}, this master committed it in term {own}: "
+                        "one of them lost its disk; take the data directory of the one that did away"
+                    )
+            message["entries"] = entries = [entry for entry in entries if entry[1] > commit]
+            message["prevLogIdx"] = previous = commit
+            message["prevLogTerm"] = self._term_at(commit)
+        message["commit_index"] = min(message["commit_index"], previous + len(entries))
+
+    def _take_answer(self, node: Node, message: Message) -> bool:
+        if message["term"] != self.term or not self.is_raft_leader:
+            return False
+        if message["success"] and not 1 <= message["next_node_idx"] <= self._last_index + 1:
+            raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
+        self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
+        return True
+
+    def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
+        """The log entry for a command, with this master's time (order rule 1); None for what cannot be one.
+
+        A forwarded command comes as a log entry with the time of the master that forwarded it.
+        """
+        if is_forwarded:
+            if not self._is_command(command):
+                return None
+            command = payload_of(command)
+        return stamp(command, self._wall_ms())
+
+    def _is_command(self, entry: bytes) -> bool:
+        return is_command(entry, self._settings.command_bytes_max)
+
+    def connection_changed(self, node: Node) -> None:
+        """A peer came or went: what was on the way is lost."""
+        engine = self._engine
+        self._appends_in_flight.pop(node, None)
+        self._commit_told.pop(node, None)
+        self._snapshots.cancelTransmisstion(node)
+        if matched := engine.match_index(node):
+            engine.set_next_index(node, matched + 1)
+        if engine._getLeader() == node and not engine.isNodeConnected(node):
+            engine.end_replies(FAIL_REASON.UNKNOWN_OUTCOME)
+
+    def _on_unsent(self, node: Node, message: Message) -> None:
+        """A forwarded command that did not leave is definitely not applied; PySyncObj would wait for its answer."""
+        if message["type"] == "apply_command" and "request_id" in message:
+            self._engine.end_reply(message["request_id"], FAIL_REASON.MISSING_LEADER)
+
+    # What PySyncObj's overridden methods do
+
+    def apply(self, command: bytes) -> command_pb2.CommandResult | None:
+        """Applies the entry behind `applied_index`. Raises ApplyFailed, and never swallows."""
+        index = self.applied_index + 1
+        if command == NO_OP:
+            return None
+        try:
+            if not self._is_command(command):
+                raise ValueError(f"an entry of type {command[:1]!r} with {len(command)} bytes")
+            transition = self._apply(self.state, payload_of(command), index, time_of(command))
+        except Exception as error:
+            raise ApplyFailed(f"log entry {index} cannot be applied: {type(error).__name__}: {error}") from error
+        self.state = transition.state
+        self._transitions.append(transition)
+        return transition.result
+
+    def election_timeout_s(self) -> float:
+        """How long to wait for a leader this time."""
+        return self._rng.uniform(self._settings.election_timeout_s_min, self._settings.election_timeout_s_max)
+
+    def replicate(self, *, is_heartbeat: bool) -> None:
+        """Sends each follower what it lacks, and news of the commit index; a heartbeat goes in any case."""
+        if is_heartbeat:
+            self._engine.heartbeat_after(self._settings.append_period_s)
+        for node in self._others:
+            if not self._engine.isNodeConnected(node):
+                continue
+            next_index = min(self._engine.next_index(node), self._last_index + 1)
+            lacks = next_index <= self._last_index or self._commit_told.get(node, 0) < self.commit_index
+            has_room = self._appends_in_flight.get(node, 0) < APPENDS_IN_FLIGHT_MAX
+            if not is_heartbeat and not (lacks and has_room):
+                continue
+            if next_index <= self._journal[0][1]:
+                self._send_snapshot(node)
+            else:
+                self._send_append(node, next_index)
+
+    def _send_append(self, node: Node, next_index: int) -> None:
+        entries = []
+        if not self._transport.is_congested(node):
+            entries = self._engine.entries_from(next_index, APPEND_ENTRIES_MAX, APPEND_BYTES)
+        self._engine.set_next_index(node, next_index + len(entries))
+        self._commit_told[node] = self.commit_index
+        self._appends_in_flight[node] = self._appends_in_flight.get(node, 0) + 1
+        self._transport.send(
+            node,
+            {
+                "type": "append_entries",
+                "term": self.term,
+                "commit_index": self.commit_index,
+                "entries": entries,
+                "prevLogIdx": next_index - 1,
+                "prevLogTerm": self._term_at(next_index - 1),
+            },
+        )
+
+    def _send_snapshot(self, node: Node) -> None:
+        """Sends chunks until the connection has enough; a heartbeat goes also when there is no chunk."""
+        message: Message = {"type": "append_entries", "term": self.term, "commit_index": self.commit_index}
+        while True:
+            chunk = self._snapshots.getTransmissionData(node)
+            if not self._transport.send(node, message | {"serialized": chunk}) or chunk is None:
+                return
+            if chunk[2]:
+                self._engine.set_next_index(node, self._journal[1][1] + 1)
+                return
+
+    def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
+        """Answers an append or a snapshot, with the term (order rule 5)."""
+        if success and next_index is None:
+            # After a snapshot. What the log kept behind it was not compared with the leader's (order rule 4).
+            assert self._installed_index is not None
+            next_index = self._installed_index + 1
+        elif next_index is None:
+            next_index = self._last_index + 1
+        elif reset and next_index <= self._last_index:
+            # Another term at this place: everything up to the commit index is the same, so resume there at once.
+            next_index = self.commit_index + 1
+        self._transport.send(
+            node,
+            {
+                "type": "next_node_idx",
+                "next_node_idx": next_index,
+                "reset": reset,
+                "success": success,
+                "term": self.term,
+            },
+        )
+
+    def install_received(self) -> None:
+        """Takes over the snapshot that the store has received, checked and put in place."""
+        snapshot, self._snapshots.received = self._snapshots.received, None
+        assert snapshot is not None
+        self._journal.align(snapshot.before, snapshot.last)
+        self._engine.set_applied(snapshot.index, has_snapshot=True)
+        self._installed_index = snapshot.index
+        self.state = snapshot.state
+        self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
+        self._engine.end_commits_until(snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
+
+    def _term_at(self, index: int) -> int | None:
+        """Term of the entry at `index`; None when the log does not hold it."""
+        position = index - self._journal[0][1]
+        return int(self._journal[position][2]) if 0 <= position < len(self._journal) else None
