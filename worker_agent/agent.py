@@ -274,7 +274,7 @@ class WorkerAgent:
             sessions_opened=self._driver.sessions_opened,
             generation=self._hosting.generation,
             metrics=self._node_metrics(),
-            queue_depth=0,
+            queue_depth=self._launcher.waiting,
             reports_pending=len(self._launcher.pending_reports()),
             jobs_owned=self._hosting.jobs_owned,
             jobs_backed=self._hosting.jobs_backed,

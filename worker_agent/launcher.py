@@ -98,6 +98,11 @@ class Launcher:
         """How many launches run."""
         return len(self._tasks)
 
+    @property
+    def waiting(self) -> int:
+        """How many orders wait for a slot."""
+        return len(self._queue)
+
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
         """Takes an order; the run goes on by itself. A token that is known already is reported again, never started."""
         token = token_of(order.launch)
