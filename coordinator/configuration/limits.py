@@ -48,7 +48,8 @@ RANGES: dict[type, dict[str, Range]] = {
         "snapshot_entries": Range(100, 100_000_000, "entries"),
     },
     ConsulSettings: {
-        "check_interval_s": Range(0.1, 3600, "seconds"),
+        # Consul checks no more often than once a second, whatever it is told.
+        "check_interval_s": Range(1, 3600, "seconds"),
         "check_timeout_s": Range(0.05, 3600, "seconds"),
         # Consul raises anything below its own minimum of one minute without saying so.
         "deregister_critical_after_s": Range(60, 365 * DAY_S, "seconds"),
