@@ -17,27 +17,48 @@ from collections.abc import Iterable, Mapping
 import psutil
 
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
-_READ_BYTES = 65_536
 _DRAIN_S = 1.0
 """How long the output may trickle on after the process ended: a child that it left may hold the pipe for ever."""
+
+
+class _Watcher(asyncio.SubprocessProtocol):
+    """What the event loop tells of a process.
+
+    asyncio's own `Process.wait` also waits for the pipes, in some versions, and a child may hold those for ever.
+    """
+
+    def __init__(self, output_bytes_max: int) -> None:
+        self.tail = bytearray()
+        self.ended = asyncio.Event()
+        self.silent = asyncio.Event()
+        self._output_bytes_max = output_bytes_max
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.tail += data
+        del self.tail[: max(0, len(self.tail) - self._output_bytes_max)]
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self.silent.set()
+
+    def process_exited(self) -> None:
+        self.ended.set()
 
 
 class RunProcess:
     """A started process. Its output is read all the time, so that it never blocks on a full pipe; the tail is kept."""
 
-    def __init__(self, process: asyncio.subprocess.Process, run_id: str, output_bytes_max: int) -> None:
-        self._process = process
+    def __init__(self, transport: asyncio.SubprocessTransport, watcher: _Watcher, run_id: str) -> None:
+        self._transport = transport
+        self._watcher = watcher
         self._run_id = run_id
-        self._output_bytes_max = output_bytes_max
-        self._tail = bytearray()
-        self._reader = asyncio.create_task(self._read_output())
 
     @classmethod
     async def start(
         cls, arguments: Iterable[str], environment: Mapping[str, str], run_id: str, output_bytes_max: int
     ) -> RunProcess:
         """Starts a process in a session of its own. Raises OSError or ValueError when it cannot be started."""
-        process = await asyncio.create_subprocess_exec(
+        transport, watcher = await asyncio.get_running_loop().subprocess_exec(
+            lambda: _Watcher(output_bytes_max),
             *arguments,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -46,54 +67,49 @@ class RunProcess:
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
-        return cls(process, run_id, output_bytes_max)
+        return cls(transport, watcher, run_id)
 
     @property
     def output(self) -> bytes:
         """The last bytes of standard output and standard error together."""
-        return bytes(self._tail)
+        return bytes(self._watcher.tail)
 
     async def wait(self) -> int:
         """The exit status, negative for a signal, once the process has ended and its output is read."""
-        status = await self._process.wait()
-        await asyncio.wait({self._reader}, timeout=_DRAIN_S)
-        if not self._reader.done():
-            self._reader.cancel()
-            await asyncio.wait({self._reader})
+        await self._watcher.ended.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self._watcher.silent.wait()
+        status = self._transport.get_returncode()
+        self._transport.close()
+        assert status is not None
         return status
 
     async def stop(self, grace_s: float) -> int:
         """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
         members = await asyncio.to_thread(self._members)
         _each(members, "terminate")
-        others = [member for member in members if member.pid != self._process.pid]
+        others = [member for member in members if member.pid != self._transport.get_pid()]
         waiting = asyncio.create_task(asyncio.to_thread(_await_end, others, grace_s))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                await self._process.wait()
+                await self._watcher.ended.wait()
         await waiting
         for _ in range(3):  # A process that forks while it is killed leaves one more.
             members = await asyncio.to_thread(self._members)
             if not members:
                 break
             _each(members, "kill")
-            await self._process.wait()
+            await self._watcher.ended.wait()
         return await self.wait()
 
     def _members(self) -> list[psutil.Process]:
         members = {process.pid: process for process in find_runs({self._run_id})}
-        if self._process.returncode is None:
+        if not self._watcher.ended.is_set():
             with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._process.pid)
+                root = psutil.Process(self._transport.get_pid())
                 members.update({process.pid: process for process in (root, *root.children(recursive=True))})
         return list(members.values())
-
-    async def _read_output(self) -> None:
-        stream = self._process.stdout
-        assert stream is not None
-        while chunk := await stream.read(_READ_BYTES):
-            self._tail += chunk
-            del self._tail[: max(0, len(self._tail) - self._output_bytes_max)]
 
 
 def find_runs(run_ids: set[str]) -> list[psutil.Process]:

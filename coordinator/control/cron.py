@@ -60,7 +60,7 @@ class JobWatch:
     due_ms: WallMs | None = None
     plan: CatchUpPlan | None = None
     starved_ms: WallMs | None = None
-    """The due time that found no worker."""
+    """The first due time since when no worker of the job served."""
     backoff_until: Monotonic | None = None
 
 
@@ -198,7 +198,6 @@ class CronControl:
         command = self._decide(wall, job, watch, watch.schedule, due_ms)
         if command is None:
             return []
-        watch.starved_ms = None
         command.cause = f"cron/{job_id}/{self._state.index}"
         return [self._in_flight.propose(job_id, command)]
 
@@ -209,7 +208,11 @@ class CronControl:
         deadline_ms = round(job.spec.start_deadline_s * 1_000)
         if watch.plan is not None and due_ms > watch.plan.until_ms:
             watch.plan = None
-        if watch.plan is None and wall - due_ms > deadline_ms and watch.starved_ms != due_ms:
+        workers = serving_workers(self._state, job)
+        if workers:
+            watch.starved_ms = None
+        is_starved = watch.starved_ms is not None and due_ms >= watch.starved_ms
+        if watch.plan is None and wall - due_ms > deadline_ms and not is_starved:
             watch.plan = make_plan(schedule, job.spec, job.decided_until_ms, wall, self._absence(due_ms, deadline_ms))
         plan = watch.plan
         if plan is not None and due_ms not in plan.launch:
@@ -223,13 +226,13 @@ class CronControl:
                 at = format_wall(earlier.scheduled_at_ms)[11:]
                 reason = f"previous launch of {at} {doing} on {earlier.worker}"
                 return _no_launch(job.id, due_ms, LaunchState.SKIPPED, reason)
-        workers = serving_workers(self._state, job)
         if workers:
             return _commit(job.id, due_ms, workers[0])
         waits_until_ms = WallMs(max(due_ms, plan.made_ms if plan is not None else 0) + deadline_ms)
         if wall > waits_until_ms:
             return _no_launch(job.id, due_ms, LaunchState.MISSED, f"no worker can run it: {self._workers_text(job)}")
-        watch.starved_ms = due_ms
+        if watch.starved_ms is None:
+            watch.starved_ms = due_ms
         self._wake(job.id, watch, WallMs(waits_until_ms + 1))
         return None
 
