@@ -21,7 +21,6 @@ from coordinator.config import ClusterConfig, WorkerSettings
 from coordinator.config_file import load, worker_settings
 from coordinator.model.errors import CoordinatorError
 from coordinator.server import logs
-from worker_agent.agent import WorkerAgent
 from worker_agent.session_interface import End
 
 _log = logging.getLogger(__name__)
@@ -31,18 +30,21 @@ _log = logging.getLogger(__name__)
 @click.option(
     "--config",
     "config_path",
-    required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The cluster's configuration, the same for every daemon.",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("cluster.toml"),
+    show_default=True,
+    help="The cluster's configuration; all masters and workers have the same.",
 )
 @click.option("--id", "worker_id", required=True, help="Name of this worker, for example w1.")
 @click.version_option(__version__, prog_name="worker-agent")
 def main(config_path: Path, worker_id: str) -> None:
-    """Runs one worker of the cluster until it is told to stop.
+    """Run one worker of a cluster until it is told to stop.
 
     The worker finds the masters through the configured discovery, keeps a session with the leader, and does
     what it is assigned. A worker that the configuration does not name gets the settings of its [worker] table.
     Its files are in the folder of its id below the data directory.
+
+    SIGTERM and Ctrl-C stop it cleanly: the leader hears a goodbye. A second signal ends it at once.
     """
     try:
         config = load(config_path)
@@ -51,6 +53,9 @@ def main(config_path: Path, worker_id: str) -> None:
         end = _run(config, settings)
     except (CoordinatorError, OSError) as error:
         _fail(str(error))
+    except Exception as error:
+        _log.critical("internal error", exc_info=error)
+        _fail(f"internal error: {type(error).__name__}: {error}")
     if end.exit_status != 0:
         _fail(end.reason)
     _log.info("worker %s ended: %s", worker_id, end.reason)
@@ -62,6 +67,9 @@ def _run(config: ClusterConfig, settings: WorkerSettings) -> End:
 
 
 async def _run_agent(config: ClusterConfig, settings: WorkerSettings) -> End:
+    # Imported here: `--version`, `--help` and a faulty configuration should not wait for gRPC.
+    from worker_agent.agent import WorkerAgent
+
     agent = WorkerAgent(config, settings)
     signals_seen = 0
 

@@ -558,7 +558,7 @@ async def test_a_damaged_file_stops_the_agent(
     [
         (("--version",), 0, ""),
         ((), 2, "Missing option"),
-        (("--config", "missing.toml", "--id", "w1"), 2, "missing.toml"),
+        (("--config", "missing.toml", "--id", "w1"), 1, "missing.toml: there is no such file"),
         (("--config", "cluster.toml", "--id", "w 1"), 1, "'w 1' cannot be a worker's id"),
         (("--config", "broken.toml", "--id", "w1"), 1, "broken.toml"),
     ],
