@@ -30,6 +30,8 @@ _BY_NAME: dict[str, type[CoordinatorError]] = {
         errors.IndefiniteError,
     )
 }
+_NEVER_CONNECTED = "failed to connect to all addresses"
+"""What gRPC says when there was no connection to send the call on, so that nothing was sent."""
 _REASON_BY_STATUS = {status: reason for reason, status in Refused.STATUS_BY_REASON.items()}
 
 
@@ -73,6 +75,8 @@ def _error_of_status(status: grpc.StatusCode, details: str, address: str) -> Coo
             return errors.InvalidRequest(f"{address} refused the request{said}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.Overloaded(f"{address} has no room for the request{said}")
+        case grpc.StatusCode.UNAVAILABLE if _NEVER_CONNECTED in details:
+            return errors.Unreachable(f"{address} accepts no connection")
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return errors.OutcomeUnknown(f"the connection to {address} ended before the answer{said}")
         case _:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ class ClusterClient:
 
     def stream_events(
         self, *, from_sequence: int = 0, latest: int = 0, follow: bool = False, kind: str = ""
-    ) -> Iterator[types_pb2.Event]:
+    ) -> Generator[types_pb2.Event, None, None]:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +38,7 @@ from coordinator.server.context import MasterContext
 from coordinator.server.cron import CronService
 from coordinator.server.errors import ErrorInterceptor
 from coordinator.server.forward import Forwarder, MasterChannels
-from coordinator.server.http import HttpServer
+from coordinator.server.http import HttpServer, split_address
 from coordinator.server.leader import LeaderDriver
 from coordinator.server.lock import DirectoryLock
 from coordinator.server.metrics import MasterMetrics
@@ -149,14 +151,13 @@ class Master:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = self._settings.grpc_address
+        require_free(address)
         try:
             bound = server.add_insecure_port(address)
-        except RuntimeError:  # All that grpc says; what it logs names the reason.
+        except RuntimeError:
             bound = 0
         if bound == 0:
-            raise CoordinatorError(
-                f"gRPC address {address} cannot be used; stop what listens there or configure another grpc_address"
-            )
+            raise CoordinatorError(_unusable(address, "gRPC cannot bind it"))
         return server
 
     async def wait_failed(self) -> None:
@@ -185,7 +186,7 @@ class Master:
                 await self._raft.transfer_leadership(None)
                 await self._master.wait_for_leader(TRANSFER_TIMEOUT_S)
         except (CoordinatorError, TimeoutError) as error:
-            _log.info("the leadership could not be handed on: %s", error or f"not within {TRANSFER_TIMEOUT_S:g} s")
+            _log.info("the leadership could not be handed on: %s", str(error) or f"not within {TRANSFER_TIMEOUT_S:g} s")
 
     async def _take_down(self) -> None:
         if self._watcher is not None:
@@ -268,3 +269,26 @@ class Master:
             tags=("leader" if is_leader else "follower",),
             meta=tuple(sorted(meta.items())),
         )
+
+
+def require_free(address: str) -> None:
+    """Raises CoordinatorError with the system's reason when nothing can listen at "host:port".
+
+    gRPC itself would say only that it failed, and write a line of its own to standard error.
+    """
+    host, port = split_address(address)
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            if os.name == "posix":  # Elsewhere it would let two listeners share the port.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            probe.listen(1)
+    except OSError as error:
+        raise CoordinatorError(_unusable(address, error.strerror or str(error))) from None
+
+
+def _unusable(address: str, reason: str) -> str:
+    return (
+        f"gRPC address {address} cannot be used ({reason}); stop what listens there or configure another grpc_address"
+    )

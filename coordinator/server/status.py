@@ -99,8 +99,8 @@ def _shard_problems(state: State) -> list[str]:
     found = []
     if never_assigned:
         found.append(
-            f"{_count(never_assigned, 'shard')} no worker holds: {_ids(never_assigned)}; "
-            "they are assigned as soon as workers are admitted"
+            f"no worker holds {_count(never_assigned, 'shard')} yet: {_ids(never_assigned)}; "
+            "they are assigned soon after workers are admitted"
         )
     if unavailable:
         primaries = sorted({shard.primary for shard in unavailable})
@@ -111,8 +111,9 @@ def _shard_problems(state: State) -> list[str]:
     if short:
         wanted = state.settings.replicas
         able = sum(node.may_receive for node in state.nodes.values())
-        why = f"; only {able} of the {wanted} workers that takes can receive" if able < wanted else ""
-        found.append(f"{_count(short, 'shard')} with fewer than {wanted} in-sync replicas: {_ids(short)}{why}")
+        why = f"; that takes {wanted} workers, and only {able} can receive" if able < wanted else ""
+        have = "has" if len(short) == 1 else "have"
+        found.append(f"{_count(short, 'shard')} {have} fewer than {wanted} in-sync replicas: {_ids(short)}{why}")
     return found
 
 

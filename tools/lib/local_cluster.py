@@ -202,6 +202,7 @@ class LocalCluster:
         with self._short_client() as client:
 
             def leader() -> str:
+                self.raise_if_dead()
                 status = client.get_status()
                 return status.leader_id if status.cluster_id and status.leader_id != other_than else ""
 
