@@ -1,0 +1,234 @@
+"""CronService over the real state machine; what lies between them in a daemon is Raft."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, types_pb2
+from coordinator.control.job_check import check_job
+from coordinator.machine.machine import apply
+from coordinator.machine.state import State
+from coordinator.model import CronJobSpec, ManualClock
+from coordinator.model.errors import InvalidRequest, RefusalReason, Refused
+from coordinator.server.context import Call
+from coordinator.server.cron import CronService
+from tests.cron_harness import START_MS, CronHarness
+
+CALL = cast(Call, None)
+"""This servicer hands the call on to its master, which here has no deadline to read from it."""
+
+
+class OneMaster:
+    """A master whose log has one copy."""
+
+    def __init__(self) -> None:
+        harness = CronHarness()
+        self.clock = ManualClock(wall_ms=START_MS)
+        self.state: State = harness.state
+        self.reads: list[int] = []
+        self.commands: list[command_pb2.Command] = []
+
+    async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
+        """The state; notes how fresh it had to be."""
+        self.reads.append(consistency)
+        return self.state
+
+    async def submit(self, command: command_pb2.Command, request_id: str, call: Call) -> command_pb2.Applied:
+        """Applies a command under its request id."""
+        command.request_id = request_id
+        self.commands.append(command)
+        transition = apply(self.state, command, self.state.index + 1, self.clock.wall_ms())
+        self.state = transition.state
+        if transition.result.HasField("refusal"):
+            raise Refused(RefusalReason(transition.result.refusal.code), transition.result.refusal.message)
+        return transition.result.applied
+
+    async def run(self, **operation: Any) -> None:
+        """Applies somebody else's command."""
+        await self.submit(command_pb2.Command(**operation), "", CALL)
+
+
+@pytest.fixture
+def master() -> OneMaster:
+    """A cluster with three workers and no job."""
+    return OneMaster()
+
+
+@pytest.fixture
+def service(master: OneMaster) -> CronService:
+    """The servicer under test."""
+    return CronService(master)
+
+
+def spec(job_id: str = "tick", **fields: Any) -> types_pb2.CronJobSpec:
+    """A sound definition."""
+    return types_pb2.CronJobSpec(**{"id": job_id, "schedule": "* * * * *", "command": ["true"], **fields})
+
+
+async def apply_jobs(service: CronService, *specs: types_pb2.CronJobSpec, **fields: Any) -> cron_pb2.ApplyJobsResponse:
+    """Applies definitions."""
+    return await service.ApplyJobs(cron_pb2.ApplyJobsRequest(jobs=specs, **fields), CALL)
+
+
+async def assign(master: OneMaster, job_id: str, owner: str, *backups: str) -> None:
+    """Gives a job its workers."""
+    assignment = command_pb2.AssignJobs.Assignment(job_id=job_id, owner=owner, backups=backups)
+    await master.run(assign_jobs=command_pb2.AssignJobs(assignments=[assignment]))
+
+
+async def test_apply_says_what_changed_and_applies_it(service: CronService, master: OneMaster) -> None:
+    """New, changed and unchanged jobs are told apart; each change is one command named after request and job."""
+    first = await apply_jobs(service, spec("a"), spec("b"), request_id="r1")
+    assert (list(first.created), list(first.changed), list(first.unchanged)) == (["a", "b"], [], [])
+    second = await apply_jobs(service, spec("a"), spec("b", schedule="0 * * * *"), spec("c"), request_id="r2")
+    assert (list(second.created), list(second.changed), list(second.unchanged)) == (["c"], ["b"], ["a"])
+    assert [command.request_id for command in master.commands] == ["r1/a", "r1/b", "r2/b", "r2/c"]
+    assert master.state.jobs["b"].spec.schedule == "0 * * * *"
+
+
+async def test_a_dry_run_changes_nothing(service: CronService, master: OneMaster) -> None:
+    """With dry_run the answer is the same and no command is proposed."""
+    response = await apply_jobs(service, spec("a"), dry_run=True)
+    assert list(response.created) == ["a"]
+    assert master.commands == []
+
+
+async def test_one_bad_job_stops_all_and_every_fault_is_named(service: CronService, master: OneMaster) -> None:
+    """All definitions are checked before the first is applied, and the message names each job and field."""
+    with pytest.raises(InvalidRequest) as refused:
+        await apply_jobs(
+            service,
+            spec("good"),
+            spec("bad", schedule="* * * *", time_zone="Mars/Olympus", timeout_s=-1),
+            spec("worse", command=["true"], python="no target"),
+            spec("good"),
+        )
+    text = str(refused.value)
+    for words in (
+        "job 'bad': time_zone 'Mars/Olympus' is not known",
+        "job 'bad': timeout_s = -1",
+        "job 'worse': command and python: both are given",
+        "job 'worse': python = 'no target'",
+        "job 'good': it is defined twice",
+    ):
+        assert words in text
+    assert "\n" not in text
+    assert master.commands == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"schedule": "61 * * * *"}, "bad minute"),
+        ({"command": ()}, "neither is given"),
+        ({"command": ("",)}, "must not be empty"),
+        ({"command": ("a\0b",)}, "NUL"),
+        ({"priority_class": 7}, "priority_class = 7: use 0 to 6"),
+        ({"attempts_max": 0}, "attempts_max = 0: use 1 to 100"),
+        ({"catch_up_limit": 0}, "catch_up_limit = 0: use 1 to 1000"),
+        ({"start_deadline_s": 0.5}, "start_deadline_s = 0.5: use 1 to"),
+        ({"timeout_s": float("nan")}, "timeout_s = nan"),
+        ({"environment": (("A=B", "1"),)}, "'A=B' cannot be a variable"),
+        ({"id": "a b"}, "id 'a b' is no name"),
+    ],
+)
+def test_each_field_is_checked(fields: dict[str, Any], words: str) -> None:
+    """A field that can never be right is named with its value and what would be right."""
+    sound: dict[str, Any] = {"id": "job", "schedule": "* * * * *", "command": ("true",)}
+    assert check_job(CronJobSpec(**sound)) == []
+    [problem] = check_job(CronJobSpec(**{**sound, **fields}))
+    assert words in problem
+
+
+async def test_lists_jobs_with_their_next_times_and_latest_launch(service: CronService, master: OneMaster) -> None:
+    """Jobs come sorted, with as many next times as asked for; a paused one has none."""
+    await apply_jobs(service, spec("b"), spec("a", schedule="0 3 * * *", time_zone="Europe/Berlin"))
+    await assign(master, "b", "w1", "w2")
+    await service.SetJobPaused(cron_pb2.SetJobPausedRequest(job_id="b", paused=True), CALL)
+    triggered = await service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="b"), CALL)
+    master.reads.clear()
+    response = await service.ListJobs(
+        cron_pb2.ListJobsRequest(next=2, consistency=cluster_pb2.CONSISTENCY_STALE), CALL
+    )
+    assert master.reads == [cluster_pb2.CONSISTENCY_STALE]
+    first, second = response.jobs
+    assert [first.job.spec.id, second.job.spec.id] == ["a", "b"]
+    assert list(first.next_unix_ms) == [START_MS + 14 * 3_600_000, START_MS + 38 * 3_600_000]
+    assert not first.HasField("latest")
+    assert list(second.next_unix_ms) == []
+    assert second.latest.scheduled_at_unix_ms == triggered.scheduled_at_unix_ms
+
+
+async def test_a_trigger_goes_to_the_first_worker_that_serves(service: CronService, master: OneMaster) -> None:
+    """A manual launch is committed for a backup when the owner is not heard, and once per request id."""
+    await apply_jobs(service, spec())
+    await assign(master, "tick", "w1", "w2")
+    await master.run(suspect_node=command_pb2.SuspectNode(node_id="w1", incarnation="1"))
+    request = cron_pb2.TriggerJobRequest(job_id="tick", request_id="once")
+    first = await service.TriggerJob(request, CALL)
+    second = await service.TriggerJob(request, CALL)
+    assert first == second
+    [launch] = master.state.launches.values()
+    assert (launch.worker, launch.scheduled_at_ms) == ("w2", first.scheduled_at_unix_ms)
+
+
+async def test_a_trigger_without_a_worker_is_refused(service: CronService) -> None:
+    """Without a serving worker the refusal says whom it looked at."""
+    await apply_jobs(service, spec())
+    with pytest.raises(Refused, match=r"owner and backups \(none\) none serves") as refused:
+        await service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="tick"), CALL)
+    assert refused.value.reason is RefusalReason.PRECONDITION
+
+
+async def test_unknown_jobs_are_not_found(service: CronService) -> None:
+    """Every call that names a job refuses one that is not there; an empty name is an invalid request."""
+    for call in (
+        service.ListJobs(cron_pb2.ListJobsRequest(job_id="x"), CALL),
+        service.DeleteJob(cron_pb2.DeleteJobRequest(job_id="x"), CALL),
+        service.SetJobPaused(cron_pb2.SetJobPausedRequest(job_id="x"), CALL),
+        service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="x"), CALL),
+        service.ListLaunches(cron_pb2.ListLaunchesRequest(job_id="x"), CALL),
+    ):
+        with pytest.raises(Refused) as refused:
+            await call
+        assert refused.value.reason is RefusalReason.NOT_FOUND
+    with pytest.raises(InvalidRequest):
+        await service.DeleteJob(cron_pb2.DeleteJobRequest(), CALL)
+
+
+async def test_lists_launches_latest_first_across_jobs(service: CronService, master: OneMaster) -> None:
+    """The history is merged over jobs, bounded, and can show only what did not run."""
+    await apply_jobs(service, spec("a"), spec("b"))
+    for minute, job_id in ((1, "a"), (1, "b"), (2, "a"), (3, "b")):
+        at = START_MS + minute * 60_000
+        if minute == 2:
+            record = command_pb2.RecordNoLaunch(
+                job_id=job_id, scheduled_at_unix_ms=at, state=types_pb2.LAUNCH_STATE_MISSED, reason="no leader"
+            )
+            await master.run(record_no_launch=record)
+        else:
+            commit = command_pb2.CommitLaunch(
+                job_id=job_id, scheduled_at_unix_ms=at, worker="w1", trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE
+            )
+            await master.run(commit_launch=commit)
+
+    async def listed(**fields: Any) -> list[tuple[str, int]]:
+        response = await service.ListLaunches(cron_pb2.ListLaunchesRequest(**fields), CALL)
+        return [(launch.job_id, (launch.scheduled_at_unix_ms - START_MS) // 60_000) for launch in response.launches]
+
+    assert await listed() == [("b", 3), ("a", 2), ("a", 1), ("b", 1)]
+    assert await listed(latest=2) == [("b", 3), ("a", 2)]
+    assert await listed(job_id="a") == [("a", 2), ("a", 1)]
+    assert await listed(missed=True) == [("a", 2)]
+
+
+async def test_a_deleted_job_is_gone_with_its_history(service: CronService, master: OneMaster) -> None:
+    """After DeleteJob neither the job nor its launches are listed."""
+    await apply_jobs(service, spec())
+    await assign(master, "tick", "w1")
+    await service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="tick"), CALL)
+    await service.DeleteJob(cron_pb2.DeleteJobRequest(job_id="tick"), CALL)
+    assert (await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)).jobs == []
+    assert (await service.ListLaunches(cron_pb2.ListLaunchesRequest(), CALL)).launches == []
