@@ -285,8 +285,7 @@ class WorkerSession:
             return
         elif kind == "redirect":
             self._hint = response.redirect.leader_address
-            problem = response.redirect.reason or f"master {self._address} does not lead"
-            self._fail(now, problem)
+            self._fail(now, f"master {self._address} redirects: {response.redirect.reason or 'it does not lead'}")
         elif self._phase is Phase.GREETING and kind == "welcome":
             self._on_welcome(now, response.welcome)
         elif self._phase is Phase.OPEN and kind == "lease_grant":
@@ -375,6 +374,8 @@ class WorkerSession:
     def _on_stream_ended(self, now: Monotonic, code: str, reason: str) -> None:
         if self._phase is Phase.LEAVING:
             self._end(0, f"left; {self._address} closed the session")
+        elif self._phase is Phase.DIALING:
+            self._fail(now, reason or code)
         else:
             self._fail(now, f"session with {self._address} ended: {reason or code}")
 
