@@ -128,7 +128,8 @@ def commit_launch(draft: Draft, command: command_pb2.CommitLaunch) -> None:
     if command.trigger == LaunchTrigger.MANUAL.value:
         job = draft.job(command.job_id)
         scheduled_at_ms = command.scheduled_at_unix_ms or draft.time_ms
-        while (job.id, WallMs(scheduled_at_ms)) in draft.launches:
+        # Schedules know whole seconds only, so a manual launch beside them never takes the identity of a scheduled one.
+        while scheduled_at_ms % 1_000 == 0 or (job.id, WallMs(scheduled_at_ms)) in draft.launches:
             scheduled_at_ms += 1
     else:
         scheduled_at_ms = command.scheduled_at_unix_ms
