@@ -78,7 +78,9 @@ class _NoPoller:
 class SyncEngine(SyncObj):  # type: ignore[misc]
     """PySyncObj with its unsafe parts handed on. No properties: PySyncObj reads all of them before it is made."""
 
-    def __init__(self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links) -> None:
+    def __init__(
+        self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links
+    ) -> None:
         self._hooks = hooks
         super().__init__(Node(self_id), others, conf=_conf(settings), transport=transport)
 
