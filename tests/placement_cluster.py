@@ -191,14 +191,18 @@ def check_move(state: State, move: PlannedMove) -> None:
 def settle(
     state: State, planner: Planner, settings: PlacementSettings, rounds_max: int = 400
 ) -> tuple[State, list[PlannedMove]]:
-    """Carries out what the budgets let start, round after round, a dwell time apart, until nothing is planned."""
+    """Carries out what the budgets let start, in rounds half a dwell time apart, until nothing is planned or waits."""
     now_ms = NOW_MS
     all_moves: list[PlannedMove] = []
     for _ in range(rounds_max):
         plan = planner.plan(state, now_ms)
         check_plan(state, plan, settings)
-        if not plan.moves:
+        if not plan.moves and plan.wake_ms is None:
             return state, all_moves
+        if not plan.moves and plan.wake_ms is not None:
+            assert plan.wake_ms > now_ms
+            now_ms = plan.wake_ms
+            continue
         started = plan.startable
         assert started, f"nothing of {len(plan.moves)} moves may start although nothing runs"
         for move in started:

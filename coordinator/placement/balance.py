@@ -64,7 +64,7 @@ class _Balancer:
 
         if filling:
             self._match(is_over, wants)
-            self._match(lambda name: board.load[name] > board.bands[name].middle, wants)
+            self._match(lambda name: board.load[name] > board.bands[name].goal, wants)
             self._match(lambda name: board.load[name] > board.bands[name].low, is_under)
         if any(is_over(name) for name in board.receiving):
             self._match(is_over, lambda name: board.level[name] <= FAIR)

@@ -51,6 +51,7 @@ TOOLS = {
     "quickstart": Tool("quickstart_main"),
     "test": Tool("run_tests", develop=True),
     "generate": Tool("generate", develop=True),
+    "bench": Tool("bench", develop=True),
     "lock": Tool("lock"),
     "node-join": Tool("node_join", installed_will_do=True),
     "node-leave": Tool("node_leave", installed_will_do=True),
