@@ -35,10 +35,19 @@ class ClusterClient:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._client.close(), loop).result(CLOSE_TIMEOUT_S)
+        asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(CLOSE_TIMEOUT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+    async def _shut_down(self) -> None:
+        """Ends what other threads wait for, then the connections."""
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._client.close()
 
     def __enter__(self) -> ClusterClient:
         return self
@@ -80,7 +89,8 @@ class ClusterClient:
             while (event := self._run(next_event())) is not None:
                 yield event
         finally:
-            self._run(close())
+            if self._loop is not None:  # Else the client was closed first, and the stream with it.
+                self._run(close())
 
     def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
         """Who leads, how much there is of everything, and what is wrong."""

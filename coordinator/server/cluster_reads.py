@@ -59,7 +59,7 @@ class ClusterReads:
             connected = frozenset(node_id for node_id, live in control.sessions().items() if live.connected)
         response = cluster_pb2.GetStatusResponse(
             cluster_name=self._master.config.name,
-            leader_id=raft.leader_id or "",
+            leader_id=self._master.leader_id,
             term=raft.term,
             settings=settings_to_proto(state.settings),
         )
@@ -111,7 +111,7 @@ class ClusterReads:
             http_address=settings.http_address,
             peer_address=settings.peer_address,
             role=str(status.role),
-            leader_id=status.leader_id or "",
+            leader_id=self._master.leader_id,
             term=status.term,
             commit_index=status.commit_index,
             applied_index=status.applied_index,

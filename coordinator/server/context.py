@@ -59,6 +59,11 @@ class MasterContext:
                 return master
         raise KeyError(master_id)
 
+    @property
+    def leader_id(self) -> str:
+        """Id of the leader; empty when this master knows none, or has lost the connection to the one that it knew."""
+        return known_leader(self.self_id, self.raft)
+
     async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
         """The state as fresh as asked for. Raises NoLeader or TimedOut when that cannot be had in time."""
         if consistency != cluster_pb2.CONSISTENCY_STALE:
@@ -105,13 +110,25 @@ class MasterContext:
         """Id of the leader that this master knows. Raises NoLeader when there is none within `timeout_s`."""
         loop = asyncio.get_running_loop()
         give_up_at_s = loop.time() + timeout_s
-        while not (leader_id := self.raft.leader_id):
+        while not (leader_id := self.leader_id):
             if loop.time() >= give_up_at_s:
                 raise NoLeader(
                     f"no master leads cluster {self.config.name!r} at the moment, as far as {self.self_id} knows"
                 )
             await asyncio.sleep(LEADER_POLL_S)
         return leader_id
+
+
+def known_leader(self_id: str, raft: RaftNode) -> str:
+    """Id of the leader, as long as this master has a reason to believe that it still leads.
+
+    A follower that is cut off from everybody holds no election, and so forgets nobody: the name that it remembers is
+    worth something only while there is a connection.
+    """
+    leader_id = raft.leader_id or ""
+    if leader_id in ("", self_id) or leader_id in raft.status().connected_peers:
+        return leader_id
+    return ""
 
 
 def time_left_s(call: Call) -> float:

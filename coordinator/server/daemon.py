@@ -81,7 +81,7 @@ class Master:
         )
         self._stopping = asyncio.Event()
         self._hub = SessionHub()
-        self._metrics = MasterMetrics(self._raft, self._hub)
+        self._metrics = MasterMetrics(self_id, self._raft, self._hub)
         self._master = MasterContext(
             config=config,
             self_id=self_id,
@@ -115,10 +115,11 @@ class Master:
             self._server = self._make_server()
             await self._http.start()
             await self._raft.start()
-            self._raft.fatal.add_done_callback(self._on_raft_fatal)
+            self._raft.fatal.add_done_callback(self._on_end_of_work)
             await self._server.start()
             await self._discovery.start()
             self._watcher = asyncio.create_task(self._watch())
+            self._watcher.add_done_callback(self._on_end_of_work)
         except BaseException:
             await self._take_down()
             raise
@@ -210,15 +211,16 @@ class Master:
         if self._failure is not None and not self._failure.done():
             self._failure.set_exception(error)
 
-    def _on_raft_fatal(self, fatal: asyncio.Future[None]) -> None:
-        if not fatal.cancelled() and (error := fatal.exception()) is not None:
+    def _on_end_of_work(self, work: asyncio.Future[None]) -> None:
+        """Background work has no end but the daemon's; one that fails takes the daemon with it."""
+        if not work.cancelled() and (error := work.exception()) is not None:
             self._on_fatal(error)
 
     # What is shown of this master
 
     def _health_document(self) -> tuple[int, Mapping[str, Any]]:
         status = self._raft.status()
-        is_healthy = bool(status.leader_id) and not self._stopping.is_set()
+        is_healthy = bool(self._master.leader_id) and not self._stopping.is_set()
         document = {
             "status": "healthy" if is_healthy else "unhealthy",
             "instance_id": self._settings.id,
@@ -226,7 +228,7 @@ class Master:
             "cluster": self._config.name,
             "version": __version__,
             "role": status.role,
-            "leader": status.leader_id or "",
+            "leader": self._master.leader_id,
             "term": status.term,
             "commit_index": status.commit_index,
             "applied_index": status.applied_index,
@@ -236,7 +238,8 @@ class Master:
     async def _watch(self) -> None:
         """Keeps the health service and discovery in step with where this master stands."""
         while True:
-            standing = (self._raft.is_ready, self._raft.is_leader, self._raft.leader_id or "")
+            leader_id = self._master.leader_id
+            standing = (self._raft.is_ready and bool(leader_id), self._raft.is_leader, leader_id)
             if standing != self._shown:
                 await self._show(*standing)
             await asyncio.sleep(WATCH_PERIOD_S)

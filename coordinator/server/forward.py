@@ -91,7 +91,7 @@ class Forwarder:
         raft = self._master.raft
         sender = _sender(call)
         if sender and not raft.is_leader:
-            leader_id = raft.leader_id or ""
+            leader_id = self._master.leader_id
             raise NotLeader(
                 f"{self._master.self_id} does not lead, although {sender} passed this call on to it; try again",
                 leader_id,
@@ -127,7 +127,7 @@ class Forwarder:
         try:
             while not answer.done():
                 await asyncio.wait({answer}, timeout=LEADER_POLL_S * 5)
-                if not answer.done() and self._master.raft.leader_id != leader_id:
+                if not answer.done() and self._master.leader_id != leader_id:
                     raise OutcomeUnknown(f"{leader_id} no longer leads")
             return answer.result()
         finally:

@@ -16,8 +16,8 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import assert_never
+from collections.abc import Callable, Coroutine
+from typing import Any, assert_never
 
 from coordinator.api.v1 import command_pb2, session_pb2
 from coordinator.control import interface
@@ -60,6 +60,7 @@ class LeaderDriver:
         self.control: LeaderControl | None = None
         """The controllers, while they run."""
         self._term = 0
+        self._has_stopped = False
         self._begin_task: asyncio.Task[None] | None = None
         self._discovery_task: asyncio.Task[None] | None = None
         self._proposals: set[asyncio.Task[None]] = set()
@@ -72,7 +73,8 @@ class LeaderDriver:
         self._raft.on_transition(self._on_transition)
 
     def stop(self) -> None:
-        """Drops the controllers and ends the sessions; harmless when nothing runs."""
+        """Drops the controllers for good and ends the sessions; harmless when nothing runs."""
+        self._has_stopped = True
         self._end("this master stops")
 
     @property
@@ -82,7 +84,7 @@ class LeaderDriver:
 
     def leader_redirect(self, reason: str) -> session_pb2.Redirect:
         """Where a worker shall go instead, as far as this master knows."""
-        leader_id = self._raft.leader_id or ""
+        leader_id = self._master.leader_id
         addresses = {master.id: master.grpc_address for master in self._config.masters}
         return session_pb2.Redirect(leader_id=leader_id, leader_address=addresses.get(leader_id, ""), reason=reason)
 
@@ -99,9 +101,9 @@ class LeaderDriver:
 
     def _on_leadership(self, is_leader: bool, term: int) -> None:
         self._end("this master no longer leads")
-        if is_leader:
+        if is_leader and not self._has_stopped:
             self._term = term
-            self._begin_task = asyncio.get_running_loop().create_task(self._begin(term))
+            self._begin_task = self._spawn(self._begin(term))
 
     async def _begin(self, term: int) -> None:
         """Starts the controllers once the state shows everything that was acknowledged before this term."""
@@ -116,23 +118,19 @@ class LeaderDriver:
                 await asyncio.sleep(self._config.raft.append_period_s)
         if not self._raft.is_leader or self._raft.term != term:
             return
-        try:
-            self.control = LeaderControl(
-                self._raft.state,
-                self._config,
-                interface.Tokens(),
-                self._clock.monotonic(),
-                self._clock.wall_ms(),
-                random.Random(),
-                leader_id=self._master.self_id,
-                term=term,
-            )
-        except Exception as error:
-            self._fail(error)
-            return
+        self.control = LeaderControl(
+            self._raft.state,
+            self._config,
+            interface.Tokens(),
+            self._clock.monotonic(),
+            self._clock.wall_ms(),
+            random.Random(),
+            leader_id=self._master.self_id,
+            term=term,
+        )
         _log.info("leading term %d from index %d", term, self._raft.state.index)
         self._hub.attach(self.post, self._build_assignment)
-        self._discovery_task = asyncio.create_task(self._watch_discovery())
+        self._discovery_task = self._spawn(self._watch_discovery())
         self._is_advance_due = True
         self._schedule_drain()
 
@@ -151,6 +149,17 @@ class LeaderDriver:
         self._hub.detach(self.leader_redirect(reason))
         if was_running:
             _log.info("no longer leading term %d: %s", self._term, reason)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose unexpected exception is the end of this master, like any other bug of the controllers' side."""
+
+        def on_done(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fail(error)
+
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(on_done)
+        return task
 
     def _fail(self, error: BaseException) -> None:
         _log.critical("the leader's controllers failed; this master stops", exc_info=error)
@@ -229,7 +238,7 @@ class LeaderDriver:
     def _carry_out(self, action: interface.Action) -> None:
         match action:
             case interface.Propose():
-                task = asyncio.get_running_loop().create_task(self._propose(action))
+                task = self._spawn(self._propose(action))
                 self._proposals.add(task)
                 task.add_done_callback(self._proposals.discard)
             case interface.SendToNode():
@@ -264,8 +273,5 @@ class LeaderDriver:
         except CoordinatorError as error:
             _log.info("proposal %s failed: %s", action.command.cause or action.token, error)
             failure = error
-        except Exception as error:
-            self._fail(error)
-            return
         self._master.count_ended("control", result, failure)
         self.post(interface.ProposalEnded(action.token, result, failure))

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from coordinator.machine.state import LaunchChanged, Transition
 from coordinator.model import LaunchState, NodeState
 from coordinator.raft.node import RaftNode
+from coordinator.server.context import known_leader
 from coordinator.server.sessions import SessionHub
 from coordinator.server.status import is_short, is_unavailable
 
@@ -30,7 +31,7 @@ STREAMS = frozenset({"Open", "StreamEvents", "Watch", "ServerReflectionInfo"})
 class MasterMetrics:
     """The figures of one master; `registry` is what /metrics shows."""
 
-    def __init__(self, raft: RaftNode, hub: SessionHub) -> None:
+    def __init__(self, self_id: str, raft: RaftNode, hub: SessionHub) -> None:
         self.registry = CollectorRegistry()
         self._leader_changes = Counter(
             "coordinator_leader_changes", "Times that this master learned of another leader.", registry=self.registry
@@ -66,7 +67,7 @@ class MasterMetrics:
             buckets=CALL_SECONDS,
             registry=self.registry,
         )
-        self.registry.register(_Figures(raft, hub))
+        self.registry.register(_Figures(self_id, raft, hub))
         ProcessCollector(registry=self.registry)
         raft.on_transition(self._on_transition)
 
@@ -97,7 +98,8 @@ class MasterMetrics:
 class _Figures(Collector):
     """Figures that are read when they are asked for."""
 
-    def __init__(self, raft: RaftNode, hub: SessionHub) -> None:
+    def __init__(self, self_id: str, raft: RaftNode, hub: SessionHub) -> None:
+        self._self_id = self_id
         self._raft = raft
         self._hub = hub
 
@@ -110,7 +112,7 @@ class _Figures(Collector):
         status = self._raft.status()
         yield _gauge("term", "Raft term.", status.term)
         yield _gauge("is_leader", "1 while this master leads.", self._raft.is_leader)
-        yield _gauge("has_leader", "1 while this master knows a leader.", bool(status.leader_id))
+        yield _gauge("has_leader", "1 while this master knows a leader.", bool(known_leader(self._self_id, self._raft)))
         yield _gauge("commit_index", "Index up to which entries are known to be committed.", status.commit_index)
         yield _gauge("applied_index", "Index up to which entries are applied.", status.applied_index)
         yield _gauge("log_entries", "Entries in the log.", status.log_entries)

@@ -50,6 +50,11 @@ class Session:
         self._has_ended = False
         self._wake = asyncio.Event()
 
+    @property
+    def has_ended(self) -> bool:
+        """True once it was ended from here; what waits is still being sent."""
+        return self._has_ended
+
     def put(self, message: session_pb2.OpenResponse) -> None:
         """Queues a message; ends the session when the worker has let too many pile up."""
         if self._has_ended:
@@ -98,7 +103,8 @@ class SessionHub:
 
     def __init__(self) -> None:
         self._sessions: dict[int, Session] = {}
-        self._number_by_node: dict[str, int] = {}
+        self._numbers_by_node: dict[str, list[int]] = {}
+        """Sessions by worker, the latest last: two processes may claim one id until the controllers have decided."""
         self._last_number = 0
         self._sink: EventSink | None = None
         self._build: AssignmentOf | None = None
@@ -115,7 +121,7 @@ class SessionHub:
 
     def is_connected(self, node_id: str) -> bool:
         """True while the worker has a session here."""
-        return node_id in self._number_by_node
+        return node_id in self._numbers_by_node
 
     def attach(self, sink: EventSink, build: AssignmentOf) -> None:
         """Takes sessions from now on; their events go to `sink`, assignments come from `build`."""
@@ -129,7 +135,7 @@ class SessionHub:
         for session in self._sessions.values():
             session.end(session_pb2.OpenResponse(redirect=redirect))
         self._sessions.clear()
-        self._number_by_node.clear()
+        self._numbers_by_node.clear()
 
     def begin(self, hello: session_pb2.Hello) -> Session | None:
         """A session for a worker whose Hello is well formed; None when no sessions are taken any more."""
@@ -138,7 +144,7 @@ class SessionHub:
         self._last_number += 1
         session = Session(self._last_number, hello.node.id)
         self._sessions[session.number] = session
-        self._number_by_node[session.node_id] = session.number
+        self._numbers_by_node.setdefault(session.node_id, []).append(session.number)
         self._sink(interface.SessionOpened(session.number, hello))
         return session
 
@@ -151,8 +157,10 @@ class SessionHub:
         """The stream has ended, for whatever reason."""
         if self._sessions.pop(session.number, None) is None:
             return
-        if self._number_by_node.get(session.node_id) == session.number:
-            del self._number_by_node[session.node_id]
+        numbers = self._numbers_by_node[session.node_id]
+        numbers.remove(session.number)
+        if not numbers:
+            del self._numbers_by_node[session.node_id]
         if self._sink is not None:
             self._sink(interface.SessionClosed(session.number, session.node_id))
 
@@ -177,8 +185,11 @@ class SessionHub:
             session.put_assignment()
 
     def send_to_node(self, node_id: str, message: session_pb2.OpenResponse) -> None:
-        """Queues a message on the worker's latest session."""
-        self.send(self._number_by_node.get(node_id, 0), message)
+        """Queues a message on the worker's latest session that has not been ended from here."""
+        for number in reversed(self._numbers_by_node.get(node_id, ())):
+            if not self._sessions[number].has_ended:
+                self._sessions[number].put(message)
+                return
 
     def close(self, number: int, reason: str, final: bool) -> None:
         """Ends a session with a Farewell, after what is queued."""

@@ -1,0 +1,131 @@
+"""What is wrong with a cluster is said in sentences, one for each thing, and nothing is said when all is well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from immutables import Map
+
+from coordinator.api.v1 import cluster_pb2
+from coordinator.machine.state import State
+from coordinator.model import ClusterSettings, CronJob, CronJobSpec, Node, NodeState, Shard, WallMs
+from coordinator.server.status import Surroundings, fill_status, problems
+
+NOW = WallMs(1_700_000_060_000)
+BEFORE = WallMs(1_700_000_000_000)
+HALF = 1 << 63
+
+
+def node(node_id: str, state: NodeState = NodeState.ACTIVE, **fields: object) -> Node:
+    """A worker that has been in its state for a minute."""
+    made = Node(id=node_id, state=state, state_since_ms=BEFORE, http_address=f"{node_id}.example:7401")
+    return replace(made, **fields)  # type: ignore[arg-type]
+
+
+def whole_cluster() -> State:
+    """Two workers that hold two shards and own a job."""
+    shards = (
+        Shard(id=1, lo=0, hi=HALF, epoch=1, primary="w1", in_sync=("w1", "w2")),
+        Shard(id=2, lo=HALF, hi=2 * HALF, epoch=1, primary="w2", in_sync=("w1", "w2")),
+    )
+    return State(
+        cluster_id="c",
+        settings=ClusterSettings(replicas=2),
+        nodes=Map({"w1": node("w1"), "w2": node("w2")}),
+        shards=Map({shard.id: shard for shard in shards}),
+        jobs=Map({"loop_01": CronJob(CronJobSpec("loop_01", "* * * * *"), owner="w1")}),
+    )
+
+
+def master(master_id: str, problem: str = "") -> cluster_pb2.Master:
+    """A master that answers, or does not for a reason."""
+    role = "unreachable" if problem else "follower"
+    return cluster_pb2.Master(id=master_id, grpc_address=f"{master_id}.example:7101", role=role, problem=problem)
+
+
+ALL_WELL = Surroundings(masters=[master("m1"), master("m2"), master("m3")], now_ms=NOW)
+
+
+def with_node(state: State, changed: Node) -> State:
+    """The state with one worker replaced."""
+    return replace(state, nodes=state.nodes.set(changed.id, changed))
+
+
+def test_nothing_is_said_when_all_is_well() -> None:
+    """A whole cluster has no problems and honest counts."""
+    response = cluster_pb2.GetStatusResponse()
+    fill_status(response, whole_cluster(), ALL_WELL)
+    assert list(response.problems) == []
+    assert dict(response.nodes_by_state) == {"active": 2}
+    assert (response.shards, response.shards_short_of_replicas, response.shards_unavailable) == (2, 0, 0)
+
+
+def test_an_unreachable_master_and_how_many_may_still_be_lost() -> None:
+    """One of three away: no further one may go; two away: nothing can be changed."""
+    one = replace(ALL_WELL, masters=[master("m1"), master("m2"), master("m3", "accepts no connection")])
+    assert problems(whole_cluster(), one) == [
+        "master m3 at m3.example:7101 is unreachable: accepts no connection",
+        "no further master may be lost; start the missing ones again",
+    ]
+    two = replace(ALL_WELL, masters=[master("m1"), master("m2", "x"), master("m3", "x")])
+    assert problems(whole_cluster(), two)[-1] == ("only 1 of 3 masters answer; nothing can be changed before 2 do")
+
+
+def test_a_suspect_worker_whose_shards_nobody_else_holds() -> None:
+    """The shards that cannot answer are named with the worker that has them, and how long it has been silent."""
+    state = with_node(whole_cluster(), node("w1", suspect_since_ms=WallMs(NOW - 3_000)))
+    assert problems(state, ALL_WELL) == [
+        "1 shard cannot answer: 1; no other worker has a whole copy, so start w1 again",
+        "worker w1 is suspect: it has not been heard for 3.0 s",
+    ]
+
+
+def test_too_few_replicas_and_why() -> None:
+    """Shards below their count are counted, and when there are too few workers that is said."""
+    state = whole_cluster()
+    alone = replace(state.shards[1], primary="w2", in_sync=("w2",))
+    state = replace(with_node(state, node("w1", NodeState.DOWN)), shards=state.shards.set(1, alone))
+    assert problems(state, ALL_WELL) == [
+        "1 shard has fewer than 2 in-sync replicas: 1; that takes 2 workers, and only 1 can receive",
+        "worker w1 is down since 60 s; start it again, or forget it with `clusterctl nodes remove w1`",
+    ]
+
+
+def test_a_worker_that_consul_does_not_report() -> None:
+    """A worker that is never admitted because of Consul says so, and whether Consul could be asked at all."""
+    state = with_node(whole_cluster(), node("w3", NodeState.JOINING))
+    asked = replace(ALL_WELL, uses_discovery=True, healthy=frozenset({"w1", "w2"}))
+    assert problems(state, asked) == [
+        "worker w3 waits to be admitted: Consul has not reported it healthy; "
+        "check that Consul reaches http://w3.example:7401/health"
+    ]
+    away = replace(ALL_WELL, uses_discovery=True, healthy=None)
+    assert problems(state, away) == ["worker w3 waits to be admitted: Consul cannot be asked whether it is healthy"]
+
+
+def test_jobs_without_owner_refusals_and_pauses() -> None:
+    """Orphaned jobs are named, the planner's refusals are passed on, and what is paused is remembered."""
+    state = whole_cluster()
+    orphan = replace(state.jobs["loop_01"], owner="")
+    state = replace(
+        state,
+        jobs=state.jobs.set("loop_01", orphan),
+        settings=ClusterSettings(replicas=2, rebalance_paused=True, cron_paused=True),
+    )
+    found = problems(state, replace(ALL_WELL, refusals=("shard 1 stays: no zone is free",)))
+    assert found[:2] == ["1 cron job has no owner: loop_01", "shard 1 stays: no zone is free"]
+    assert [sentence.split(" ")[0] for sentence in found[2:]] == ["rebalancing", "all"]
+
+
+def test_before_the_bootstrap() -> None:
+    """An empty state is a cluster that is still to be made, and nothing else is complained about."""
+    assert problems(State(), ALL_WELL) == ["the cluster has not been made yet; its first leader will do that"]
+
+
+def test_a_new_cluster_without_workers() -> None:
+    """Shards that nobody holds yet are one sentence, shortened, and the missing workers another."""
+    shards = {number: Shard(id=number, lo=number, hi=number + 1) for number in range(1, 9)}
+    state = State(cluster_id="c", settings=ClusterSettings(replicas=2), shards=Map(shards))
+    first, second = problems(state, ALL_WELL)
+    assert first.startswith("no worker holds 8 shards yet: 1, 2, 3, 4, 5 and 3 more;")
+    assert second.startswith("no worker is admitted;")
