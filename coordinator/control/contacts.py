@@ -80,3 +80,18 @@ class Contact:
             said.version,
             said.labels,
         ) or record.configured_weight != said.weight
+
+
+def farewell(contact: Contact, record: Node | None) -> tuple[str, bool]:
+    """Why a welcomed session must end, empty when it goes on; and whether the worker shall stay away."""
+    if record is None:
+        return "the worker was removed from the cluster", True
+    if record.incarnation != contact.incarnation:
+        return "another process registered with this worker's id", False
+    if record.state is NodeState.LEFT:
+        return "the worker has left the cluster", True
+    if record.state is NodeState.DOWN:
+        if contact.goodbye is not None:
+            return f"stopped: {contact.goodbye}", False
+        return "the session lease ended; say Hello again", False
+    return "", False

@@ -29,7 +29,7 @@ from __future__ import annotations
 from coordinator.api.v1 import command_pb2, session_pb2
 from coordinator.config import SessionSettings
 from coordinator.control.assignment import AssignmentIndex
-from coordinator.control.contacts import ADMITTED, REGISTERED, Contact, NodeLive
+from coordinator.control.contacts import ADMITTED, REGISTERED, Contact, NodeLive, farewell
 from coordinator.control.interface import (
     Action,
     Applied,
@@ -324,26 +324,11 @@ class Membership:
                 cluster_id=self._state.cluster_id,
             )
             return [SendToNode(session, session_pb2.OpenResponse(welcome=welcome))]
-        reason, final = self._farewell(contact, record)
+        reason, final = farewell(contact, record)
         if not reason:
             return []
         contact.session, contact.welcomed = None, False
         return [CloseSession(session, reason, final)]
-
-    @staticmethod
-    def _farewell(contact: Contact, record: Node | None) -> tuple[str, bool]:
-        """Why a welcomed session must end, empty when it goes on; and whether the worker shall stay away."""
-        if record is None:
-            return "the worker was removed from the cluster", True
-        if record.incarnation != contact.incarnation:
-            return "another process registered with this worker's id", False
-        if record.state is NodeState.LEFT:
-            return "the worker has left the cluster", True
-        if record.state is NodeState.DOWN:
-            if contact.goodbye is not None:
-                return f"stopped: {contact.goodbye}", False
-            return "the session lease ended; say Hello again", False
-        return "", False
 
     def _wanted(self, now: Monotonic, record: Node | None, contact: Contact | None) -> Wanted:
         if contact is not None and contact.session is not None and not contact.welcomed:
