@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -96,6 +98,21 @@ def test_a_killed_leader_is_replaced_and_nothing_is_forgotten(cluster: LocalClus
         20.0,
         "all masters answer",
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSIX's")
+def test_a_leader_that_hangs_does_not_hold_up_a_follower(cluster: LocalCluster) -> None:
+    """Calls that a follower passed on to a leader that was stopped go to the next one; the old one finds its place."""
+    leader = cluster.wait_leader()
+    followers = [master_id for master_id in cluster.master_ids if master_id != leader]
+    client = cluster.client(followers)
+    process_id = cluster.process(leader).process_id
+    assert process_id is not None
+    os.kill(process_id, signal.SIGSTOP)
+    assert client.get_status().leader_id in followers
+    os.kill(process_id, signal.SIGCONT)
+    wait_until(lambda: not any(master.problem for master in client.list_masters().masters), 20.0, "all masters answer")
+    assert client.get_status().leader_id in followers
 
 
 def test_all_masters_restarted_keep_the_state(cluster: LocalCluster) -> None:
