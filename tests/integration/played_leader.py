@@ -26,10 +26,13 @@ class PlayedSession:
         self._context = context
         self._messages: asyncio.Queue[session_pb2.OpenRequest] = asyncio.Queue()
         self._finish = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     async def say(self, **message: Any) -> None:
         """Sends one message to the worker."""
-        await self._context.write(session_pb2.OpenResponse(**message))
+        # A stream takes one write at a time; the test and the grants are two writers.
+        async with self._writing:
+            await self._context.write(session_pb2.OpenResponse(**message))
 
     async def next(self, kind: str) -> Any:
         """The next message of that kind from the worker; others before it are dropped."""
@@ -49,6 +52,9 @@ class PlayedSession:
         finish = asyncio.create_task(self._finish.wait())
         try:
             await asyncio.wait({reader, finish}, return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                # A fault of the test's own side must not look like a leader that hung up.
+                reader.result()
         finally:
             self.ended.set()
             for task in (reader, finish):

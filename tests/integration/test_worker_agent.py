@@ -433,7 +433,9 @@ async def start_process(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     for process in processes:
         if process.returncode is None:
             process.kill()
-            await process.communicate()
+            _, errors = await process.communicate()
+            # pytest shows it when the test failed.
+            sys.stderr.write(errors.decode("utf-8"))
 
 
 def write_config(directory: Path, *masters: PlayedMaster) -> str:
