@@ -114,9 +114,11 @@ class Daemon:
 
 def running_with(config: Path) -> Iterator[tuple[int, str]]:
     """Daemons on this machine that were started with this configuration: process and id of each."""
-    wanted = str(config)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             arguments = process.cmdline()
-            if wanted in arguments and "--id" in arguments[:-1] and process.status() != psutil.STATUS_ZOMBIE:
+            # A script shows as its interpreter, its path, and its arguments; other tools name the same file and id.
+            programs = {Path(argument).name.removesuffix(".exe") for argument in arguments[:2]}
+            is_ours = programs & {"coordinator", "worker-agent"} and str(config) in arguments
+            if is_ours and "--id" in arguments[:-1] and process.status() != psutil.STATUS_ZOMBIE:
                 yield process.pid, arguments[arguments.index("--id") + 1]
