@@ -13,7 +13,7 @@ from coordinator.api.v1 import types_pb2
 from coordinator.cli.events import event_text
 from coordinator.cli.nodes import nodes_table
 from coordinator.cli.status import status_text
-from coordinator.client import STALE, ClusterClient
+from coordinator.client import LINEARIZABLE, STALE, ClusterClient, Consistency
 from coordinator.model.errors import CoordinatorError
 from tools.lib.quickstart_cluster import QuickstartCluster
 
@@ -43,12 +43,26 @@ def screen(cluster: QuickstartCluster, client: ClusterClient) -> str:
     """The whole view at this moment."""
     parts = [f"warning: {line}" for line in cluster.died()]
     try:
-        parts.append(status_text(client.get_status(consistency=STALE)))
-        parts += ["", nodes_table(client.list_nodes(consistency=STALE).nodes), ""]
-        parts += [event_text(event) for event in client.stream_events(latest=EVENTS_SHOWN)]
+        parts += answers(client, LINEARIZABLE)
     except CoordinatorError as error:
-        parts.append(f"no answer: {error}")
+        # Without a leader one master's word has to do, and is called that.
+        parts.append(f"warning: {error}; what follows is what one master knows")
+        try:
+            parts += answers(client, STALE)
+        except CoordinatorError as nobody:
+            parts.append(f"no answer: {nobody}")
     return "\n".join(parts)
+
+
+def answers(client: ClusterClient, consistency: Consistency) -> list[str]:
+    """Status, workers and latest events."""
+    return [
+        status_text(client.get_status(consistency=consistency)),
+        "",
+        nodes_table(client.list_nodes(consistency=consistency).nodes),
+        "",
+        *(event_text(event) for event in client.stream_events(latest=EVENTS_SHOWN)),
+    ]
 
 
 def _watch_in_lines(cluster: QuickstartCluster, client: ClusterClient) -> None:
