@@ -5,7 +5,8 @@ Times are UTC with milliseconds. A record carries the cause id of what it belong
 cause("..."):` block, tasks started there included.
 
     2026-01-05T10:30:00.123Z INFO    w1 worker_agent.agent: launch loop_01 ended cause=cron/loop_01/4711
-    {"time":"2026-01-05T10:30:00.123Z","level":"info","daemon":"w1","logger":"worker_agent.agent","message":"...","cause":"..."}
+    {"time":"2026-01-05T10:30:00.123Z","level":"info","daemon":"w1","logger":"worker_agent.agent",
+     "message":"...","cause":"..."}
 """
 
 from __future__ import annotations
