@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import click
 
@@ -110,6 +111,16 @@ def ask_node(client: ClusterClient, node_id: str) -> cluster_pb2.NodeView:
     raise Refused(RefusalReason.NOT_FOUND, f"no worker is called {node_id!r}; `clusterctl nodes list` names them")
 
 
+def moves_in_short(moves: Sequence[cluster_pb2.PlannedMove]) -> str:
+    """How many moves there are, and to whom: "5 moves (2 at once): 3 to w2, 2 to w3"."""
+    targets = Counter(move.target or "nowhere" for move in moves)
+    if not targets:
+        return "nothing would move"
+    now = sum(move.within_budget for move in moves)
+    listed = ", ".join(f"{targets[target]} to {target}" for target in sorted(targets))
+    return f"{targets.total()} moves ({now} at once): {listed}"
+
+
 def left_on(client: ClusterClient, node_id: str) -> str | None:
     """What a worker that is being emptied still has, for people; None when it has nothing."""
     view = ask_node(client, node_id)
@@ -156,10 +167,13 @@ def show_node(session: Session, node: str) -> None:
 @nodes.command("drain")
 @click.argument("node", type=NODE)
 @click.option("--dry-run", is_flag=True, help="Change nothing; say whether it is safe, and which moves it would take.")
+@click.option("--moves", "show_moves", is_flag=True, help="With --dry-run: list every move.")
 @click.option("--wait", is_flag=True, help="Stay until the worker is empty, and show what is left.")
 @click.option("--wait-timeout", type=float, default=3600.0, show_default=True, help="Seconds to wait with --wait.")
 @pass_session
-def drain(session: Session, node: str, dry_run: bool, wait: bool, wait_timeout: float) -> int:
+def drain(
+    session: Session, node: str, dry_run: bool, show_moves: bool, wait: bool, wait_timeout: float
+) -> int:
     """Empty a worker: its shards and jobs move to the others, then it can be stopped.
 
     Every shard keeps its replica count all the time. A drain lasts until `nodes undrain`, also across a
@@ -167,8 +181,9 @@ def drain(session: Session, node: str, dry_run: bool, wait: bool, wait_timeout: 
 
     \b
     Examples:
-      clusterctl nodes drain w1 --dry-run    is it safe to take w1 out of service?
-      clusterctl nodes drain w1 --wait       empty it, and stay until it is
+      clusterctl nodes drain w1 --dry-run            is it safe to take w1 out of service?
+      clusterctl nodes drain w1 --dry-run --moves    and what would go where?
+      clusterctl nodes drain w1 --wait               empty it, and stay until it is
     """
     client = session.client()
     answer = client.drain_node(node, dry_run=dry_run)
@@ -176,9 +191,9 @@ def drain(session: Session, node: str, dry_run: bool, wait: bool, wait_timeout: 
     def text() -> str:
         lines = [paragraph(problem, "warning: ") for problem in answer.problems]
         if dry_run:
-            count = f"{len(answer.moves)} moves would empty it" if answer.moves else "nothing would move"
-            lines.append(f"{node} can be drained: {count}" if answer.safe else f"{node} cannot be drained now")
-            if answer.moves:
+            what = f"{node} can be drained" if answer.safe else f"{node} cannot be drained now"
+            lines.append(paragraph(f"{what}: {moves_in_short(answer.moves)}"))
+            if show_moves and answer.moves:
                 lines += ["", planned_moves_table(answer.moves)]
         elif not wait:
             lines.append(f"{node} is being drained; `clusterctl nodes show {node}` says what is left")

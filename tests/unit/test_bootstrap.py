@@ -157,7 +157,8 @@ def test_unknown_tool_is_a_usage_error() -> None:
 
 def test_lock_has_plain_pins_only() -> None:
     """Shows that neither this project nor anything with a place of its own gets into the lock file."""
-    frozen = ["# note", "-e /somewhere", "click==8.1.0", "fleet-coordinator @ file:///x", "fleet-coordinator==1", "yarl==2"]
+    own = ["fleet-coordinator @ file:///x", "fleet-coordinator==1"]
+    frozen = ["# note", "-e /somewhere", "click==8.1.0", *own, "yarl==2"]
     text = lock_text("".join(f"{line}\n" for line in frozen))
     pins = [line for line in text.splitlines() if not line.startswith("#")]
     assert pins == ["click==8.1.0", "yarl==2"]

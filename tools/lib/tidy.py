@@ -1,4 +1,4 @@
-"""Holds the line on sizes: lines of 120 columns, modules of 400 lines, functions of 70 (STYLE: what reads well).
+"""Holds the line on sizes: modules of 400 lines, test modules of 700, functions of 70. (ruff holds that of lines.)
 
 What is larger today may stay, in tools/data/tidy_ratchet.json, and may not grow: the ratchet turns one way only.
 `tidy.py --update` writes the file again; it never raises a number that is there.
@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RATCHET = ROOT / "tools" / "data" / "tidy_ratchet.json"
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
-LINE_COLUMNS_MAX = 120
+TEST_MODULE_LINES_MAX = 700
+"""Tests of one thing stay in one module; nobody reads that from the first line to the last."""
 FOLDERS = ("coordinator", "worker_agent", "tests", "tools")
 
 
@@ -28,13 +29,10 @@ def sources(root: Path) -> list[Path]:
 def measure(path: Path, name: str) -> dict[str, int]:
     """What is over its limit in one file: what it is, and how large it is."""
     text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
+    lines = len(text.splitlines())
     over: dict[str, int] = {}
-    if len(lines) > MODULE_LINES_MAX:
-        over[f"{name}: module"] = len(lines)
-    columns = max((len(line) for line in lines), default=0)
-    if columns > LINE_COLUMNS_MAX:
-        over[f"{name}: longest line"] = columns
+    if lines > (TEST_MODULE_LINES_MAX if name.startswith("tests/") else MODULE_LINES_MAX):
+        over[f"{name}: module"] = lines
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
             length = node.end_lineno - node.lineno + 1
@@ -45,9 +43,10 @@ def measure(path: Path, name: str) -> dict[str, int]:
 
 def violations(measured: dict[str, int], allowed: dict[str, int]) -> list[str]:
     """One line for everything that is larger than it may be."""
-    limits = f"limits: module {MODULE_LINES_MAX}, function {FUNCTION_LINES_MAX} lines, line {LINE_COLUMNS_MAX} columns"
+    limits = f"limits: module {MODULE_LINES_MAX}, test module {TEST_MODULE_LINES_MAX}, function {FUNCTION_LINES_MAX}"
     return [
-        f"{subject} has {size}" + (f", at most {allowed[subject]} is held" if subject in allowed else f" ({limits})")
+        f"{subject} has {size} lines"
+        + (f"; it had {allowed[subject]} and may not grow" if subject in allowed else f" ({limits})")
         for subject, size in sorted(measured.items())
         if size > allowed.get(subject, 0)
     ]
