@@ -46,7 +46,6 @@ APPENDS_IN_FLIGHT_MAX = 2
 COMMAND_BYTES_LIMIT = 8 << 20
 """No configuration may allow larger commands; half a frame."""
 
-
 Apply = Callable[[State, bytes, int, WallMs], Transition]
 
 
@@ -226,8 +225,11 @@ class Consensus:
                     return
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
-        before = self._engine.next_index(node)
+        before, last = self._engine.next_index(node), self._last_index
         self._engine.deliver(node, message)
+        # A new leader's shorter log took the place of entries that this one had made. Another master may still have
+        # them, and nobody will tell soon; of those that were overwritten the new entry's commit tells.
+        self._engine.end_commits(self._last_index + 1, last, FAIL_REASON.UNKNOWN_OUTCOME)
         if message["type"] == "next_node_idx" and message["success"] and not message["reset"]:
             # PySyncObj goes back to what was acknowledged, and would send again what is on its way.
             self._engine.set_next_index(node, max(before, self._engine.next_index(node)))
@@ -390,7 +392,7 @@ class Consensus:
         self._installed_index = snapshot.index
         self.state = snapshot.state
         self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
-        self._engine.end_commits_until(snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
+        self._engine.end_commits(0, snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
 
     def _term_at(self, index: int) -> int | None:
         """Term of the entry at `index`; None when the log does not hold it."""

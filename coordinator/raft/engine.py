@@ -183,11 +183,11 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         for request_id in sorted(waiting):
             waiting.pop(request_id)(None, reason)
 
-    def end_commits_until(self, index: int, reason: int) -> None:
-        """Ends all that wait for the commit of an entry up to `index`."""
+    def end_commits(self, first: int, last: int, reason: int) -> None:
+        """Ends all that wait for the commit of an entry from `first` to `last`."""
         commits = self._SyncObj__commandsWaitingCommit
-        for waiting_index in [waiting for waiting in sorted(commits) if waiting <= index]:
-            for _, callback in commits.pop(waiting_index):
+        for index in [index for index in sorted(commits) if first <= index <= last]:
+            for _, callback in commits.pop(index):
                 callback(None, reason)
 
     def forget(self, is_done: Callable[[Callback], bool]) -> None:

@@ -31,9 +31,10 @@ from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Apply, Consensus
 from coordinator.raft.journal import Journal
+from coordinator.raft.link import parse_address
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.snapshot import SnapshotStore
-from coordinator.raft.transport import PeerTransport, parse_address
+from coordinator.raft.transport import PeerTransport
 
 log = logging.getLogger(__name__)
 

@@ -22,169 +22,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
-from coordinator.raft.frames import (
-    FRAME_BYTES_MAX,
-    HELLO_BYTES_MAX,
-    KEEP_ALIVE,
-    PROTOCOL_VERSION,
-    FrameSplitter,
-    Message,
-    ProtocolViolation,
-    pack,
-    parse,
-    to_frame,
-    to_message,
-)
+from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
+from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress
 
-SEND_BYTES_MAX = 64 << 20
 CONGESTED_BYTES = 2 << 20
-HELLO_S_MAX = 2.0
 STRANGERS_MAX = 64
 REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a master's peer port is."""
-
-    id: str
-    host: str
-    port: int
-
-
-def parse_address(id: str, address: str) -> PeerAddress:
-    """Reads "host:port"; an IPv6 host stands in brackets. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ConfigError([f"peer address {address!r} of master {id} is not host:port"])
-    return PeerAddress(id, host.strip("[]"), int(port))
-
-
-class _Link(asyncio.Protocol):
-    """One connection, from the first byte to the last; `peer` is None until the other side's hello was right."""
-
-    def __init__(self, transport: PeerTransport, dialled: PeerAddress | None) -> None:
-        self._owner = transport
-        self._dialled = dialled
-        self._splitter = FrameSplitter(HELLO_BYTES_MAX)
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._hello_timer: asyncio.TimerHandle | None = None
-        self.peer: Node | None = None
-        self.transport: asyncio.Transport | None = None
-        self.closed = asyncio.get_running_loop().create_future()
-        self.received_at = 0.0
-        self.sent_at = 0.0
-
-    @property
-    def name(self) -> str:
-        """The other side, for people."""
-        where = self.transport.get_extra_info("peername") if self.transport else None
-        address = f"{where[0]}:{where[1]}" if isinstance(where, tuple) else "an unknown address"
-        known = self.peer.id if self.peer else self._dialled.id if self._dialled else ""
-        return f"{known} at {address}" if known else address
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes that were sent to it but did not leave this process yet."""
-        return self._pending_bytes + (self.transport.get_write_buffer_size() if self.transport else 0)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio.Transport, though they have its methods.
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
-        self.received_at = self.sent_at = self._owner.loop.time()
-        if not self._owner.admit(self):
-            self.cut("too many connections that have not said who they are")
-            return
-        self._hello_timer = self._owner.loop.call_later(HELLO_S_MAX, self._expire_hello)
-        if self._dialled:
-            self.write(pack(self._owner.hello(self._dialled.id)))
-
-    def data_received(self, data: bytes) -> None:
-        self.received_at = self._owner.loop.time()
-        try:
-            for body in self._splitter.feed(data):
-                if self.closed.done():
-                    return
-                if self.peer is None:
-                    self._take_hello(parse(body))
-                elif body and (message := to_message(parse(body))) is not None:
-                    self._owner.deliver(self.peer, message)
-        except ProtocolViolation as violation:
-            self.cut(str(violation))
-        except Exception as error:
-            # Not the peer's fault: the engine or the disk failed while it took the message in.
-            self._owner.on_failure(error)
-            return
-        self._owner.on_activity()
-
-    def _take_hello(self, frame: peer_pb2.PeerFrame) -> None:
-        if frame.WhichOneof("message") != "hello":
-            raise ProtocolViolation("its first frame is no hello")
-        node = self._owner.check_hello(frame.hello, self._dialled.id if self._dialled else None)
-        self._splitter.bytes_max = FRAME_BYTES_MAX
-        if self._hello_timer:
-            self._hello_timer.cancel()
-        if not self._dialled:
-            self.write(pack(self._owner.hello(node.id)))
-        self.peer = node
-        self._owner.established(self)
-
-    def _expire_hello(self) -> None:
-        self.cut(f"no hello within {HELLO_S_MAX:g} s")
-
-    def write(self, data: bytes) -> None:
-        """Sends with what else is sent in this turn of the event loop."""
-        if not self._pending:
-            self._owner.loop.call_soon(self._flush)
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-
-    def _flush(self) -> None:
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_bytes = 0
-        if self.transport and not self.transport.is_closing():
-            self.transport.write(data)
-            self.sent_at = self._owner.loop.time()
-
-    def cut(self, why: str) -> None:
-        """Ends the connection because of the peer, with one line in the log."""
-        if not self.closed.done():
-            log.warning("%s: cut the connection to master %s: %s", self._owner.self_id, self.name, why)
-        self.end()
-
-    def end(self) -> None:
-        """Ends the connection at once."""
-        if self.transport:
-            self.transport.abort()
-        self._ended()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._ended()
-
-    def _ended(self) -> None:
-        if self.closed.done():
-            return
-        self.closed.set_result(None)
-        if self._hello_timer:
-            self._hello_timer.cancel()
-        self._owner.ended(self)
 
 
 class PeerTransport(Transport):  # type: ignore[misc]
@@ -218,10 +75,13 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self._incarnation = uuid.uuid4().hex
         self._ssl_server = ssl_server
         self._ssl_client = ssl_client
-        self._server: asyncio.Server | None = None
-        self._dialers: list[asyncio.Task[None]] = []
-        self._links: dict[str, _Link] = {}
-        self._strangers: set[_Link] = set()
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
+        self._arriving: set[socket.socket] = set()
+        self._links: dict[str, Link] = {}
+        self._strangers: set[Link] = set()
+        self._open: set[Link] = set()
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -232,37 +92,73 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.loop = asyncio.get_running_loop()
         own = self._own
         try:
-            self._server = await self.loop.create_server(
-                lambda: _Link(self, None), own.host, own.port, ssl=self._ssl_server, start_serving=False
-            )
+            infos = await self.loop.getaddrinfo(own.host, own.port, type=socket.SOCK_STREAM)
+            family, _, _, _, address = infos[0]
+            self._listener = socket.create_server(address[:2], family=family, backlog=STRANGERS_MAX)
         except OSError as error:
             problem = f"peer port {own.host}:{own.port} of master {own.id} cannot be used: {error.strerror or error}"
             raise ConfigError([f"{problem}; stop what uses it or change peer_address"]) from None
+        self._listener.setblocking(False)
 
     async def open(self) -> None:
         """Starts to answer and to dial."""
-        assert self._server is not None
-        await self._server.start_serving()
+        assert self._listener is not None
         self._checked_at = self.loop.time()
+        self._accepting = self._spawn(self._accept(self._listener))
         for peer in self._peers:
             if self.self_id > peer.id:
-                self._dialers.append(self.loop.create_task(self._dial(peer), name=f"dial {peer.id}"))
+                self._spawn(self._dial(peer))
 
     async def close(self) -> None:
         """Ends everything; safe to call twice."""
         self._is_stopped = True
-        for dialer in self._dialers:
-            dialer.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
-        self._dialers.clear()
-        for link in [*self._links.values(), *self._strangers]:
+        if self._listener is not None:
+            # Where the system allows it, `_accept` ends by this; a cancelled one may drop a socket that it just got.
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+                if self._accepting is not None:
+                    await asyncio.wait([self._accepting], timeout=0.05)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        while self._arriving:
+            self._arriving.pop().close()
+        for link in list(self._open):
             link.end()
-        if self._server:
-            self._server.close()
-            # Connections that were accepted but not yet made into links end with the server.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 1.0)
-            self._server = None
+        if self._open:
+            await asyncio.wait([link.lost for link in self._open], timeout=1.0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio's Server: what that has accepted when it is closed it leaves open (Python 3.11).
+        while True:
+            try:
+                connection, _ = await self.loop.sock_accept(listener)
+            except OSError as error:
+                if self._is_stopped:
+                    return
+                log.error("%s: cannot accept connections: %s", self.self_id, error)
+                await asyncio.sleep(REDIAL_S_MAX)
+                continue
+            self._arriving.add(connection)
+            self._spawn(self._welcome(connection))
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(HELLO_S_MAX):
+                await self.loop.connect_accepted_socket(lambda: Link(self, None), connection, ssl=self._ssl_server)
+        except (OSError, TimeoutError) as error:
+            log.warning("%s: a connection failed before it said a word: %s", self.self_id, error)
+            connection.close()
+        self._arriving.discard(connection)
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
@@ -272,7 +168,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
                     _, link = await self.loop.create_connection(
-                        lambda: _Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
+                        lambda: Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
                     )
             except (OSError, TimeoutError) as error:
                 problem = str(error) or type(error).__name__
@@ -331,14 +227,22 @@ class PeerTransport(Transport):  # type: ignore[misc]
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but {wanted} is expected")
         return node
 
-    def admit(self, link: _Link) -> bool:
+    def opened(self, link: Link) -> None:
+        """A socket is open; `close` waits for its end."""
+        self._open.add(link)
+
+    def forget(self, link: Link) -> None:
+        """A socket is closed."""
+        self._open.discard(link)
+
+    def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there are too many or the transport is closed."""
         if self._is_stopped or len(self._strangers) >= STRANGERS_MAX:
             return False
         self._strangers.add(link)
         return True
 
-    def established(self, link: _Link) -> None:
+    def established(self, link: Link) -> None:
         """The other side is known now."""
         assert link.peer is not None
         self._strangers.discard(link)
@@ -350,7 +254,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         log.info("%s: connected to master %s", self.self_id, link.name)
         self._onNodeConnected(link.peer)
 
-    def ended(self, link: _Link) -> None:
+    def ended(self, link: Link) -> None:
         """A connection is no more."""
         self._strangers.discard(link)
         if link.peer is not None and self._links.get(link.peer.id) is link:
