@@ -18,12 +18,18 @@ Order rules:
    could otherwise commit what the follower no longer has.
 6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
    heartbeat goes regardless. Nothing but heartbeats to a follower whose connection is congested.
+7. "Committed" means on the disks of a majority. A step begins with one sync for all that came in since the last
+   one (group commit). Only then do the answers leave that acknowledge it, and only then does PySyncObj count, so
+   the leader's own entry counts once it is synced too. Appends leave before the leader's sync: the followers'
+   disks work at the same time as its own.
+8. Who may stand, vote and rely on leading is elections.py's.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from pysyncobj import FAIL_REASON
 from pysyncobj.node import Node
@@ -33,7 +39,8 @@ from coordinator.config import RaftSettings
 from coordinator.machine.state import State, Transition
 from coordinator.model import WallMs
 from coordinator.model.errors import Damaged
-from coordinator.raft.engine import Callback, Links, SyncEngine
+from coordinator.raft.elections import Elections, Protections
+from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
@@ -53,6 +60,22 @@ class ApplyFailed(Exception):
     """The machine raised, which it never may; the entry would fail on every master, so nothing goes on here."""
 
 
+class _Outbox:
+    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election."""
+
+    def __init__(self, consensus: Consensus, links: Links) -> None:
+        self._consensus = consensus
+        self._links = links
+
+    def send(self, node: Node, message: Message) -> bool:
+        if message["type"] == "request_vote":
+            message["is_transfer"] = self._consensus.elections.is_transfer
+        return self._links.send(node, message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._links, name)
+
+
 class Consensus:
     """`step` and `receive` are called; nothing runs by itself.
 
@@ -70,8 +93,10 @@ class Consensus:
         settings: RaftSettings,
         wall_ms: Callable[[], WallMs],
         rng: random.Random,
+        protections: Protections | None = None,
     ) -> None:
         self._transport = transport
+        self._protections = protections or Protections()
         self._journal = journal
         self._snapshots = snapshots
         self._apply = apply
@@ -87,7 +112,12 @@ class Consensus:
         self._has_caught_up = False
         others = [transport.nodes[id] for id in sorted(transport.nodes)]
         self._others = others
-        self._engine = SyncEngine(self, transport.self_id, others, settings, transport)
+        self._held: list[tuple[Node, Message]] = []
+        """Answers that wait for the disk."""
+        self._answering_us = 0
+        """`sent_at_us` of the append that is being taken in."""
+        self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
+        self.elections = Elections(self._engine, others, settings, self._protections, transport.send)
         self._take_over()
 
     def _take_over(self) -> None:
@@ -161,8 +191,14 @@ class Consensus:
 
     @property
     def wants_step(self) -> bool:
-        """True when another step would do something without any message; so it is where a master is alone."""
-        return not self._others and self.is_raft_leader and self.commit_index < self._last_index
+        """True when another step would do something without any message: sync, or commit where a master is alone."""
+        is_alone = not self._others and self.is_raft_leader and self.commit_index < self._last_index
+        return bool(self._held) or self._journal.is_dirty or is_alone
+
+    @property
+    def has_lease(self) -> bool:
+        """True for a leader whose `state` shows everything that was acknowledged anywhere, at this moment."""
+        return self.leads_whole and self.elections.has_lease()
 
     @property
     def _last_index(self) -> int:
@@ -173,13 +209,23 @@ class Consensus:
         self._engine._applyCommand(payload, callback)
 
     def step(self) -> None:
-        """Elects, commits, applies, appends and sends, as far as it is time to."""
+        """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
+        self._make_durable()
+        self.elections.advance()
         self._engine.doTick(0.0)
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
         elif self._engine._getLeader() is not None:
             self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
+
+    def _make_durable(self) -> None:
+        """Order rule 7."""
+        if self._journal.is_dirty and self._protections.syncs_before_answering:
+            self._journal.sync()
+        held, self._held = self._held, []
+        for node, message in held:
+            self._transport.send(node, message)
 
     def take_transitions(self) -> list[Transition]:
         """What was applied since the last call, in order. A whole new state is a Transition without changes."""
@@ -195,6 +241,8 @@ class Consensus:
         reasons: list[int] = []
         target = None if target_id is None else Node(target_id)
         self._engine.transferLeadership(target, lambda _, reason: reasons.append(reason))
+        if reasons[0] == FAIL_REASON.SUCCESS:
+            self.elections.transfer_asked()
         return reasons[0]
 
     def write_snapshot(self) -> None:
@@ -212,8 +260,11 @@ class Consensus:
         """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
         match message["type"]:
             case "append_entries":
+                self._answering_us = message["sent_at_us"]
                 if message["term"] < self.term:
+                    self.answer_append(node, False, None, False)
                     return
+                self.elections.heard_leader()
                 self._leader_commit_index = message["commit_index"]
                 if "serialized" in message:
                     # The commit index is beyond anything that a chunk shows of our own log.
@@ -223,6 +274,14 @@ class Consensus:
             case "next_node_idx":
                 if not self._take_answer(node, message):
                     return
+            case "request_vote" if not self.elections.may_vote(message):
+                return
+            case "pre_vote":
+                self.elections.take_pre_vote(node, message)
+                return
+            case "pre_vote_answer":
+                self.elections.take_pre_vote_answer(node, message)
+                return
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
@@ -256,11 +315,14 @@ class Consensus:
         message["commit_index"] = min(message["commit_index"], previous + len(entries))
 
     def _take_answer(self, node: Node, message: Message) -> bool:
-        if message["term"] != self.term or not self.is_raft_leader:
+        if message["term"] > self.term:
+            self._engine.become_follower(message["term"])
+        if not self.is_raft_leader or (message["term"] != self.term and self._protections.checks_term_of_answers):
             return False
         if message["success"] and not 1 <= message["next_node_idx"] <= self._last_index + 1:
             raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
         self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
+        self.elections.answered(node, message["sent_at_us"])
         return True
 
     def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
@@ -347,12 +409,18 @@ class Consensus:
                 "entries": entries,
                 "prevLogIdx": next_index - 1,
                 "prevLogTerm": self._term_at(next_index - 1),
+                "sent_at_us": round(now_s() * 1e6),
             },
         )
 
     def _send_snapshot(self, node: Node) -> None:
         """Sends chunks until the connection has enough; a heartbeat goes also when there is no chunk."""
-        message: Message = {"type": "append_entries", "term": self.term, "commit_index": self.commit_index}
+        message: Message = {
+            "type": "append_entries",
+            "term": self.term,
+            "commit_index": self.commit_index,
+            "sent_at_us": round(now_s() * 1e6),
+        }
         while True:
             chunk = self._snapshots.getTransmissionData(node)
             if not self._transport.send(node, message | {"serialized": chunk}) or chunk is None:
@@ -369,19 +437,18 @@ class Consensus:
             next_index = self._installed_index + 1
         elif next_index is None:
             next_index = self._last_index + 1
-        elif reset and next_index <= self._last_index:
+        elif reset and next_index <= self._last_index and self._protections.resumes_at_commit:
             # Another term at this place: everything up to the commit index is the same, so resume there at once.
             next_index = self.commit_index + 1
-        self._transport.send(
-            node,
-            {
-                "type": "next_node_idx",
-                "next_node_idx": next_index,
-                "reset": reset,
-                "success": success,
-                "term": self.term,
-            },
-        )
+        answer: Message = {
+            "type": "next_node_idx",
+            "next_node_idx": next_index,
+            "reset": reset,
+            "success": success,
+            "term": self.term,
+            "sent_at_us": self._answering_us,
+        }
+        self._held.append((node, answer))
 
     def install_received(self) -> None:
         """Takes over the snapshot that the store has received, checked and put in place."""

@@ -29,6 +29,15 @@ Callback = Callable[[command_pb2.CommandResult | None, int], None]
 """Called once with (result, FAIL_REASON): the result is None unless the reason is SUCCESS."""
 
 
+LEADER = 2
+"""PySyncObj's number of that role."""
+
+
+def now_s() -> float:
+    """The monotonic clock that PySyncObj reads, in seconds."""
+    return float(pysyncobj.syncobj.monotonicTime())
+
+
 class Links(Protocol):
     """What carries messages: PeerTransport, or a simulated network. Also a `pysyncobj.transport.Transport`."""
 
@@ -142,11 +151,43 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
 
     def heartbeat_after(self, seconds: float) -> None:
         """When `replicate` is to be called as heartbeat again."""
-        self._SyncObj__newAppendEntriesTime = pysyncobj.syncobj.monotonicTime() + seconds
+        self._SyncObj__newAppendEntriesTime = now_s() + seconds
+
+    def has_election_due(self) -> bool:
+        """True when PySyncObj would stand for election at its next tick."""
+        is_due = self._SyncObj__raftElectionDeadline < now_s()
+        return is_due and self.role_number() != LEADER and bool(self._SyncObj__connectedNodes)
+
+    def is_transfer_target(self) -> bool:
+        """True while the leader's request to take over is being followed."""
+        return bool(self._SyncObj__transferInProgress)
+
+    def postpone_election(self) -> None:
+        """Waits another election timeout, without a leader: who waits for one is told that there is none."""
+        self._SyncObj__raftElectionDeadline = now_s() + self._hooks.election_timeout_s()
+        self._SyncObj__raftLeader = None
+        self.end_replies(FAIL_REASON.LEADER_CHANGED)
+
+    def stand_for_election(self) -> None:
+        """Has PySyncObj stand for election at its next tick."""
+        self._SyncObj__raftElectionDeadline = 0.0
+
+    def become_follower(self, term: int) -> None:
+        """Gives up what it was; a later term is taken over without a vote in it."""
+        if term > self.raftCurrentTerm:
+            self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(0)
+        self._SyncObj__raftLeader = None
+        self._SyncObj__raftElectionDeadline = now_s() + self._hooks.election_timeout_s()
 
     def role_number(self) -> int:
         """0 follower, 1 candidate, 2 leader."""
         return int(self._SyncObj__raftState)
+
+    def last_entry(self) -> tuple[int, int]:
+        """Index and term of the last entry of the log."""
+        _, index, term = self._SyncObj__raftLog[-1]
+        return int(index), int(term)
 
     def no_op_index(self) -> int:
         """Index of the entry with which this leader began."""

@@ -96,6 +96,7 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     previous_log_index=message["prevLogIdx"],
                     previous_log_term=message["prevLogTerm"],
                     entries=entries,
+                    sent_at_us=message["sent_at_us"],
                 )
             )
         case "next_node_idx":
@@ -105,6 +106,7 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     reset=message["reset"],
                     success=message["success"],
                     term=message["term"],
+                    sent_at_us=message["sent_at_us"],
                 )
             )
         case "request_vote":
@@ -113,6 +115,21 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     term=message["term"],
                     last_log_index=message["last_log_index"],
                     last_log_term=message["last_log_term"],
+                    is_transfer=message["is_transfer"],
+                )
+            )
+        case "pre_vote":
+            return peer_pb2.PeerFrame(
+                pre_vote=peer_pb2.PreVote(
+                    term=message["term"],
+                    last_log_index=message["last_log_index"],
+                    last_log_term=message["last_log_term"],
+                )
+            )
+        case "pre_vote_answer":
+            return peer_pb2.PeerFrame(
+                pre_vote_answer=peer_pb2.PreVoteAnswer(
+                    term=message["term"], is_granted=message["is_granted"], voter_term=message["voter_term"]
                 )
             )
         case "response_vote":
@@ -136,15 +153,14 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
 
 
 def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
-    chunk = message["serialized"]
-    if not chunk:
-        return peer_pb2.InstallSnapshot(
-            term=message["term"], commit_index=message["commit_index"], is_empty=True
-        )
-    data, is_first, is_last = chunk
-    return peer_pb2.InstallSnapshot(
-        term=message["term"], commit_index=message["commit_index"], data=data, is_first=is_first, is_last=is_last
+    frame = peer_pb2.InstallSnapshot(
+        term=message["term"], commit_index=message["commit_index"], sent_at_us=message["sent_at_us"]
     )
+    if message["serialized"]:
+        frame.data, frame.is_first, frame.is_last = message["serialized"]
+    else:
+        frame.is_empty = True
+    return frame
 
 
 def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
@@ -161,6 +177,7 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "prevLogIdx": append.previous_log_index,
                 "prevLogTerm": append.previous_log_term,
                 "entries": [(entry.command, entry.index, entry.term) for entry in append.entries],
+                "sent_at_us": append.sent_at_us,
             }
         case "install_snapshot":
             chunk = frame.install_snapshot
@@ -169,6 +186,7 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "term": chunk.term,
                 "commit_index": chunk.commit_index,
                 "serialized": None if chunk.is_empty else (chunk.data, chunk.is_first, chunk.is_last),
+                "sent_at_us": chunk.sent_at_us,
             }
         case "next_node_index":
             answer = frame.next_node_index
@@ -178,6 +196,7 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "reset": answer.reset,
                 "success": answer.success,
                 "term": answer.term,
+                "sent_at_us": answer.sent_at_us,
             }
         case "request_vote":
             request = frame.request_vote
@@ -186,6 +205,23 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "term": request.term,
                 "last_log_index": request.last_log_index,
                 "last_log_term": request.last_log_term,
+                "is_transfer": request.is_transfer,
+            }
+        case "pre_vote":
+            asked = frame.pre_vote
+            return {
+                "type": "pre_vote",
+                "term": asked.term,
+                "last_log_index": asked.last_log_index,
+                "last_log_term": asked.last_log_term,
+            }
+        case "pre_vote_answer":
+            told = frame.pre_vote_answer
+            return {
+                "type": "pre_vote_answer",
+                "term": told.term,
+                "is_granted": told.is_granted,
+                "voter_term": told.voter_term,
             }
         case "response_vote":
             return {"type": "response_vote", "term": frame.response_vote.term}

@@ -5,12 +5,12 @@ the middle loses acknowledged entries, and it truncates whenever an append overl
 
 What is kept, and in which order:
 
-1. A record is handed to the operating system before `add` returns, thus before any acknowledgement leaves: a
-   killed process loses nothing. A power cut can lose what the kernel had not written back. Known gap: group
-   commit, an fsync before acknowledgements leave, belongs at `Journal.sync` and is not there yet.
+1. A record is handed to the operating system before `add` returns, so a killed process loses nothing. It is safe
+   from a power cut once `sync` has returned; consensus.py calls that once per step, for all that came in since the
+   last one, before anything is acknowledged or counted.
 2. Truncation happens only on a real conflict: another term at the same index (Raft, figure 2, receiver rules
    3 and 4). So `deleteEntriesFrom`, which PySyncObj calls on every overlap, does nothing, and `add` truncates.
-   What follows from that for the commit index is in engine.py.
+   What follows from that for the commit index is in consensus.py.
 3. Entries go only after the snapshot that holds them is on disk (`deleteEntriesTo`), by whole segments; a
    segment is never rewritten. What a kept segment still holds of older entries is cut in memory at the next
    start (`align`).
@@ -29,6 +29,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +49,8 @@ _RECORD_HEADER = struct.Struct(">IIQQ")
 _MAGIC = b"FCJRNL"
 _VERSION = 1
 _ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
+
+_fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +114,8 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self._descriptor = -1
         self.size_bytes = 0
         """Bytes of the commands in the log."""
+        self.is_dirty = False
+        """True while something is in the files that `sync` has not made durable."""
         self._vote = _VoteFile(directory / "vote.json", owner)
         self._load()
 
@@ -176,7 +181,8 @@ class Journal(JournalInterface):  # type: ignore[misc]
     def sync(self) -> None:
         """Makes all that was added durable against a power cut."""
         if self._descriptor >= 0:
-            os.fsync(self._descriptor)
+            _fdatasync(self._descriptor)
+        self.is_dirty = False
 
     # Term, vote, commit index
 
@@ -207,6 +213,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
         if not self._segments or self._segments[-1].size_bytes >= self._segment_bytes_max:
             self._start_segment(index)
         segment = self._segments[-1]
+        self.is_dirty = True
         tail = struct.pack(">IQQ", len(command), index, term) + command
         record = zlib.crc32(tail).to_bytes(4, "big") + tail
         view = memoryview(record)
@@ -236,6 +243,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self.size_bytes -= sum(len(entry[0]) for entry in removed)
 
     def _cut_segment(self, segment: _Segment, records: int) -> None:
+        self.is_dirty = True
         if records < len(segment.offsets):
             segment.size_bytes = segment.offsets[records]
             del segment.offsets[records:]

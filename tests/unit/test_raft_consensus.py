@@ -159,7 +159,7 @@ def test_stale_acknowledgement_does_not_count(tmp_path: Path) -> None:
         net.propose(leader, "pending")
         master.step()
         last = before + 1
-        stale = {"type": "next_node_idx", "next_node_idx": last + 1, "reset": False, "success": True}
+        stale = {"type": "next_node_idx", "next_node_idx": last + 1, "reset": False, "success": True, "sent_at_us": 0}
         for id in followers(net, leader):
             net.queue(leader, id).clear()
             master.receive(Node(id), stale | {"term": master.term - 1})
@@ -174,7 +174,7 @@ def test_acknowledgement_beyond_the_log_is_a_violation(tmp_path: Path) -> None:
     """A peer that acknowledges what was never sent is cut off; it could commit anything."""
     with network(tmp_path) as net:
         master = net.masters[net.elect()]
-        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "term": master.term}
+        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "term": master.term, "sent_at_us": 0}
         with pytest.raises(ProtocolViolation, match="beyond the log"):
             master.receive(Node(followers(net, "")[0]), answer)
 
@@ -193,6 +193,7 @@ def test_only_commands_are_taken_from_peers(tmp_path: Path, kind: bytes) -> None
         master = net.masters[asked]
         append = {
             "type": "append_entries",
+            "sent_at_us": 0,
             "term": master.term,
             "commit_index": master.commit_index,
             "prevLogIdx": master.commit_index,
@@ -212,7 +213,7 @@ def test_commit_index_covers_only_what_an_append_showed(tmp_path: Path) -> None:
         master = net.masters[asked]
         commit, term = master.commit_index, master.term
         tail = [(stamp(command("tail").SerializeToString(), net.clocks[asked].wall_ms()), commit + 1, term)]
-        append = {"type": "append_entries", "term": term, "prevLogIdx": commit, "prevLogTerm": term}
+        append = {"type": "append_entries", "sent_at_us": 0, "term": term, "prevLogIdx": commit, "prevLogTerm": term}
         master.receive(Node(leader), append | {"entries": tail, "commit_index": commit})
         assert last_message(net, asked, leader)["next_node_idx"] == commit + 2
         master.receive(Node(leader), append | {"entries": [], "commit_index": commit + 1})
@@ -233,6 +234,7 @@ def test_leader_that_contradicts_committed_entries_stops_the_follower(tmp_path: 
         master = net.masters[asked]
         append = {
             "type": "append_entries",
+            "sent_at_us": 0,
             "term": master.term + 1,
             "commit_index": 1,
             "prevLogIdx": 1,
