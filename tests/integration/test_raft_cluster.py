@@ -382,6 +382,19 @@ async def test_hostile_bytes_cut_the_connection(
         await masters.nodes["m1"].propose(command("still here"))
 
 
+async def test_silent_master_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that said hello and then vanished without closing is noticed within two election timeouts."""
+    async with cluster(tmp_path) as masters:
+        await masters.leader()
+        await masters.stop("m2")
+        reader, writer = await connect(masters.masters[0].peer_address)
+        writer.write(hello())
+        await until(lambda: "m2" in masters.nodes["m1"].status().connected_peers)
+        await until_cut(reader)
+        writer.close()
+        assert "silent for 1.2 s" in caplog.text
+
+
 async def test_silent_stranger_is_cut_off(tmp_path: Path) -> None:
     """Who connects and says nothing does not stay."""
     async with cluster(tmp_path) as masters:
