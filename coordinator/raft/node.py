@@ -213,6 +213,11 @@ class RaftNode:
         return self._told_term is not None
 
     @property
+    def has_lease(self) -> bool:
+        """True while this master is certain that nobody else leads; then `state`, read at once, is linearizable."""
+        return self._consensus is not None and self._consensus.has_lease
+
+    @property
     def leader_id(self) -> str | None:
         """Who leads, as far as this master knows."""
         return self._consensus.leader_id if self._consensus else None
@@ -280,6 +285,14 @@ class RaftNode:
         raises; as a barrier changes nothing, calling again is always safe.
         """
         await self._proposals.barrier(timeout_s)
+
+    async def read_barrier(self, timeout_s: float | None = None) -> None:
+        """Afterwards `state`, read before the next `await`, shows everything that was acknowledged before the call.
+
+        Free on a leader with a lease, else as dear as `barrier`, and raising the same.
+        """
+        if not self.has_lease:
+            await self.barrier(timeout_s)
 
     async def transfer_leadership(self, target_id: str | None) -> None:
         """Hands the leadership to a follower that has the whole log, or to the best one; returns when it is gone.

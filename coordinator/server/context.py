@@ -1,7 +1,7 @@
 """What every servicer of a master needs, and what every call does: read the state, propose a command.
 
-Consistency: a linearizable read waits for a barrier, which the leader answers only while a majority follows it, and
-then reads this master's own state. A stale read takes that state as it is.
+Consistency: a linearizable read takes this master's own state, at once on a leader with a lease, else after a barrier,
+which commits only while a majority follows the leader. A stale read takes that state as it is.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MasterContext:
         """The state as fresh as asked for. Raises NoLeader or TimedOut when that cannot be had in time."""
         if consistency != cluster_pb2.CONSISTENCY_STALE:
             await self.wait_for_leader(min(LEADER_WAIT_S, time_left_s(call)))
-            await self.raft.barrier(time_left_s(call))
+            await self.raft.read_barrier(time_left_s(call))
         return self.raft.state
 
     async def submit(self, command: command_pb2.Command, request_id: str, call: Call) -> command_pb2.Applied:

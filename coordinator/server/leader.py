@@ -5,7 +5,7 @@ Order rules:
   from everything that was ever acknowledged, and never act for a term that is over.
 - Events are taken one at a time, in the order in which they happened; what an action causes waits its turn. Nothing
   runs inside the callbacks of Raft, so a slow controller delays no log entry.
-- A lease is granted only while Raft says that this master leads and a majority of the masters is connected to it.
+- A lease is granted only while this master has one itself: a majority has lately answered that it leads.
 - A controller that raises has a bug, and its view may be wrong: the master says so and stops, another one takes over.
   Going on, or hiding it, would leave shards without anybody who decides for them.
 """
@@ -242,7 +242,9 @@ class LeaderDriver:
                 self._proposals.add(task)
                 task.add_done_callback(self._proposals.discard)
             case interface.SendToNode():
-                if not action.message.HasField("lease_grant") or self._may_grant():
+                # Without its own lease this master may have been deposed, and the new leader counts on it that no
+                # worker gets another lease from here.
+                if not action.message.HasField("lease_grant") or self._raft.has_lease:
                     self._hub.send(action.session, action.message)
             case interface.SendAssignment():
                 self._hub.send_assignment(action.session)
@@ -255,10 +257,6 @@ class LeaderDriver:
                 self._hub.close(action.session, action.reason, action.final)
             case _:
                 assert_never(action)
-
-    def _may_grant(self) -> bool:
-        masters = len(self._config.masters)
-        return self._raft.is_leader and len(self._raft.status().connected_peers) + 1 > masters // 2
 
     def _build_assignment(self, node_id: str) -> session_pb2.Assignment:
         if self.control is None:

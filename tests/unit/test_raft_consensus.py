@@ -174,9 +174,9 @@ def test_acknowledgement_beyond_the_log_is_a_violation(tmp_path: Path) -> None:
     """A peer that acknowledges what was never sent is cut off; it could commit anything."""
     with network(tmp_path) as net:
         master = net.masters[net.elect()]
-        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "term": master.term, "sent_at_us": 0}
+        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "sent_at_us": 0}
         with pytest.raises(ProtocolViolation, match="beyond the log"):
-            master.receive(Node(followers(net, "")[0]), answer)
+            master.receive(Node(followers(net, "")[0]), answer | {"term": master.term})
 
 
 @pytest.mark.parametrize("kind", [b"\x01", b"\x02", b"\x03", b"", b"\x00short"])
@@ -215,8 +215,10 @@ def test_commit_index_covers_only_what_an_append_showed(tmp_path: Path) -> None:
         tail = [(stamp(command("tail").SerializeToString(), net.clocks[asked].wall_ms()), commit + 1, term)]
         append = {"type": "append_entries", "sent_at_us": 0, "term": term, "prevLogIdx": commit, "prevLogTerm": term}
         master.receive(Node(leader), append | {"entries": tail, "commit_index": commit})
+        master.step()
         assert last_message(net, asked, leader)["next_node_idx"] == commit + 2
         master.receive(Node(leader), append | {"entries": [], "commit_index": commit + 1})
+        master.step()
         assert master.commit_index == commit
         assert last_message(net, asked, leader)["next_node_idx"] == commit + 1
         master.receive(Node(leader), append | {"entries": tail, "commit_index": commit + 1})
