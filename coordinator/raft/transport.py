@@ -13,20 +13,20 @@ follower is not dropped for being slow. Frames of one turn of the event loop go 
 A peer that vanished without a word is noticed by silence: every link carries something at least every
 quarter of `idle_s`, if need be a frame of length 0, and one that was silent for `idle_s` is closed.
 
-The two `ssl` parameters are the seam for mutual TLS; the check of a peer's certificate against its hello
-belongs into `check_hello`.
+Under mutual TLS both sides show a certificate of the cluster's authority. Who dials checks the peer's name in the
+handshake; `check_hello` holds the hello of either side to its certificate: role master, this cluster, that id. A
+stranger's 2 s and its place among the 64 begin with the connection, so the handshake is within both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import ssl
+import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
@@ -34,23 +34,22 @@ from pysyncobj.transport import Transport
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
 from coordinator.raft.frames import (
-    FRAME_BYTES_MAX,
-    HELLO_BYTES_MAX,
     KEEP_ALIVE,
     PROTOCOL_VERSION,
-    FrameSplitter,
     Message,
     ProtocolViolation,
     pack,
-    parse,
     to_frame,
-    to_message,
 )
+from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
+from coordinator.raft.listener import listen
+from coordinator.security.certificates import Identity
+from coordinator.security.credentials import Credentials
+from coordinator.security.tls import reason_of
 
-SEND_BYTES_MAX = 64 << 20
 CONGESTED_BYTES = 2 << 20
-HELLO_S_MAX = 2.0
 STRANGERS_MAX = 64
+BACKLOG = 100
 REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 
@@ -74,119 +73,6 @@ def parse_address(id: str, address: str) -> PeerAddress:
     return PeerAddress(id, host.strip("[]"), int(port))
 
 
-class _Link(asyncio.Protocol):
-    """One connection, from the first byte to the last; `peer` is None until the other side's hello was right."""
-
-    def __init__(self, transport: PeerTransport, dialled: PeerAddress | None) -> None:
-        self._owner = transport
-        self._dialled = dialled
-        self._splitter = FrameSplitter(HELLO_BYTES_MAX)
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self._hello_timer: asyncio.TimerHandle | None = None
-        self.peer: Node | None = None
-        self.transport: asyncio.Transport | None = None
-        self.closed = asyncio.get_running_loop().create_future()
-        self.received_at = 0.0
-        self.sent_at = 0.0
-
-    @property
-    def name(self) -> str:
-        """The other side, for people."""
-        where = self.transport.get_extra_info("peername") if self.transport else None
-        address = f"{where[0]}:{where[1]}" if isinstance(where, tuple) else "an unknown address"
-        known = self.peer.id if self.peer else self._dialled.id if self._dialled else ""
-        return f"{known} at {address}" if known else address
-
-    @property
-    def queued_bytes(self) -> int:
-        """Bytes that were sent to it but did not leave this process yet."""
-        return self._pending_bytes + (self.transport.get_write_buffer_size() if self.transport else 0)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio.Transport, though they have its methods.
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
-        self.received_at = self.sent_at = self._owner.loop.time()
-        if not self._owner.admit(self):
-            self.cut("too many connections that have not said who they are")
-            return
-        self._hello_timer = self._owner.loop.call_later(HELLO_S_MAX, self._expire_hello)
-        if self._dialled:
-            self.write(pack(self._owner.hello(self._dialled.id)))
-
-    def data_received(self, data: bytes) -> None:
-        self.received_at = self._owner.loop.time()
-        try:
-            for body in self._splitter.feed(data):
-                if self.closed.done():
-                    return
-                if self.peer is None:
-                    self._take_hello(parse(body))
-                elif body and (message := to_message(parse(body))) is not None:
-                    self._owner.deliver(self.peer, message)
-        except ProtocolViolation as violation:
-            self.cut(str(violation))
-        except Exception as error:
-            # Not the peer's fault: the engine or the disk failed while it took the message in.
-            self._owner.on_failure(error)
-            return
-        self._owner.on_activity()
-
-    def _take_hello(self, frame: peer_pb2.PeerFrame) -> None:
-        if frame.WhichOneof("message") != "hello":
-            raise ProtocolViolation("its first frame is no hello")
-        node = self._owner.check_hello(frame.hello, self._dialled.id if self._dialled else None)
-        self._splitter.bytes_max = FRAME_BYTES_MAX
-        if self._hello_timer:
-            self._hello_timer.cancel()
-        if not self._dialled:
-            self.write(pack(self._owner.hello(node.id)))
-        self.peer = node
-        self._owner.established(self)
-
-    def _expire_hello(self) -> None:
-        self.cut(f"no hello within {HELLO_S_MAX:g} s")
-
-    def write(self, data: bytes) -> None:
-        """Sends with what else is sent in this turn of the event loop."""
-        if not self._pending:
-            self._owner.loop.call_soon(self._flush)
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-
-    def _flush(self) -> None:
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_bytes = 0
-        if self.transport and not self.transport.is_closing():
-            self.transport.write(data)
-            self.sent_at = self._owner.loop.time()
-
-    def cut(self, why: str) -> None:
-        """Ends the connection because of the peer, with one line in the log."""
-        if not self.closed.done():
-            log.warning("%s: cut the connection to master %s: %s", self._owner.self_id, self.name, why)
-        self.end()
-
-    def end(self) -> None:
-        """Ends the connection at once."""
-        if self.transport:
-            self.transport.abort()
-        self._ended()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._ended()
-
-    def _ended(self) -> None:
-        if self.closed.done():
-            return
-        self.closed.set_result(None)
-        if self._hello_timer:
-            self._hello_timer.cancel()
-        self._owner.ended(self)
-
-
 class PeerTransport(Transport):  # type: ignore[misc]
     """PySyncObj's transport over links.
 
@@ -201,8 +87,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         cluster_name: str,
         idle_s: float,
         *,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         super().__init__(None, None, None)
         self.self_id = own.id
@@ -216,12 +101,16 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self._cluster_name = cluster_name
         self._idle_s = idle_s
         self._incarnation = uuid.uuid4().hex
-        self._ssl_server = ssl_server
-        self._ssl_client = ssl_client
-        self._server: asyncio.Server | None = None
+        self._credentials = credentials
+        self._ssl_server = credentials.server_context() if credentials else None
+        self._ssl_client = credentials.client_context() if credentials else None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._welcomes: dict[asyncio.Task[None], socket.socket] = {}
+        """Connections that were accepted and are not links yet."""
         self._dialers: list[asyncio.Task[None]] = []
-        self._links: dict[str, _Link] = {}
-        self._strangers: set[_Link] = set()
+        self._links: dict[str, Link] = {}
+        self._strangers: set[Link] = set()
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -232,17 +121,16 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.loop = asyncio.get_running_loop()
         own = self._own
         try:
-            self._server = await self.loop.create_server(
-                lambda: _Link(self, None), own.host, own.port, ssl=self._ssl_server, start_serving=False
-            )
+            self._listeners = await listen(own.host, own.port)
         except OSError as error:
             problem = f"peer port {own.host}:{own.port} of master {own.id} cannot be used: {error.strerror or error}"
             raise ConfigError([f"{problem}; stop what uses it or change peer_address"]) from None
 
     async def open(self) -> None:
         """Starts to answer and to dial."""
-        assert self._server is not None
-        await self._server.start_serving()
+        for listener in self._listeners:
+            listener.listen(BACKLOG)
+            self._acceptors.append(self.loop.create_task(self._accept(listener), name="accept peers"))
         self._checked_at = self.loop.time()
         for peer in self._peers:
             if self.self_id > peer.id:
@@ -251,18 +139,51 @@ class PeerTransport(Transport):  # type: ignore[misc]
     async def close(self) -> None:
         """Ends everything; safe to call twice."""
         self._is_stopped = True
-        for dialer in self._dialers:
-            dialer.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        tasks = [*self._dialers, *self._acceptors, *self._welcomes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._dialers.clear()
+        self._acceptors.clear()
+        for connection in self._welcomes.values():
+            connection.close()
+        self._welcomes.clear()
         for link in [*self._links.values(), *self._strangers]:
             link.end()
-        if self._server:
-            self._server.close()
-            # Connections that were accepted but not yet made into links end with the server.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 1.0)
-            self._server = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, where = await self.loop.sock_accept(listener)
+            except ConnectionError:
+                continue
+            except OSError as error:
+                # Out of files, most likely: whoever comes waits until there are some again.
+                log.warning("%s: cannot take connections: %s", self.self_id, error.strerror or error)
+                await asyncio.sleep(REDIAL_S_MAX)
+                continue
+            address = f"{where[0]}:{where[1]}"
+            if len(self._welcomes) + len(self._strangers) >= STRANGERS_MAX:
+                log.warning("%s: cut the connection to %s: too many have not said who they are", self.self_id, address)
+                connection.close()
+                continue
+            welcome = self.loop.create_task(self._welcome(connection, address), name=f"welcome {address}")
+            self._welcomes[welcome] = connection
+            welcome.add_done_callback(lambda done: self._welcomes.pop(done, None))
+
+    async def _welcome(self, connection: socket.socket, address: str) -> None:
+        """Makes a link of a connection, after the handshake where there is one. The loop closes what fails."""
+        try:
+            async with asyncio.timeout(HELLO_S_MAX):
+                await self.loop.connect_accepted_socket(lambda: Link(self, ""), connection, ssl=self._ssl_server)
+        except TimeoutError:
+            problem = f"no TLS handshake within {HELLO_S_MAX:g} s"
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, problem)
+        except OSError as error:
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, reason_of(error))
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
@@ -272,10 +193,14 @@ class PeerTransport(Transport):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
                     _, link = await self.loop.create_connection(
-                        lambda: _Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
+                        lambda: Link(self, peer.id),
+                        peer.host,
+                        peer.port,
+                        ssl=self._ssl_client,
+                        server_hostname=self._credentials.peer_name(peer.id) if self._credentials else None,
                     )
             except (OSError, TimeoutError) as error:
-                problem = str(error) or type(error).__name__
+                problem = reason_of(error)
             else:
                 await link.closed
                 if link.peer is not None:
@@ -316,8 +241,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
             )
         )
 
-    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str | None) -> Node:
-        """The peer that says this. Raises ProtocolViolation when it may not."""
+    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str, certified: Identity | None) -> Node:
+        """The peer that says this; `expected_id` is empty for one that dialled. Raises ProtocolViolation."""
         if hello.protocol_version != PROTOCOL_VERSION:
             spoken = hello.protocol_version
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
@@ -326,19 +251,22 @@ class PeerTransport(Transport):  # type: ignore[misc]
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
-        if node is None or (expected_id is not None and hello.from_id != expected_id):
+        if node is None or (expected_id and hello.from_id != expected_id):
             wanted = expected_id or "one of " + ", ".join(sorted(self.nodes))
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but {wanted} is expected")
+        if self._credentials is not None and certified != self._credentials.peer(hello.from_id):
+            shown = certified.uri if certified is not None else "nobody that this cluster knows"
+            raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but its certificate is of {shown}")
         return node
 
-    def admit(self, link: _Link) -> bool:
+    def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there are too many or the transport is closed."""
         if self._is_stopped or len(self._strangers) >= STRANGERS_MAX:
             return False
         self._strangers.add(link)
         return True
 
-    def established(self, link: _Link) -> None:
+    def established(self, link: Link) -> None:
         """The other side is known now."""
         assert link.peer is not None
         self._strangers.discard(link)
@@ -350,7 +278,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         log.info("%s: connected to master %s", self.self_id, link.name)
         self._onNodeConnected(link.peer)
 
-    def ended(self, link: _Link) -> None:
+    def ended(self, link: Link) -> None:
         """A connection is no more."""
         self._strangers.discard(link)
         if link.peer is not None and self._links.get(link.peer.id) is link:

@@ -96,9 +96,10 @@ class OurCluster:
         """A new connection."""
         give_up_at_s = time.monotonic() + READY_TIMEOUT_S
         while True:
-            masters = Masters([self.addresses[member_id]], timeout_s=READY_TIMEOUT_S)
+            address, credentials = self.addresses[member_id], self._cluster.credentials()
+            masters = Masters([address], timeout_s=READY_TIMEOUT_S, credentials=credentials)
             try:
-                return OurMember(masters, await masters.connect(self.addresses[member_id], READY_TIMEOUT_S))
+                return OurMember(masters, await masters.connect(address, READY_TIMEOUT_S))
             except Unreachable:
                 # Before gRPC listens, a starting master probes its port for a moment.
                 await masters.close()
