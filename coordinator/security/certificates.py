@@ -151,13 +151,14 @@ def issue(
     """
     _check_name("id", identity.id)
     authority, authority_key = _load_authority(directory)
-    until = min(now + datetime.timedelta(days=days), authority.not_valid_after_utc)
+    ends = authority.not_valid_after_utc
     if _authority_cluster(authority) != identity.cluster:
         path, signs_for = authority_files(directory)[0], _authority_cluster(authority)
         raise ConfigError([f"{path}: is of cluster {signs_for!r}, not of {identity.cluster!r}; use its own authority"])
-    if until <= now:
+    if ends <= now:
         path = authority_files(directory)[0]
-        raise ConfigError([f"{path}: ended on {until:%Y-%m-%d}; make another authority, and all certificates anew"])
+        raise ConfigError([f"{path}: ended on {ends:%Y-%m-%d}; make another authority, and all certificates anew"])
+    until = min(now + datetime.timedelta(days=days), ends)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{identity.role.value} {identity.id}"[:64])])
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]

@@ -120,7 +120,19 @@ def test_identities_round_trip(cluster: str) -> None:
     assert parse_identity(identity.uri) == identity
 
 
-@pytest.mark.parametrize("uri", ["", "http://fleet/master/m1", "coordinator://fleet/king/m1", "coordinator://f/master/"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "",
+        "http://fleet/master/m1",
+        "coordinator://fleet/king/m1",
+        "coordinator://f/master/",
+        "coordinator:///master/m1",
+        "coordinator://[/master/m1",
+        "COORDINATOR://fleet/master/m1",
+        "coordinator://fleet/master/m%31",
+    ],
+)
 def test_foreign_uris_are_no_identity(uri: str) -> None:
     """Shows that a URI of another kind or with an unknown role names nobody."""
     assert parse_identity(uri) is None
@@ -135,6 +147,14 @@ def test_a_certificate_for_somebody_else_is_refused_at_start(tmp_path: Path) -> 
     files.certificate.write_text("rubbish")
     with pytest.raises(ConfigError, match="not a certificate"):
         credentials.load(files, "fleet", Role.MASTER, "m1")
+
+
+@pytest.mark.parametrize("names", [("m1", "M1"), ("a.b", "a_b"), ("x" * 63, "x" * 62 + "y"), ("h-a", "h-b")])
+def test_dns_names_are_labels_and_distinct(names: tuple[str, str]) -> None:
+    """Shows that any two ids have different names, each of them one that TLS can check."""
+    made = [id_dns_name(Identity("Fleet_2" * 9, Role.MASTER, name)) for name in names]
+    assert len(set(made)) == 2
+    assert all(name.encode("idna").decode() == name for name in made)
 
 
 def services() -> list[ServiceDescriptor]:
