@@ -17,7 +17,7 @@ from grpc import aio
 from coordinator.security.authorization import check
 from coordinator.security.certificates import Identity
 from coordinator.security.tls import SUBJECT_NAMES, caller_identity
-from coordinator.server.handlers import Behaviour, Context, Continuation, around, method_name
+from coordinator.server.handlers import Behaviour, Context, Continuation, Wrapped
 
 CALLERS_REMEMBERED = 1_024
 
@@ -27,32 +27,28 @@ class AuthorizationInterceptor(aio.ServerInterceptor):
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
+        self._wrapped = Wrapped()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # An unknown method: grpc answers UNIMPLEMENTED.
-            return None
-        method = method_name(handler_call_details)
+        return await self._wrapped.get(continuation, handler_call_details, self._single, self._streaming)
 
-        def single(behaviour: Behaviour) -> Behaviour:
-            async def call(request: Any, context: Context) -> Any:
-                check(caller_of(context), self._cluster, method)
-                return await behaviour(request, context)
+    def _single(self, method: str, behaviour: Behaviour) -> Behaviour:
+        async def call(request: Any, context: Context) -> Any:
+            check(caller_of(context), self._cluster, method)
+            return await behaviour(request, context)
 
-            return call
+        return call
 
-        def streaming(behaviour: Behaviour) -> Behaviour:
-            async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-                check(caller_of(context), self._cluster, method)
-                async with aclosing(behaviour(request, context)) as responses:
-                    async for response in responses:
-                        yield response
+    def _streaming(self, method: str, behaviour: Behaviour) -> Behaviour:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            check(caller_of(context), self._cluster, method)
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
 
-            return call
-
-        return around(handler, single, streaming)
+        return call
 
 
 def caller_of(context: Context) -> Identity | None:

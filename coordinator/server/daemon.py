@@ -41,6 +41,7 @@ from coordinator.server.context import MasterContext
 from coordinator.server.cron import CronService
 from coordinator.server.errors import ErrorInterceptor
 from coordinator.server.forward import Forwarder, MasterChannels
+from coordinator.server.handlers import registering_once
 from coordinator.server.http import HttpServer, split_address
 from coordinator.server.leader import LeaderDriver
 from coordinator.server.lock import DirectoryLock
@@ -152,10 +153,11 @@ class Master:
             planner=Planner(self._config.placement),
         )
         sessions = SessionServicer(self._hub, self._config.name, self._driver.redirect_unless_leading)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(parts), server)
-        cron_pb2_grpc.add_CronServiceServicer_to_server(CronService(self._master), server)
-        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        generic = registering_once(server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(parts), generic)
+        cron_pb2_grpc.add_CronServiceServicer_to_server(CronService(self._master), generic)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, generic)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, generic)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = self._settings.grpc_address
         require_free(address)

@@ -21,7 +21,7 @@ from grpc import aio
 
 from coordinator.api.v1 import cluster_pb2
 from coordinator.model.errors import CoordinatorError, NotLeader, Refused
-from coordinator.server.handlers import Context, Continuation, around, method_name
+from coordinator.server.handlers import Context, Continuation, Wrapped
 
 ERROR_METADATA = "coordinator-error-bin"
 """Name of the trailing metadata that carries an ErrorDetail."""
@@ -58,15 +58,12 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def __init__(self, observe: Observer | None = None) -> None:
         self._observe = observe
+        self._wrapped = Wrapped()
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # An unknown method: grpc answers UNIMPLEMENTED.
-            return None
-        method = method_name(handler_call_details)
-        return around(handler, lambda one: self._single(method, one), lambda one: self._streaming(method, one))
+        return await self._wrapped.get(continuation, handler_call_details, self._single, self._streaming)
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:

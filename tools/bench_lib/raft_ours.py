@@ -2,7 +2,7 @@
 
 That is CronService.SetJobPaused: it passes the interceptors and the servicer, is committed and applied, changes the
 state, adds a line to the story, is remembered under its request id, and wakes the leader's controllers. Each number
-stands for one of a thousand jobs that are due on a leap day only, paused and resumed in turns.
+stands for one of a thousand jobs that are due once a year, paused and resumed in turns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATUS_TIMEOUT_S = 2.0
 def job_spec(number: int, description: str = "") -> types_pb2.CronJobSpec:
     """The definition of a job that does not run."""
     return job_spec_to_proto(
-        CronJobSpec(id=job_id(number), schedule="0 0 29 2 *", command=("true",), description=description)
+        CronJobSpec(id=job_id(number), schedule="0 0 1 1 *", command=("true",), description=description)
     )
 
 
