@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 import coordinator
+import coordinator.cli.quiet
 from coordinator.cli import certs, completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
 from coordinator.cli.session import Group, Session, output_option
 from coordinator.cli.table import paragraph

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from coordinator.security.certificates import (
     role_dns_name,
 )
 from coordinator.security.credentials import Credentials, open_channel
+from coordinator.security.provision import ensure
+from tools.lib.daemons import program
 from tools.lib.local_cluster import LocalCluster, wait_until
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -255,6 +258,26 @@ async def test_another_clusters_operator_is_refused(cluster: LocalCluster, sibli
     address = cluster.config.masters[0].grpc_address
     channel = aio.secure_channel(address, tls.channel_credentials(sibling.files), options=named)
     assert await health_status(channel) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_clusterctl_says_in_words_why_it_is_refused(cluster: LocalCluster, tmp_path: Path) -> None:
+    """Shows one clear line without noise of gRPC for an operator of another authority and for a reader's change."""
+    ensure(tmp_path / "foreign", cluster.config.name, [(Role.OPERATOR, "eve")])
+    certified(cluster, tmp_path / "ours", Role.READER, "bob")
+    address = cluster.config.masters[0].grpc_address
+    for directory, arguments, words in (
+        ("foreign", ["status"], "can be talked to: its certificate is not accepted"),
+        ("ours", ["nodes", "remove", "w1"], "bob may not call ClusterService/RemoveNode: its role is reader, and"),
+    ):
+        shown = ["--address", address, "--certificate-directory", str(tmp_path / directory)]
+        ended = subprocess.run(
+            [str(program("clusterctl")), *shown, *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert ended.returncode == 1
+        errors = [line for line in ended.stderr.splitlines() if "issue it again" not in line]
+        assert words in " ".join(" ".join(errors).split())
+        assert errors[0].startswith("error: ")
+        assert all(line.startswith("       ") for line in errors[1:])
 
 
 def test_private_keys_stay_in_their_files(cluster: LocalCluster) -> None:
