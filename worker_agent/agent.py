@@ -31,6 +31,8 @@ from coordinator.config import ClusterConfig, WorkerSettings
 from coordinator.discovery import make_discovery
 from coordinator.discovery.interface import Discovery, Registration
 from coordinator.model import Clock, SystemClock
+from coordinator.security import certificates
+from coordinator.security.credentials import Credentials, of_daemon
 from coordinator.server.http import HttpServer, join_address, split_address
 from coordinator.server.lock import DirectoryLock
 from worker_agent.driver import SessionDriver
@@ -143,8 +145,9 @@ class WorkerAgent:
         await asyncio.to_thread(lock.acquire)
         stack.callback(lock.release)
         stored = await asyncio.to_thread(self._read_assignment)
+        credentials = of_daemon(self._config, certificates.Role.WORKER, self._settings.id)
         discovery = make_discovery(self._config)
-        node = self._join(discovery, stored)
+        node = self._join(discovery, stored, credentials)
         self.grpc_address = node.grpc_address = await self._reachable(await self._server.start())
         stack.push_async_callback(self._server.stop)
         http = HttpServer(self._settings.http_address, self._health, make_registry(self._view))
@@ -163,9 +166,11 @@ class WorkerAgent:
         content = read_if_there(self._assignment_path)
         return None if content is None else decode(content, str(self._assignment_path))
 
-    def _join(self, discovery: Discovery, stored: Stored | None) -> types_pb2.Node:
+    def _join(
+        self, discovery: Discovery, stored: Stored | None, credentials: Credentials | None
+    ) -> types_pb2.Node:
         """Makes the parts; returns the worker's description, whose addresses are known once the servers listen."""
-        self._server = WorkerServer(self._settings.grpc_address)
+        self._server = WorkerServer(self._settings.grpc_address, credentials)
         node = types_pb2.Node(
             id=self._settings.id,
             zone=self._settings.zone,
@@ -199,6 +204,7 @@ class WorkerAgent:
             clock=self._clock,
             assignment_path=self._assignment_path,
             metrics=self._node_metrics,
+            credentials=credentials,
         )
         return node
 

@@ -21,6 +21,7 @@ from coordinator.client.errors import error_of
 from coordinator.client.masters import Link, Masters
 from coordinator.client.retry import may_retry
 from coordinator.model.errors import CoordinatorError
+from coordinator.security.credentials import Credentials
 
 TIMEOUT_S = 10.0
 Consistency: TypeAlias = cluster_pb2.Consistency.ValueType
@@ -32,10 +33,18 @@ class AsyncClusterClient:
     """A client of one cluster. Belongs to the event loop that it is first used in; an async context manager."""
 
     def __init__(
-        self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S, rng: random.Random | None = None
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        credentials: Credentials | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included."""
-        self._masters = Masters(addresses, timeout_s=timeout_s, rng=rng)
+        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included.
+
+        Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
+        """
+        self._masters = Masters(addresses, timeout_s=timeout_s, credentials=credentials, rng=rng)
 
     async def close(self) -> None:
         """Ends all connections."""

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
 from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
+from coordinator.security.credentials import Credentials
 
 Answer = TypeVar("Answer")
 CLOSE_TIMEOUT_S = 2.0
@@ -22,9 +23,14 @@ CLOSE_TIMEOUT_S = 2.0
 class ClusterClient:
     """A client of one cluster; a context manager. Close it, or its thread ends only with the process."""
 
-    def __init__(self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
-        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included."""
-        self._client = AsyncClusterClient(addresses, timeout_s=timeout_s)
+    def __init__(
+        self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included.
+
+        Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
+        """
+        self._client = AsyncClusterClient(addresses, timeout_s=timeout_s, credentials=credentials)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()

@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,10 +30,10 @@ from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Apply, Consensus
 from coordinator.raft.journal import Journal
-from coordinator.raft.link import parse_address
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.snapshot import SnapshotStore
-from coordinator.raft.transport import PeerTransport
+from coordinator.raft.transport import PeerTransport, parse_address
+from coordinator.security.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +87,12 @@ class RaftNode:
         clock: Clock,
         machine: Machine | None = None,
         rng: random.Random | None = None,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """Raises ConfigError for what cannot work; touches neither disk nor network."""
+        """Raises ConfigError for what cannot work; reads its certificate, and touches neither log nor network.
+
+        Without credentials it speaks plain text to its peers.
+        """
         addresses = {master.id: parse_address(master.id, master.peer_address) for master in masters}
         if self_id not in addresses:
             raise ConfigError([f"master {self_id!r} is not among the masters {', '.join(sorted(addresses))}"])
@@ -112,8 +113,7 @@ class RaftNode:
             tuple(addresses.values()),
             cluster_name,
             2 * settings.election_timeout_s_max,
-            ssl_server=ssl_server,
-            ssl_client=ssl_client,
+            credentials=credentials,
         )
         self._consensus: Consensus | None = None
         self._last_state = State()

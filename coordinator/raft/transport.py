@@ -13,19 +13,19 @@ follower is not dropped for being slow. Frames of one turn of the event loop go 
 A peer that vanished without a word is noticed by silence: every link carries something at least every
 quarter of `idle_s`, if need be a frame of length 0, and one that was silent for `idle_s` is closed.
 
-The two `ssl` parameters are the seam for mutual TLS; the check of a peer's certificate against its hello
-belongs into `check_hello`.
+Under mutual TLS both sides show a certificate of the cluster's authority. Who dials checks the peer's name in the
+handshake; `check_hello` holds the hello of either side to its certificate: role master, this cluster, that id. A
+stranger's 2 s and its place among the 64 begin with the connection, so the handshake is within both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
-import ssl
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pysyncobj.node import Node
@@ -33,15 +33,44 @@ from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
-from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
-from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress
+from coordinator.raft.frames import (
+    KEEP_ALIVE,
+    PROTOCOL_VERSION,
+    Message,
+    ProtocolViolation,
+    pack,
+    to_frame,
+)
+from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
+from coordinator.raft.listener import listen
+from coordinator.security.certificates import Identity
+from coordinator.security.credentials import Credentials
+from coordinator.security.tls import reason_of
 
 CONGESTED_BYTES = 2 << 20
 STRANGERS_MAX = 64
+BACKLOG = 100
 REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a master's peer port is."""
+
+    id: str
+    host: str
+    port: int
+
+
+def parse_address(id: str, address: str) -> PeerAddress:
+    """Reads "host:port"; an IPv6 host stands in brackets. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigError([f"peer address {address!r} of master {id} is not host:port"])
+    return PeerAddress(id, host.strip("[]"), int(port))
 
 
 class PeerTransport(Transport):  # type: ignore[misc]
@@ -58,8 +87,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         cluster_name: str,
         idle_s: float,
         *,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         super().__init__(None, None, None)
         self.self_id = own.id
@@ -73,15 +101,16 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self._cluster_name = cluster_name
         self._idle_s = idle_s
         self._incarnation = uuid.uuid4().hex
-        self._ssl_server = ssl_server
-        self._ssl_client = ssl_client
-        self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: asyncio.Task[None] | None = None
-        self._arriving: set[socket.socket] = set()
+        self._credentials = credentials
+        self._ssl_server = credentials.server_context() if credentials else None
+        self._ssl_client = credentials.client_context() if credentials else None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._welcomes: dict[asyncio.Task[None], socket.socket] = {}
+        """Connections that were accepted and are not links yet."""
+        self._dialers: list[asyncio.Task[None]] = []
         self._links: dict[str, Link] = {}
         self._strangers: set[Link] = set()
-        self._open: set[Link] = set()
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -92,73 +121,69 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.loop = asyncio.get_running_loop()
         own = self._own
         try:
-            infos = await self.loop.getaddrinfo(own.host, own.port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = infos[0]
-            self._listener = socket.create_server(address[:2], family=family, backlog=STRANGERS_MAX)
+            self._listeners = await listen(own.host, own.port)
         except OSError as error:
             problem = f"peer port {own.host}:{own.port} of master {own.id} cannot be used: {error.strerror or error}"
             raise ConfigError([f"{problem}; stop what uses it or change peer_address"]) from None
-        self._listener.setblocking(False)
 
     async def open(self) -> None:
         """Starts to answer and to dial."""
-        assert self._listener is not None
+        for listener in self._listeners:
+            listener.listen(BACKLOG)
+            self._acceptors.append(self.loop.create_task(self._accept(listener), name="accept peers"))
         self._checked_at = self.loop.time()
-        self._accepting = self._spawn(self._accept(self._listener))
         for peer in self._peers:
             if self.self_id > peer.id:
-                self._spawn(self._dial(peer))
+                self._dialers.append(self.loop.create_task(self._dial(peer), name=f"dial {peer.id}"))
 
     async def close(self) -> None:
         """Ends everything; safe to call twice."""
         self._is_stopped = True
-        if self._listener is not None:
-            # Where the system allows it, `_accept` ends by this; a cancelled one may drop a socket that it just got.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-                if self._accepting is not None:
-                    await asyncio.wait([self._accepting], timeout=0.05)
-        for task in list(self._tasks):
+        tasks = [*self._dialers, *self._acceptors, *self._welcomes]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-        while self._arriving:
-            self._arriving.pop().close()
-        for link in list(self._open):
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._dialers.clear()
+        self._acceptors.clear()
+        for connection in self._welcomes.values():
+            connection.close()
+        self._welcomes.clear()
+        for link in [*self._links.values(), *self._strangers]:
             link.end()
-        if self._open:
-            await asyncio.wait([link.lost for link in self._open], timeout=1.0)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's Server: what that has accepted when it is closed it leaves open (Python 3.11).
         while True:
             try:
-                connection, _ = await self.loop.sock_accept(listener)
+                connection, where = await self.loop.sock_accept(listener)
+            except ConnectionError:
+                continue
             except OSError as error:
-                if self._is_stopped:
-                    return
-                log.error("%s: cannot accept connections: %s", self.self_id, error)
+                # Out of files, most likely: whoever comes waits until there are some again.
+                log.warning("%s: cannot take connections: %s", self.self_id, error.strerror or error)
                 await asyncio.sleep(REDIAL_S_MAX)
                 continue
-            self._arriving.add(connection)
-            self._spawn(self._welcome(connection))
+            address = f"{where[0]}:{where[1]}"
+            if len(self._welcomes) + len(self._strangers) >= STRANGERS_MAX:
+                log.warning("%s: cut the connection to %s: too many have not said who they are", self.self_id, address)
+                connection.close()
+                continue
+            welcome = self.loop.create_task(self._welcome(connection, address), name=f"welcome {address}")
+            self._welcomes[welcome] = connection
+            welcome.add_done_callback(lambda done: self._welcomes.pop(done, None))
 
-    async def _welcome(self, connection: socket.socket) -> None:
+    async def _welcome(self, connection: socket.socket, address: str) -> None:
+        """Makes a link of a connection, after the handshake where there is one. The loop closes what fails."""
         try:
             async with asyncio.timeout(HELLO_S_MAX):
-                await self.loop.connect_accepted_socket(lambda: Link(self, None), connection, ssl=self._ssl_server)
-        except (OSError, TimeoutError) as error:
-            log.warning("%s: a connection failed before it said a word: %s", self.self_id, error)
-            connection.close()
-        self._arriving.discard(connection)
+                await self.loop.connect_accepted_socket(lambda: Link(self, ""), connection, ssl=self._ssl_server)
+        except TimeoutError:
+            problem = f"no TLS handshake within {HELLO_S_MAX:g} s"
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, problem)
+        except OSError as error:
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, reason_of(error))
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
@@ -168,10 +193,14 @@ class PeerTransport(Transport):  # type: ignore[misc]
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
                     _, link = await self.loop.create_connection(
-                        lambda: Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
+                        lambda: Link(self, peer.id),
+                        peer.host,
+                        peer.port,
+                        ssl=self._ssl_client,
+                        server_hostname=self._credentials.peer_name(peer.id) if self._credentials else None,
                     )
             except (OSError, TimeoutError) as error:
-                problem = str(error) or type(error).__name__
+                problem = reason_of(error)
             else:
                 await link.closed
                 if link.peer is not None:
@@ -212,8 +241,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
             )
         )
 
-    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str | None) -> Node:
-        """The peer that says this. Raises ProtocolViolation when it may not."""
+    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str, certified: Identity | None) -> Node:
+        """The peer that says this; `expected_id` is empty for one that dialled. Raises ProtocolViolation."""
         if hello.protocol_version != PROTOCOL_VERSION:
             spoken = hello.protocol_version
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
@@ -222,18 +251,13 @@ class PeerTransport(Transport):  # type: ignore[misc]
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
-        if node is None or (expected_id is not None and hello.from_id != expected_id):
+        if node is None or (expected_id and hello.from_id != expected_id):
             wanted = expected_id or "one of " + ", ".join(sorted(self.nodes))
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but {wanted} is expected")
+        if self._credentials is not None and certified != self._credentials.peer(hello.from_id):
+            shown = certified.uri if certified is not None else "nobody that this cluster knows"
+            raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but its certificate is of {shown}")
         return node
-
-    def opened(self, link: Link) -> None:
-        """A socket is open; `close` waits for its end."""
-        self._open.add(link)
-
-    def forget(self, link: Link) -> None:
-        """A socket is closed."""
-        self._open.discard(link)
 
     def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there are too many or the transport is closed."""

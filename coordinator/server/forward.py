@@ -22,6 +22,7 @@ from coordinator.client.channels import channel_options
 from coordinator.client.errors import error_of
 from coordinator.config import ClusterConfig
 from coordinator.model.errors import CoordinatorError, NoLeader, NotLeader, OutcomeUnknown, Unreachable
+from coordinator.security.credentials import Credentials, open_channel
 from coordinator.server.context import LEADER_POLL_S, LEADER_WAIT_S, Call, MasterContext, time_left_s
 
 FORWARDED_METADATA = "coordinator-forwarded"
@@ -34,7 +35,8 @@ Response = TypeVar("Response")
 class MasterChannels:
     """Channels to the other masters, opened when first used."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, credentials: Credentials | None) -> None:
+        self._credentials = credentials
         self._addresses = {master.id: master.grpc_address for master in config.masters}
         self._channels: dict[str, aio.Channel] = {}
 
@@ -46,7 +48,7 @@ class MasterChannels:
         """A stub of the master's ClusterService."""
         channel = self._channels.get(master_id)
         if channel is None:
-            channel = aio.insecure_channel(self._addresses[master_id], options=channel_options())
+            channel = open_channel(self._addresses[master_id], channel_options(), self._credentials)
             self._channels[master_id] = channel
         return cluster_pb2_grpc.ClusterServiceStub(channel)
 
