@@ -109,6 +109,26 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     sent_at_us=message["sent_at_us"],
                 )
             )
+        case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
+            return _election_frame(message)
+        case "apply_command":
+            command = peer_pb2.ApplyCommand(command=message["command"], request_id=message.get("request_id", 0))
+            return peer_pb2.PeerFrame(apply_command=command)
+        case "apply_command_response":
+            return peer_pb2.PeerFrame(
+                apply_command_response=peer_pb2.ApplyCommandResponse(
+                    request_id=message["request_id"],
+                    error=message.get("error"),
+                    log_index=message.get("log_idx", 0),
+                    log_term=message.get("log_term", 0),
+                )
+            )
+        case other:
+            raise ValueError(f"PySyncObj's message {other!r} has no frame")
+
+
+def _election_frame(message: Message) -> peer_pb2.PeerFrame:
+    match message["type"]:
         case "request_vote":
             return peer_pb2.PeerFrame(
                 request_vote=peer_pb2.RequestVote(
@@ -134,22 +154,9 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
             )
         case "response_vote":
             return peer_pb2.PeerFrame(response_vote=peer_pb2.ResponseVote(term=message["term"]))
-        case "apply_command":
-            command = peer_pb2.ApplyCommand(command=message["command"], request_id=message.get("request_id", 0))
-            return peer_pb2.PeerFrame(apply_command=command)
-        case "apply_command_response":
-            return peer_pb2.PeerFrame(
-                apply_command_response=peer_pb2.ApplyCommandResponse(
-                    request_id=message["request_id"],
-                    error=message.get("error"),
-                    log_index=message.get("log_idx", 0),
-                    log_term=message.get("log_term", 0),
-                )
-            )
-        case "timeout_now":
-            return peer_pb2.PeerFrame(timeout_now=peer_pb2.TimeoutNow(term=message["term"]))
         case other:
-            raise ValueError(f"PySyncObj's message {other!r} has no frame")
+            assert other == "timeout_now"
+            return peer_pb2.PeerFrame(timeout_now=peer_pb2.TimeoutNow(term=message["term"]))
 
 
 def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
@@ -198,6 +205,27 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "term": answer.term,
                 "sent_at_us": answer.sent_at_us,
             }
+        case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
+            return _election_message(frame)
+        case "apply_command":
+            command: Message = {"type": "apply_command", "command": frame.apply_command.command}
+            if frame.apply_command.request_id:
+                command["request_id"] = frame.apply_command.request_id
+            return command
+        case "apply_command_response":
+            response = frame.apply_command_response
+            answer_message: Message = {"type": "apply_command_response", "request_id": response.request_id}
+            if response.HasField("error"):
+                answer_message["error"] = response.error
+            else:
+                answer_message |= {"log_idx": response.log_index, "log_term": response.log_term}
+            return answer_message
+        case other:
+            raise ProtocolViolation(f"a {other} in the middle of a conversation")
+
+
+def _election_message(frame: peer_pb2.PeerFrame) -> Message:
+    match frame.WhichOneof("message"):
         case "request_vote":
             request = frame.request_vote
             return {
@@ -225,20 +253,6 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
             }
         case "response_vote":
             return {"type": "response_vote", "term": frame.response_vote.term}
-        case "apply_command":
-            command: Message = {"type": "apply_command", "command": frame.apply_command.command}
-            if frame.apply_command.request_id:
-                command["request_id"] = frame.apply_command.request_id
-            return command
-        case "apply_command_response":
-            response = frame.apply_command_response
-            answer_message: Message = {"type": "apply_command_response", "request_id": response.request_id}
-            if response.HasField("error"):
-                answer_message["error"] = response.error
-            else:
-                answer_message |= {"log_idx": response.log_index, "log_term": response.log_term}
-            return answer_message
-        case "timeout_now":
-            return {"type": "timeout_now", "term": frame.timeout_now.term}
         case other:
-            raise ProtocolViolation(f"a {other} in the middle of a conversation")
+            assert other == "timeout_now"
+            return {"type": "timeout_now", "term": frame.timeout_now.term}

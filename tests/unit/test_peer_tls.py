@@ -123,7 +123,7 @@ class Said(logging.Handler):
 
 def append(size: int) -> Message:
     """A message with one entry of that size."""
-    places = {"term": 1, "commit_index": 0, "prevLogIdx": 1, "prevLogTerm": 1}
+    places = {"term": 1, "commit_index": 0, "prevLogIdx": 1, "prevLogTerm": 1, "sent_at_us": 0}
     return {"type": "append_entries", **places, "entries": [(b"\0" * size, 2, 1)]}
 
 
