@@ -46,6 +46,14 @@ class Owner(Protocol):
         """The peer that says this. Raises ProtocolViolation when it may not."""
         ...
 
+    def opened(self, link: Link) -> None:
+        """There is a socket, which `forgotten` ends."""
+        ...
+
+    def forgotten(self, link: Link) -> None:
+        """The socket is closed."""
+        ...
+
     def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there is no room."""
         ...
@@ -83,7 +91,10 @@ class Link(asyncio.Protocol):
         self._hello_timer: asyncio.TimerHandle | None = None
         self.peer: Node | None = None
         self.transport: asyncio.Transport | None = None
-        self.closed = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = owner.loop.create_future()
+        """Done when nothing may come or go any more."""
+        self.lost: asyncio.Future[None] = owner.loop.create_future()
+        """Done when the socket is closed."""
         self.received_at = 0.0
         self.sent_at = 0.0
 
@@ -105,6 +116,7 @@ class Link(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
         self.received_at = self.sent_at = self._owner.loop.time()
+        self._owner.opened(self)
         if not self._owner.admit(self):
             self.cut("too many connections that have not said who they are")
             return
@@ -179,6 +191,9 @@ class Link(asyncio.Protocol):
             # In TLS 1.3 a caller hears that its certificate is refused only after its own handshake is done.
             self.cut(reason_of(exc))
         self._ended()
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self._owner.forgotten(self)
 
     def _ended(self) -> None:
         if self.closed.done():

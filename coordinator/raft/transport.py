@@ -21,6 +21,7 @@ stranger's 2 s and its place among the 64 begin with the connection, so the hand
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import uuid
@@ -111,6 +112,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self._dialers: list[asyncio.Task[None]] = []
         self._links: dict[str, Link] = {}
         self._strangers: set[Link] = set()
+        self._open: set[Link] = set()
+        """Links whose socket is open, whether or not they may still be used."""
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -139,20 +142,28 @@ class PeerTransport(Transport):  # type: ignore[misc]
     async def close(self) -> None:
         """Ends everything; safe to call twice."""
         self._is_stopped = True
+        for listener in self._listeners:
+            # Where the system allows it `_accept` ends by this; a cancelled one may drop a socket that it just got.
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+        if self._acceptors:
+            await asyncio.wait(self._acceptors, timeout=0.05)
         tasks = [*self._dialers, *self._acceptors, *self._welcomes]
+        arriving = list(self._welcomes.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._dialers.clear()
         self._acceptors.clear()
-        for connection in self._welcomes.values():
-            connection.close()
-        self._welcomes.clear()
-        for link in [*self._links.values(), *self._strangers]:
-            link.end()
         for listener in self._listeners:
             listener.close()
         self._listeners.clear()
+        for link in list(self._open):
+            link.end()
+        if self._open:
+            await asyncio.wait([link.lost for link in self._open], timeout=1.0)
+        for connection in arriving:
+            connection.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -161,6 +172,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
             except ConnectionError:
                 continue
             except OSError as error:
+                if self._is_stopped:
+                    return
                 # Out of files, most likely: whoever comes waits until there are some again.
                 log.warning("%s: cannot take connections: %s", self.self_id, error.strerror or error)
                 await asyncio.sleep(REDIAL_S_MAX)
@@ -258,6 +271,14 @@ class PeerTransport(Transport):  # type: ignore[misc]
             shown = certified.uri if certified is not None else "nobody that this cluster knows"
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but its certificate is of {shown}")
         return node
+
+    def opened(self, link: Link) -> None:
+        """A socket is open."""
+        self._open.add(link)
+
+    def forgotten(self, link: Link) -> None:
+        """A socket is closed."""
+        self._open.discard(link)
 
     def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there are too many or the transport is closed."""
