@@ -50,7 +50,7 @@ def check(session: Session, file: Path) -> int:
     def text() -> str:
         if found is not None:
             return paragraph(summary(file, found))
-        return "\n".join(paragraph(problem, "error: ") for problem in problems)
+        return "\n".join(f"error: {problem}" for problem in problems)
 
     session.show({"file": str(file), "good": found is not None, "problems": list(problems)}, text)
     return 0 if found is not None else 1

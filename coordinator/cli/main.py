@@ -18,7 +18,6 @@ import coordinator
 import coordinator.cli.quiet
 from coordinator.cli import certs, completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
 from coordinator.cli.session import Group, Session, output_option
-from coordinator.cli.table import paragraph
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError, NoLeader, NotLeader, Unreachable
 from coordinator.security.diagnosis import tls_problem
 
@@ -133,7 +132,8 @@ def run(arguments: list[str] | None = None) -> int:
     except CoordinatorError as error:
         text, exit_status = explain(error, session)
         for line in text.splitlines():
-            click.echo(paragraph(line, "error: "), err=True)
+            # Never wrapped: one fault is one line, for grep and for logs; a terminal folds it by itself.
+            click.echo(f"error: {line}", err=True)
         return exit_status
     except BrokenPipeError:
         # The reader has seen enough (`clusterctl events | head`); what is still buffered has nowhere to go.

@@ -71,6 +71,7 @@ def problems(state: State, around: Surroundings) -> list[str]:
         *_shard_problems(state),
         *_node_problems(state, around),
         *_job_problems(state),
+        *_discovery_problems(around),
         *around.refusals,
         *_pauses(state),
     ]
@@ -152,6 +153,12 @@ def _node_problem(node: Node, around: Surroundings) -> str:
             return f"worker {node.id} waits to be admitted since {_duration(since_s)}"
         case _:
             return ""
+
+
+def _discovery_problems(around: Surroundings) -> list[str]:
+    if not around.uses_discovery or around.healthy is not None:
+        return []
+    return ["Consul does not answer, or has only just come back: nothing moves for that, but no worker is admitted"]
 
 
 def _job_problems(state: State) -> list[str]:

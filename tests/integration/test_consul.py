@@ -7,7 +7,6 @@ import dataclasses
 import shutil
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,23 +25,6 @@ from tests.integration.consul_support import (
     worker,
 )
 from tools.lib.consul_agent import ConsulAgent, free_ports
-from tools.lib.consul_binary import ConsulInstallError, install_consul
-
-
-@pytest.fixture(scope="session")
-def consul_binary() -> Path:
-    """A real Consul; the tests are left out, with the reason, where none can be had."""
-    try:
-        return install_consul()
-    except ConsulInstallError as error:
-        pytest.skip(f"no Consul: {error}")
-
-
-@pytest.fixture
-def agent(tmp_path: Path, consul_binary: Path) -> Iterator[ConsulAgent]:
-    """A running agent of the test's own."""
-    with ConsulAgent(tmp_path / "consul", binary=consul_binary) as running:
-        yield running
 
 
 async def test_registration_shows_with_metadata_and_check(agent: ConsulAgent) -> None:

@@ -100,7 +100,10 @@ def test_a_worker_that_consul_does_not_report() -> None:
         "check that Consul reaches http://w3.example:7401/health"
     ]
     away = replace(ALL_WELL, uses_discovery=True, healthy=None)
-    assert problems(state, away) == ["worker w3 waits to be admitted: Consul cannot be asked whether it is healthy"]
+    assert problems(state, away) == [
+        "worker w3 waits to be admitted: Consul cannot be asked whether it is healthy",
+        "Consul does not answer, or has only just come back: nothing moves for that, but no worker is admitted",
+    ]
 
 
 def test_jobs_without_owner_refusals_and_pauses() -> None:

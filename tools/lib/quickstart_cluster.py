@@ -81,7 +81,8 @@ class QuickstartCluster:
         if left:
             which = ", ".join(f"{name} (process {process})" for process, name in left)
             raise QuickstartError(
-                f"daemons of this directory are running: {which}; stop them first, or use another --dir"
+                f"daemons of this directory are running: {which}; end the quickstart that started them, or, if it was "
+                f"killed, them: kill {' '.join(str(process) for process, _ in left)}"
             )
         if taken := ports_in_use(listeners(self.config, worker_ids)):
             more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVERS_REQUIRED = "COORDINATOR_TESTS_REQUIRE_SERVERS"
+"""Set for the tests: one whose server cannot be had then fails, instead of being left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,10 @@ def main(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     # The environment's own programs first: the tests start `coordinator`, `worker-agent` and `clusterctl` by name.
     programs = str(Path(sys.executable).parent)
-    environment = os.environ | {"PATH": programs + os.pathsep + os.environ.get("PATH", "")}
+    environment = os.environ | {
+        "PATH": programs + os.pathsep + os.environ.get("PATH", ""),
+        SERVERS_REQUIRED: "1",
+    }
     failed = []
     if not options.tests:
         failed = [step.name for step in CHECKS if not run(step, environment)]
