@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from grpc import aio
@@ -23,7 +23,7 @@ from coordinator.api.v1 import cluster_pb2, cluster_pb2_grpc, cron_pb2_grpc
 from coordinator.client.channels import channel_options
 from coordinator.client.errors import error_of
 from coordinator.client.retry import Backoff, RetryBudget, may_retry
-from coordinator.model.errors import CoordinatorError, InvalidRequest, NotLeader, TimedOut, Unreachable
+from coordinator.model.errors import CoordinatorError, IndefiniteError, InvalidRequest, NotLeader, TimedOut, Unreachable
 from coordinator.security.credentials import Credentials, open_channel
 
 CONNECT_TIMEOUT_S = 1.5
@@ -86,7 +86,8 @@ class Masters:
         the time is over. `request` must read only, or carry a request id: it may be sent more than once.
         """
         loop = asyncio.get_running_loop()
-        search = Search(self, loop.time(), self.timeout_s if timeout_s is None else timeout_s)
+        search_s = self.timeout_s if timeout_s is None else timeout_s
+        search = Search(self, loop.time(), search_s, changes=_changes(request))
         while True:
             address = search.next_address()
             try:
@@ -146,10 +147,15 @@ class Masters:
         return Backoff(self._rng)
 
 
+def _changes(request: Any) -> bool:
+    """True for a request that changes something: those, and only those, have a request id."""
+    return "request_id" in request.DESCRIPTOR.fields_by_name
+
+
 class Search:
     """One call's way from master to master."""
 
-    def __init__(self, masters: Masters, now_s: float, timeout_s: float) -> None:
+    def __init__(self, masters: Masters, now_s: float, timeout_s: float, *, changes: bool) -> None:
         self._masters = masters
         self._started_at_s = now_s
         self._give_up_at_s = now_s + timeout_s
@@ -160,6 +166,9 @@ class Search:
         self._hint = ""
         """The leader as the last answer named it."""
         self._was_reached = False
+        self._changes = changes
+        self._indefinite: IndefiniteError | None = None
+        """The latest attempt to change something that may have succeeded."""
 
     def time_left_s(self, now_s: float) -> float:
         """Seconds until the caller's timeout, at least 0."""
@@ -183,6 +192,8 @@ class Search:
         """Takes a failure in: returns when there is somebody to ask (again), raises the final error otherwise."""
         if not may_retry(error):
             raise error
+        if self._changes and isinstance(error, IndefiniteError):
+            self._indefinite = error
         loop = asyncio.get_running_loop()
         self._was_reached |= not isinstance(error, Unreachable)
         if isinstance(error, NotLeader) and error.leader_address not in ("", address):
@@ -202,6 +213,9 @@ class Search:
         tried = ", ".join(self._masters.addresses)
         if not self._was_reached:
             return Unreachable(f"no master answers; tried {tried}")
+        if error.DEFINITE and self._indefinite is not None:
+            # That the latest attempt did nothing says nothing of an earlier one.
+            error = self._indefinite
         if isinstance(error, TimedOut):
             return TimedOut(f"no answer within {self._timeout_s:g} s; asked {tried}")
         return error

@@ -42,6 +42,7 @@ from coordinator.model.errors import Damaged
 from coordinator.raft.elections import Elections, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
+from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
 from coordinator.raft.snapshot import SnapshotStore
@@ -131,8 +132,8 @@ class Consensus:
             journal.add(NO_OP, 1, 0)
         elif journal[0][1] != 1:
             raise Damaged(
-                f"the log begins at entry {journal[0][1]}, but there is no snapshot of what was before; take this "
-                "master's data directory away and let it be rebuilt from the others, or restore a backup"
+                f"{journal.begin}: the log begins at entry {journal[0][1]}, but there is no snapshot of what was "
+                f"before; {ADVICE}"
             )
         last_term = journal[-1][2]
         # The term is durable before any entry of it is, so a lower one means that the vote is of an older term.
@@ -165,9 +166,13 @@ class Consensus:
 
     @property
     def leader_id(self) -> str | None:
-        """Who leads, as far as this master knows."""
+        """Who leads, as far as this master knows; None while it is cut off from the one that it knew.
+
+        PySyncObj never forgets one without an election, and a master that reaches nobody holds none.
+        """
         node = self._engine._getLeader()
-        return None if node is None else str(node.id)
+        is_reachable = node is not None and (self.is_raft_leader or self._engine.isNodeConnected(node))
+        return str(node.id) if node is not None and is_reachable else None
 
     @property
     def is_raft_leader(self) -> bool:

@@ -29,6 +29,7 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Apply, Consensus
+from coordinator.raft.files import DiskFailed
 from coordinator.raft.journal import Journal
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.snapshot import SnapshotStore
@@ -72,7 +73,7 @@ class _Listeners:
 class RaftNode:
     """One master's replica of the state machine.
 
-    After `start`, watch `fatal`: when it gets an exception (Damaged, ApplyFailed, OSError of the disk), this master has
+    After `start`, watch `fatal`: when it gets an exception (Damaged, ApplyFailed, DiskFailed), this master has
     already stopped taking part, and the daemon must end with the exception's message.
     """
 
@@ -134,7 +135,7 @@ class RaftNode:
     async def start(self) -> None:
         """Takes the peer port, loads what is on disk, joins the others.
 
-        Raises ConfigError (the port cannot be had), Damaged (what is on disk cannot be trusted), OSError (the disk).
+        Raises ConfigError (the port cannot be had), Damaged (what is on disk cannot be trusted), DiskFailed.
         """
         self._loop = asyncio.get_running_loop()
         self._fatal = self._loop.create_future()
@@ -144,6 +145,9 @@ class RaftNode:
         await self._transport.bind()
         try:
             self._load()
+        except OSError as error:
+            await self.stop()
+            raise DiskFailed(self._directory, error) from None
         except BaseException:
             await self.stop()
             raise
@@ -171,6 +175,10 @@ class RaftNode:
 
     async def stop(self) -> None:
         """Leaves without a goodbye and closes everything; safe to call twice. What is in flight gets OutcomeUnknown."""
+        if self._consensus and self._journal:
+            # So that the next start notices when the disk loses anything meanwhile; without it the stop is as good.
+            with contextlib.suppress(OSError):
+                self._journal.mark()
         self._halt()
         await self._transport.close()
         if self._closing:
@@ -194,6 +202,8 @@ class RaftNode:
             self._journal.close()
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            error = DiskFailed(self._directory, error)
         if not self._fatal.done():
             log.critical("%s: stopped taking part in the consensus: %s", self.self_id, error)
             self._fatal.set_exception(error)
@@ -219,7 +229,7 @@ class RaftNode:
 
     @property
     def leader_id(self) -> str | None:
-        """Who leads, as far as this master knows."""
+        """Who leads, as far as this master knows; None while it is cut off from that one."""
         return self._consensus.leader_id if self._consensus else None
 
     @property

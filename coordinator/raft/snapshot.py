@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import time
@@ -31,7 +32,8 @@ from pysyncobj.config import SERIALIZER_STATE
 from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.machine.state import State
 from coordinator.model.errors import Damaged
-from coordinator.raft.journal import SNAPSHOT_NAME, Entry, sync_directory, write_file
+from coordinator.raft.files import ADVICE, SNAPSHOT_NAME, sync_directory, write_file
+from coordinator.raft.journal import Entry
 
 CHUNK_BYTES = 256 << 10
 """Bytes of a snapshot per frame."""
@@ -41,7 +43,6 @@ _HEADER = struct.Struct(">6sHQI")
 _ENTRY_HEADER = struct.Struct(">QQI")
 _MAGIC = b"FCSNAP"
 _VERSION = 1
-_ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def decode_file(data: bytes, name: str, decode: Callable[[bytes], State] = decod
     offset = _HEADER.size
     for _ in range(2):
         if offset + _ENTRY_HEADER.size > len(data):
-            raise Damaged(f"{name}, offset {offset}: the log entries are cut off; {_ADVICE}")
+            raise Damaged(f"{name}, offset {offset}: the log entries are cut off; {ADVICE}")
         index, term, length = _ENTRY_HEADER.unpack_from(data, offset)
         offset += _ENTRY_HEADER.size
         entries.append((data[offset : offset + length], index, term))
@@ -84,22 +85,25 @@ def decode_file(data: bytes, name: str, decode: Callable[[bytes], State] = decod
     state = decode(data[offset:])
     before, last = entries
     if last[1] != before[1] + 1 or state.index > last[1]:
-        raise Damaged(f"{name}: entries {before[1]} and {last[1]} do not fit state {state.index}; {_ADVICE}")
+        found = f"entries {before[1]} and {last[1]} do not fit state {state.index}"
+        raise Damaged(f"{name}, offset {_HEADER.size}: {found}; {ADVICE}")
     return Snapshot(before, last, state)
 
 
 def _check(data: bytes, name: str) -> None:
     if len(data) < _HEADER.size:
-        raise Damaged(f"{name}: {len(data)} bytes are no snapshot; {_ADVICE}")
+        raise Damaged(f"{name}, offset 0: {len(data)} bytes are no snapshot; {ADVICE}")
     magic, version, length, checksum = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise Damaged(f"{name}, offset 0: it does not begin as a snapshot; {_ADVICE}")
+        raise Damaged(f"{name}, offset 0: it does not begin as a snapshot; {ADVICE}")
     if version != _VERSION:
-        raise Damaged(f"{name}: version {version}, this software reads {_VERSION}; run the software that wrote it")
+        known = f"version {version}, this software reads {_VERSION}"
+        raise Damaged(f"{name}, offset 6: {known}; run the software that wrote it, or: {ADVICE}")
     if length != len(data) - _HEADER.size:
-        raise Damaged(f"{name}: {len(data) - _HEADER.size} bytes where the header says {length}; {_ADVICE}")
+        found = len(data) - _HEADER.size
+        raise Damaged(f"{name}, offset 8: {found} bytes where the header says {length}; {ADVICE}")
     if zlib.crc32(memoryview(data)[_HEADER.size :]) != checksum:
-        raise Damaged(f"{name}: the checksum does not match; {_ADVICE}")
+        raise Damaged(f"{name}, offset {_HEADER.size}: the checksum does not match; {ADVICE}")
 
 
 class SnapshotStore:
@@ -149,7 +153,10 @@ class SnapshotStore:
 
     def close(self) -> None:
         """Closes files; a write that goes on ends by itself and keeps its temporary name."""
-        self._incoming = self._close(self._incoming)
+        # A full disk has failed this master already, and fails the bytes that wait in the file once more.
+        with contextlib.suppress(OSError):
+            self._close(self._incoming)
+        self._incoming = None
         while self._outgoing:
             self._close(self._outgoing.popitem()[1])
 

@@ -63,7 +63,7 @@ class MasterContext:
     @property
     def leader_id(self) -> str:
         """Id of the leader; empty when this master knows none, or has lost the connection to the one that it knew."""
-        return known_leader(self.self_id, self.raft)
+        return self.raft.leader_id or ""
 
     async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
         """The state as fresh as asked for. Raises NoLeader or TimedOut when that cannot be had in time."""
@@ -143,18 +143,6 @@ class MasterContext:
                 )
             await asyncio.sleep(LEADER_POLL_S)
         return leader_id
-
-
-def known_leader(self_id: str, raft: RaftNode) -> str:
-    """Id of the leader, as long as this master has a reason to believe that it still leads.
-
-    A follower that is cut off from everybody holds no election, and so forgets nobody: the name that it remembers is
-    worth something only while there is a connection.
-    """
-    leader_id = raft.leader_id or ""
-    if leader_id in ("", self_id) or leader_id in raft.status().connected_peers:
-        return leader_id
-    return ""
 
 
 def time_left_s(call: Call) -> float:

@@ -295,7 +295,7 @@ async def test_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
         content = bytearray(snapshot.read_bytes())
         content[-2] ^= 1
         snapshot.write_bytes(bytes(content))
-        with pytest.raises(Damaged, match="snapshot: the checksum does not match"):
+        with pytest.raises(Damaged, match="snapshot, offset 20: the checksum does not match"):
             await masters.make(leader.self_id).start()
 
 

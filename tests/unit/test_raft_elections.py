@@ -249,3 +249,19 @@ def test_a_disk_that_fails_stops_the_master(tmp_path: Path, monkeypatch: pytest.
             net.masters[leader].step()
         assert not outcome
         monkeypatch.undo()
+
+
+def test_a_master_that_is_cut_off_names_no_leader(tmp_path: Path) -> None:
+    """Shows that nobody is sent to a leader that this master cannot reach: PySyncObj alone would name it for ever."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        away = others(net, leader)[0]
+        assert net.masters[away].leader_id == leader
+        cut_off(net, away)
+        assert net.masters[away].leader_id is None
+        turn_for(net, 5.0)
+        assert net.masters[away].leader_id is None
+        bring_back(net, away)
+        net.run(lambda: net.masters[away].leader_id == leader)
+        cut_off(net, leader)
+        net.run(lambda: net.masters[leader].leader_id is None)
