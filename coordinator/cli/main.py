@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 import coordinator
-from coordinator.cli import completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
+from coordinator.cli import backup, completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
 from coordinator.cli.session import Group, Session, output_option
 from coordinator.cli.table import paragraph
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError, NoLeader, NotLeader, Unreachable
@@ -70,6 +70,8 @@ for command in (
     cron.cron,
     events.events,
     masters.masters,
+    backup.backup,
+    backup.restore,
     config.config,
     completion.completion,
 ):

@@ -377,6 +377,10 @@ class Consensus:
         self._transitions.append(transition)
         return transition.result
 
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended."""
+        return self.elections.is_handing_over()
+
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
         return self._rng.uniform(self._settings.election_timeout_s_min, self._settings.election_timeout_s_max)

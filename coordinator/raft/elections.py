@@ -15,7 +15,8 @@ Order rules:
 3. Should a follower have a later term all the same (it stood, and lost), its answer says so and the leader steps down:
    otherwise neither would ever accept the other.
 4. A leader that has asked a follower to take over breaks rule 1 on purpose, so from then on it has no lease in its
-   term; if it still leads after two election timeouts it steps down, so that the next term has a lease again.
+   term; if it still leads after two election timeouts it steps down, so that the next term has a lease again. It also
+   appends nothing more (thesis 3.10), or the follower would lack that and lose the election; commands wait meanwhile.
 """
 
 from __future__ import annotations
@@ -108,6 +109,10 @@ class Elections:
         """This leader has asked a follower to take over (order rule 4)."""
         self._transfer_term = int(self._engine.raftCurrentTerm)
         self._transfer_s = now_s()
+
+    def is_handing_over(self) -> bool:
+        """True for a leader that has asked a follower to take over."""
+        return bool(self._engine._isLeader()) and self._transfer_term == self._engine.raftCurrentTerm
 
     # Hearing a leader
 

@@ -61,6 +61,9 @@ class Hooks(Protocol):
     def apply(self, command: bytes) -> command_pb2.CommandResult | None:
         """Applies the entry behind the last applied one."""
 
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended, because another master is to take over with this log."""
+
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
 
@@ -102,6 +105,10 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
             self._SyncObj__callErrCallback(FAIL_REASON.REQUEST_DENIED, callback)
         else:
             super()._applyCommand(entry, callback, None)
+
+    def _checkCommandsToApply(self) -> None:
+        if not self._hooks.is_handing_over():
+            super()._checkCommandsToApply()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> command_pb2.CommandResult | None:
         return self._hooks.apply(command)
