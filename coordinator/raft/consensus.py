@@ -51,6 +51,8 @@ APPEND_BYTES = 1 << 20
 """Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
 APPEND_ENTRIES_MAX = 4096
 APPENDS_IN_FLIGHT_MAX = 2
+TERM_MAX = 1 << 62
+"""A term is kept on disk for ever and only grows, in 64 bits: one beyond this would end all elections."""
 COMMAND_BYTES_LIMIT = 8 << 20
 """No configuration may allow larger commands; half a frame."""
 
@@ -255,7 +257,8 @@ class Consensus:
         self._engine.forceLogCompaction()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files. Its connections may outlive it for a moment; what still comes over them is not taken in."""
+        self._transport.setOnMessageReceivedCallback(lambda node, message: None)
         self._snapshots.close()
         self._journal.close()
 
@@ -263,6 +266,8 @@ class Consensus:
 
     def receive(self, node: Node, message: Message) -> None:
         """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
+        if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
+            raise ProtocolViolation("a term that no number of elections can reach")
         match message["type"]:
             case "append_entries":
                 self._answering_us = message["sent_at_us"]
@@ -301,7 +306,9 @@ class Consensus:
     def _adjust_append(self, node: Node, message: Message) -> None:
         """Order rule 3."""
         previous, entries, commit = message["prevLogIdx"], message["entries"], self.commit_index
-        for offset, (command, index, _) in enumerate(entries):
+        for offset, (command, index, term) in enumerate(entries):
+            if term > message["term"]:
+                raise ProtocolViolation(f"entry {index} of term {term} from a leader of term {message['term']}")
             if index != previous + 1 + offset:
                 raise ProtocolViolation(f"entry {index} where {previous + 1 + offset} must stand")
             if command != NO_OP and not self._is_command(command):
@@ -326,6 +333,8 @@ class Consensus:
             return False
         if message["success"] and not 1 <= message["next_node_idx"] <= self._last_index + 1:
             raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
+        if message["sent_at_us"] > now_s() * 1e6 + 1:
+            raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
         self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
         self.elections.answered(node, message["sent_at_us"])
         return True
