@@ -42,6 +42,7 @@ from coordinator.model.errors import Damaged
 from coordinator.raft.elections import Elections, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
+from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
@@ -210,6 +211,24 @@ class Consensus:
     @property
     def _last_index(self) -> int:
         return int(self._journal[-1][1])
+
+    def figures(self, traffic: Traffic, queued_bytes: dict[str, int]) -> RaftFigures:
+        """Figures for those who watch; what the transport counts is handed in."""
+        last = self._last_index
+        followers = self._others if self.is_raft_leader else ()
+        return RaftFigures(
+            last_index=last,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
+            has_lease=self.has_lease,
+            elections=self._engine.elections,
+            pre_votes=self.elections.pre_votes,
+            syncs=self._journal.syncs,
+            traffic=traffic,
+            queued_bytes=queued_bytes,
+            behind={node.id: last - self._engine.match_index(node) for node in followers},
+            snapshot=self._snapshots.figures,
+        )
 
     def propose(self, payload: bytes, callback: Callback) -> None:
         """Queues a command; the next step appends or forwards it."""

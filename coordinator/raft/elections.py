@@ -67,6 +67,8 @@ class Elections:
         self._protections = protections
         self._send = send
         self._heard_s = now_s()
+        self.pre_votes = 0
+        """Times that this master has asked for pre-votes."""
         self._asked_term = 0
         """The term that the running pre-vote is for."""
         self._granted: set[Node] = set()
@@ -149,6 +151,7 @@ class Elections:
             return  # The majority said yes: PySyncObj may stand now.
         engine.postpone_election()
         self._asked_term = int(engine.raftCurrentTerm) + 1
+        self.pre_votes += 1
         self._granted.clear()
         index, term = engine.last_entry()
         for node in self._others:

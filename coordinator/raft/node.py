@@ -27,6 +27,7 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
+from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.identity import Identity
 from coordinator.raft.interface import Listeners, Machine, RaftStatus
@@ -239,6 +240,11 @@ class RaftNode:
             log_bytes=journal.size_bytes,
             connected_peers=self._transport.connected_ids,
         )
+
+    def figures(self) -> RaftFigures | None:
+        """Figures for those who watch; None while it does not run."""
+        consensus, transport = self._consensus, self._transport
+        return consensus.figures(transport.traffic, transport.queued_bytes) if consensus else None
 
     def on_transition(self, callback: Callable[[Transition], None]) -> None:
         """Calls back for every applied log entry, in order, once `state` includes it.

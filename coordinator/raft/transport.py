@@ -33,6 +33,7 @@ from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
+from coordinator.raft.figures import Traffic, kind_of
 from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
 from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress
 
@@ -69,6 +70,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
         self.cluster_id: Callable[[], str] = lambda: ""
+        self.traffic = Traffic()
         self._own = own
         self._peers = peers
         self._cluster_name = cluster_name
@@ -273,6 +275,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def deliver(self, node: Node, message: Message) -> None:
         """Hands a message to the engine."""
+        self.traffic.received[kind_of(message)] += 1
         self._onMessageReceived(node, message)
 
     # PySyncObj and the engine call these
@@ -281,6 +284,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
     def connected_ids(self) -> tuple[str, ...]:
         """Peers with a link, sorted."""
         return tuple(sorted(self._links))
+
+    @property
+    def queued_bytes(self) -> dict[str, int]:
+        """What waits for each connected peer to read it, by its id."""
+        return {id: link.queued_bytes for id, link in sorted(self._links.items())}
 
     def is_congested(self, node: Node) -> bool:
         """True when a peer has enough to read; also when it has no link."""
@@ -296,6 +304,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
             link.cut(f"it left {link.queued_bytes} bytes unread")
             self.on_unsent(node, message)
             return False
+        self.traffic.sent[kind_of(message)] += 1
         link.write(pack(to_frame(message)))
         return True
 
