@@ -88,12 +88,14 @@ class WorkerAgent:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         times: SessionTimes | None = None,
+        accepted_cluster_id: str = "",
     ) -> None:
         self._config = config
         self._settings = settings
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._times = times
+        self._accepted_cluster_id = accepted_cluster_id
         self._directory = Path(config.data_directory) / settings.id
         self._assignment_path = self._directory / ASSIGNMENT_FILE
         self._stop_reason = ""
@@ -183,7 +185,8 @@ class WorkerAgent:
             node,
             self._config.name,
             self._rng,
-            cluster_id="" if stored is None else stored.cluster_id,
+            # Whoever accepts a cluster gives the data to it, so the one that it was of is refused from now on.
+            cluster_id=self._accepted_cluster_id or ("" if stored is None else stored.cluster_id),
             generation=0 if stored is None else stored.assignment.generation,
             times=self._times,
         )

@@ -16,7 +16,20 @@ import click
 
 import coordinator
 import coordinator.cli.quiet
-from coordinator.cli import certs, completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
+from coordinator.cli import (
+    backup,
+    certs,
+    completion,
+    config,
+    cron,
+    events,
+    masters,
+    moves,
+    nodes,
+    rebalance,
+    shards,
+    status,
+)
 from coordinator.cli.session import Group, Session, output_option
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError, NoLeader, NotLeader, Unreachable
 from coordinator.security.diagnosis import tls_problem
@@ -86,6 +99,8 @@ for command in (
     cron.cron,
     events.events,
     masters.masters,
+    backup.backup,
+    backup.restore,
     config.config,
     certs.certs,
     completion.completion,

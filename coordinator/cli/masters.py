@@ -1,4 +1,4 @@
-"""clusterctl masters: the masters and their Raft figures."""
+"""clusterctl masters: the masters, their Raft figures, and who leads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
 
 @click.group(cls=Group)
 def masters() -> None:
-    """See the masters: who leads, and how far each has come."""
+    """See the masters: who leads, and how far each has come; choose who leads."""
 
 
 @masters.command("list")
@@ -64,3 +64,21 @@ def list_masters(session: Session) -> None:
     """
     answer = session.client().list_masters()
     session.show(answer, lambda: masters_table(answer.masters))
+
+
+@masters.command("transfer")
+@click.argument("master", default="")
+@pass_session
+def transfer(session: Session, master: str) -> None:
+    """Hand the leadership to MASTER, or to the follower that has most of the log.
+
+    Takes about the time of one message; clients and workers find the new leader by themselves. Use it before work
+    on the leader's machine. Nothing is done when MASTER leads already.
+
+    \b
+    Examples:
+      clusterctl masters transfer
+      clusterctl masters transfer m2
+    """
+    answer = session.client().transfer_leadership(master)
+    session.show(answer, lambda: f"{answer.leader_id} leads in term {answer.term}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -79,24 +79,36 @@ class ClusterClient:
                 self._thread.start()
             return self._loop
 
+    def _iterate(self, answers: AsyncGenerator[Answer, None]) -> Generator[Answer, None, None]:
+        async def next_answer() -> Answer | None:
+            return await anext(answers, None)
+
+        async def close() -> None:
+            await answers.aclose()
+
+        try:
+            while (answer := self._run(next_answer())) is not None:
+                yield answer
+        finally:
+            if self._loop is not None:  # Else the client was closed first, and the stream with it.
+                self._run(close())
+
     def stream_events(
         self, *, from_sequence: int = 0, latest: int = 0, follow: bool = False, kind: str = ""
     ) -> Generator[types_pb2.Event, None, None]:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
+        return self._iterate(events)
 
-        async def next_event() -> types_pb2.Event | None:
-            return await anext(events, None)
+    def backup(self) -> Generator[cluster_pb2.BackupResponse, None, None]:
+        """The whole state as the parts of a backup file, in order; what they are about is in the first."""
+        return self._iterate(self._client.backup())
 
-        async def close() -> None:
-            await events.aclose()
-
-        try:
-            while (event := self._run(next_event())) is not None:
-                yield event
-        finally:
-            if self._loop is not None:  # Else the client was closed first, and the stream with it.
-                self._run(close())
+    def transfer_leadership(
+        self, target_id: str = "", *, leader_id: str = ""
+    ) -> cluster_pb2.TransferLeadershipResponse:
+        """Hands the leadership to a master, or to the one with most of the log; the answer says who leads now."""
+        return self._run(self._client.transfer_leadership(target_id, leader_id=leader_id))
 
     def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
         """Who leads, how much there is of everything, and what is wrong."""

@@ -42,6 +42,7 @@ from coordinator.model.errors import Damaged
 from coordinator.raft.elections import Elections, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
+from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
@@ -51,6 +52,8 @@ APPEND_BYTES = 1 << 20
 """Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
 APPEND_ENTRIES_MAX = 4096
 APPENDS_IN_FLIGHT_MAX = 2
+TERM_MAX = 1 << 62
+"""A term is kept on disk for ever and only grows, in 64 bits: one beyond this would end all elections."""
 COMMAND_BYTES_LIMIT = 8 << 20
 """No configuration may allow larger commands; half a frame."""
 
@@ -209,6 +212,24 @@ class Consensus:
     def _last_index(self) -> int:
         return int(self._journal[-1][1])
 
+    def figures(self, traffic: Traffic, queued_bytes: dict[str, int]) -> RaftFigures:
+        """Figures for those who watch; what the transport counts is handed in."""
+        last = self._last_index
+        followers = self._others if self.is_raft_leader else ()
+        return RaftFigures(
+            last_index=last,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
+            has_lease=self.has_lease,
+            elections=self._engine.elections,
+            pre_votes=self.elections.pre_votes,
+            syncs=self._journal.syncs,
+            traffic=traffic,
+            queued_bytes=queued_bytes,
+            behind={node.id: last - self._engine.match_index(node) for node in followers},
+            snapshot=self._snapshots.figures,
+        )
+
     def propose(self, payload: bytes, callback: Callback) -> None:
         """Queues a command; the next step appends or forwards it."""
         self._engine._applyCommand(payload, callback)
@@ -255,7 +276,8 @@ class Consensus:
         self._engine.forceLogCompaction()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files. Its connections may outlive it for a moment; what still comes over them is not taken in."""
+        self._transport.setOnMessageReceivedCallback(lambda node, message: None)
         self._snapshots.close()
         self._journal.close()
 
@@ -263,6 +285,8 @@ class Consensus:
 
     def receive(self, node: Node, message: Message) -> None:
         """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
+        if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
+            raise ProtocolViolation("a term that no number of elections can reach")
         match message["type"]:
             case "append_entries":
                 self._answering_us = message["sent_at_us"]
@@ -301,7 +325,9 @@ class Consensus:
     def _adjust_append(self, node: Node, message: Message) -> None:
         """Order rule 3."""
         previous, entries, commit = message["prevLogIdx"], message["entries"], self.commit_index
-        for offset, (command, index, _) in enumerate(entries):
+        for offset, (command, index, term) in enumerate(entries):
+            if term > message["term"]:
+                raise ProtocolViolation(f"entry {index} of term {term} from a leader of term {message['term']}")
             if index != previous + 1 + offset:
                 raise ProtocolViolation(f"entry {index} where {previous + 1 + offset} must stand")
             if command != NO_OP and not self._is_command(command):
@@ -326,6 +352,8 @@ class Consensus:
             return False
         if message["success"] and not 1 <= message["next_node_idx"] <= self._last_index + 1:
             raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
+        if message["sent_at_us"] > now_s() * 1e6 + 1:
+            raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
         self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
         self.elections.answered(node, message["sent_at_us"])
         return True
@@ -376,6 +404,10 @@ class Consensus:
         self.state = transition.state
         self._transitions.append(transition)
         return transition.result
+
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended."""
+        return self.elections.is_handing_over()
 
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""

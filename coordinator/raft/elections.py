@@ -15,7 +15,8 @@ Order rules:
 3. Should a follower have a later term all the same (it stood, and lost), its answer says so and the leader steps down:
    otherwise neither would ever accept the other.
 4. A leader that has asked a follower to take over breaks rule 1 on purpose, so from then on it has no lease in its
-   term; if it still leads after two election timeouts it steps down, so that the next term has a lease again.
+   term; if it still leads after two election timeouts it steps down, so that the next term has a lease again. It also
+   appends nothing more (thesis 3.10), or the follower would lack that and lose the election; commands wait meanwhile.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Elections:
         self._protections = protections
         self._send = send
         self._heard_s = now_s()
+        self.pre_votes = 0
+        """Times that this master has asked for pre-votes."""
         self._asked_term = 0
         """The term that the running pre-vote is for."""
         self._granted: set[Node] = set()
@@ -109,6 +112,10 @@ class Elections:
         self._transfer_term = int(self._engine.raftCurrentTerm)
         self._transfer_s = now_s()
 
+    def is_handing_over(self) -> bool:
+        """True for a leader that has asked a follower to take over."""
+        return bool(self._engine._isLeader()) and self._transfer_term == self._engine.raftCurrentTerm
+
     # Hearing a leader
 
     def heard_leader(self) -> None:
@@ -144,6 +151,7 @@ class Elections:
             return  # The majority said yes: PySyncObj may stand now.
         engine.postpone_election()
         self._asked_term = int(engine.raftCurrentTerm) + 1
+        self.pre_votes += 1
         self._granted.clear()
         index, term = engine.last_entry()
         for node in self._others:

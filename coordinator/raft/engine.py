@@ -29,8 +29,8 @@ Callback = Callable[[command_pb2.CommandResult | None, int], None]
 """Called once with (result, FAIL_REASON): the result is None unless the reason is SUCCESS."""
 
 
-LEADER = 2
-"""PySyncObj's number of that role."""
+CANDIDATE, LEADER = 1, 2
+"""PySyncObj's numbers of these roles."""
 
 
 def now_s() -> float:
@@ -60,6 +60,9 @@ class Hooks(Protocol):
 
     def apply(self, command: bytes) -> command_pb2.CommandResult | None:
         """Applies the entry behind the last applied one."""
+
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended, because another master is to take over with this log."""
 
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
@@ -91,6 +94,8 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links
     ) -> None:
         self._hooks = hooks
+        self.elections = 0
+        """Elections that this master has held."""
         super().__init__(Node(self_id), others, conf=_conf(settings), transport=transport)
 
     # Overridden: PySyncObj calls these
@@ -102,6 +107,14 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
             self._SyncObj__callErrCallback(FAIL_REASON.REQUEST_DENIED, callback)
         else:
             super()._applyCommand(entry, callback, None)
+
+    def _SyncObj__setState(self, role: int) -> None:
+        self.elections += role == CANDIDATE
+        super()._SyncObj__setState(role)
+
+    def _checkCommandsToApply(self) -> None:
+        if not self._hooks.is_handing_over():
+            super()._checkCommandsToApply()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> command_pb2.CommandResult | None:
         return self._hooks.apply(command)

@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,7 @@ from typing import Any, NoReturn
 from pysyncobj.journal import Journal as JournalInterface
 
 from coordinator.model.errors import Damaged
+from coordinator.raft.figures import Durations
 from coordinator.raft.files import ADVICE, SNAPSHOT_NAME, sync_directory
 from coordinator.raft.vote import VoteFile
 
@@ -98,6 +100,8 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self._durable_index = 0
         """Index of the last entry that `sync` has made durable; 0 for none."""
         self._has_failed = False
+        self.syncs = Durations()
+        """How long the syncs took."""
         self._unfinished: Path | None = None
         """The last segment when its header is not whole."""
         self.size_bytes = 0
@@ -185,12 +189,14 @@ class Journal(JournalInterface):  # type: ignore[misc]
     def sync(self) -> None:
         """Makes all that was added durable against a power cut."""
         if self._descriptor >= 0:
+            began_s = time.perf_counter()
             try:
                 _fdatasync(self._descriptor)
             except OSError:
                 # The system may have dropped what it could not write: a second try would succeed and prove nothing.
                 self._has_failed = True
                 raise
+            self.syncs.observe(time.perf_counter() - began_s)
         self.is_dirty = False
         self._durable_index = self._entries[-1][1] if self._entries else 0
 

@@ -16,20 +16,20 @@ import logging
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pysyncobj import FAIL_REASON
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import MasterSettings, RaftSettings
-from coordinator.machine.machine import apply_bytes
-from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
-from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Apply, Consensus
+from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
+from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
+from coordinator.raft.identity import Identity
+from coordinator.raft.interface import Listeners, Machine, RaftStatus
 from coordinator.raft.journal import Journal
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.snapshot import SnapshotStore
@@ -37,37 +37,6 @@ from coordinator.raft.transport import PeerTransport, parse_address
 from coordinator.security.credentials import Credentials
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The state machine that is replicated; tests bring their own. Of `State` this package reads only `index`."""
-
-    apply: Apply = apply_bytes
-    encode: Callable[[State], bytes] = encode_snapshot
-    decode: Callable[[bytes], State] = decode_snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class RaftStatus:
-    """How one master stands in the consensus."""
-
-    role: str
-    """"follower", "candidate", "leader" or "stopped"."""
-    leader_id: str | None
-    term: int
-    commit_index: int
-    applied_index: int
-    log_entries: int
-    log_bytes: int
-    connected_peers: tuple[str, ...]
-    """Ids, sorted."""
-
-
-@dataclass(slots=True)
-class _Listeners:
-    transition: list[Callable[[Transition], None]] = field(default_factory=list)
-    leadership: list[Callable[[bool, int], None]] = field(default_factory=list)
 
 
 class RaftNode:
@@ -119,6 +88,7 @@ class RaftNode:
         self._consensus: Consensus | None = None
         self._last_state = State()
         self._journal: Journal | None = None
+        self._identity: Identity | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop
         self._fatal: asyncio.Future[None]
@@ -128,7 +98,7 @@ class RaftNode:
         self._proposals = Proposals(self_id, settings, self._schedule_step)
         self._leadership_lost = asyncio.Event()
         self._told_term: int | None = None
-        self._listeners = _Listeners()
+        self._listeners = Listeners()
 
     # Life
 
@@ -162,6 +132,8 @@ class RaftNode:
         machine = self._machine
         snapshots = SnapshotStore(self._directory, self._executor, machine.encode, machine.decode)
         snapshots.on_written = self._wake_from_thread
+        identity = self._identity = Identity(self._directory)
+        self._transport.cluster_id = lambda: identity.cluster_id
         self._journal = Journal(self._directory, f"{self._cluster_name}/{self.self_id}")
         self._consensus = self._proposals.consensus = Consensus(
             transport=self._transport,
@@ -248,6 +220,11 @@ class RaftNode:
         """Gets an exception when this master must end; exists after `start`, never gets a result."""
         return self._fatal
 
+    @property
+    def cluster_id(self) -> str:
+        """The identity of the cluster that this master's disk belongs to; empty while it has not learned it."""
+        return self._identity.cluster_id if self._identity else ""
+
     def status(self) -> RaftStatus:
         """How this master stands now."""
         consensus, journal = self._consensus, self._journal
@@ -263,6 +240,11 @@ class RaftNode:
             log_bytes=journal.size_bytes,
             connected_peers=self._transport.connected_ids,
         )
+
+    def figures(self) -> RaftFigures | None:
+        """Figures for those who watch; None while it does not run."""
+        consensus, transport = self._consensus, self._transport
+        return consensus.figures(transport.traffic, transport.queued_bytes) if consensus else None
 
     def on_transition(self, callback: Callable[[Transition], None]) -> None:
         """Calls back for every applied log entry, in order, once `state` includes it.
@@ -356,6 +338,8 @@ class RaftNode:
             return
         try:
             consensus.step()
+            if self._identity:
+                self._identity.learn(self._machine.cluster_id(consensus.state))
         except Exception as error:
             # Half a step may have been done, and nothing that is known to fail does so harmlessly.
             self._fail(error)

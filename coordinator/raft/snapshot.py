@@ -32,6 +32,7 @@ from pysyncobj.config import SERIALIZER_STATE
 from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.machine.state import State
 from coordinator.model.errors import Damaged
+from coordinator.raft.figures import SnapshotFigures
 from coordinator.raft.files import ADVICE, SNAPSHOT_NAME, sync_directory, write_file
 from coordinator.raft.journal import Entry
 
@@ -127,7 +128,8 @@ class SnapshotStore:
         self._encode = encode
         self._decode = decode
         self._writing: Future[int] | None = None
-        self._index = 0
+        self.figures = SnapshotFigures()
+        """The newest one that is sound on disk."""
         self._outgoing: dict[Any, BinaryIO] = {}
         self._incoming: BinaryIO | None = None
         self.received: Snapshot | None = None
@@ -148,8 +150,12 @@ class SnapshotStore:
         except FileNotFoundError:
             return None
         snapshot = decode_file(data, str(self._path), self._decode)
-        self._index = snapshot.index
+        self._note(snapshot.index)
         return snapshot
+
+    def _note(self, index: int) -> None:
+        status = self._path.stat()
+        self.figures = SnapshotFigures(index, status.st_size, status.st_mtime)
 
     def close(self) -> None:
         """Closes files; a write that goes on ends by itself and keeps its temporary name."""
@@ -188,7 +194,7 @@ class SnapshotStore:
             self._retry_at = self._monotonic() + RETRY_S
             return SERIALIZER_STATE.FAILED, None
         index = writing.result()
-        if index <= self._index:
+        if index <= self.figures.index:
             return SERIALIZER_STATE.FAILED, None
         self._put_in_place(self._temporary("written"), index)
         # PySyncObj keeps the entry before the last one that the snapshot includes as the first of its log.
@@ -197,7 +203,7 @@ class SnapshotStore:
     def _put_in_place(self, temporary: Path, index: int) -> None:
         temporary.replace(self._path)
         sync_directory(self._path.parent)
-        self._index = index
+        self._note(index)
 
     # Sending
 

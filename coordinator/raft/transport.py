@@ -1,9 +1,9 @@
 """Connections between masters: one per pair, over asyncio, carrying the frames of frames.py.
 
 Who dials: of two masters, the one whose id sorts higher dials the other, again and again with a growing
-pause (50 ms to 1 s). Both say PeerHello first, and each checks protocol version, cluster name, that it is
-meant, and that the other is a known peer; who fails is cut off and named in the log. A newer connection of
-the same peer replaces the older one, which its owner may not yet know to be dead.
+pause (50 ms to 1 s). Both say PeerHello first, and each checks protocol version, cluster name and identity (where
+both know it), that it is meant, and that the other is a known peer; who fails is cut off and named in the log. A
+newer connection of the same peer replaces the older one, which its owner may not yet know to be dead.
 
 Bounds: a stranger may send 4 KiB, has 2 s for its hello, and there are at most 64 of them; a peer's frame
 has at most 16 MiB. What a peer does not read piles up to SEND_BYTES_MAX, then its connection is dropped: the
@@ -34,14 +34,8 @@ from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
-from coordinator.raft.frames import (
-    KEEP_ALIVE,
-    PROTOCOL_VERSION,
-    Message,
-    ProtocolViolation,
-    pack,
-    to_frame,
-)
+from coordinator.raft.figures import Traffic, kind_of
+from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
 from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
 from coordinator.raft.listener import listen
 from coordinator.security.certificates import Identity
@@ -97,6 +91,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.on_activity: Callable[[], None] = lambda: None
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
+        self.cluster_id: Callable[[], str] = lambda: ""
+        self.traffic = Traffic()
         self._own = own
         self._peers = peers
         self._cluster_name = cluster_name
@@ -251,6 +247,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 to_id=to_id,
                 cluster_name=self._cluster_name,
                 incarnation=self._incarnation,
+                cluster_id=self.cluster_id(),
             )
         )
 
@@ -261,6 +258,12 @@ class PeerTransport(Transport):  # type: ignore[misc]
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
         if hello.cluster_name != self._cluster_name:
             raise ProtocolViolation(f"it belongs to cluster {hello.cluster_name!r}, this one is {self._cluster_name!r}")
+        own_id = self.cluster_id()
+        if hello.cluster_id and own_id and hello.cluster_id != own_id:
+            raise ProtocolViolation(
+                f"its disk belongs to cluster id {hello.cluster_id}, this master's to {own_id}; one of them was not "
+                "restored with the others: give that one an empty data directory"
+            )
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
@@ -310,6 +313,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def deliver(self, node: Node, message: Message) -> None:
         """Hands a message to the engine."""
+        self.traffic.received[kind_of(message)] += 1
         self._onMessageReceived(node, message)
 
     # PySyncObj and the engine call these
@@ -318,6 +322,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
     def connected_ids(self) -> tuple[str, ...]:
         """Peers with a link, sorted."""
         return tuple(sorted(self._links))
+
+    @property
+    def queued_bytes(self) -> dict[str, int]:
+        """What waits for each connected peer to read it, by its id."""
+        return {id: link.queued_bytes for id, link in sorted(self._links.items())}
 
     def is_congested(self, node: Node) -> bool:
         """True when a peer has enough to read; also when it has no link."""
@@ -333,6 +342,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
             link.cut(f"it left {link.queued_bytes} bytes unread")
             self.on_unsent(node, message)
             return False
+        self.traffic.sent[kind_of(message)] += 1
         link.write(pack(to_frame(message)))
         return True
 

@@ -35,6 +35,9 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CLUSTER + "ChangeSettings": _CHANGES,
     _CLUSTER + "ListMoves": _LOOKS,
     _CLUSTER + "AbortMove": _CHANGES,
+    _CLUSTER + "TransferLeadership": _CHANGES,
+    # It hands out everything that the masters know, and a cluster can be made from it.
+    _CLUSTER + "Backup": _CHANGES,
     _CLUSTER + "StreamEvents": _LOOKS,
     _CRON + "ListJobs": _LOOKS,
     _CRON + "ApplyJobs": _CHANGES,

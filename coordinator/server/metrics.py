@@ -1,4 +1,4 @@
-"""What a master tells Prometheus, all with the prefix `coordinator_`.
+"""What a master tells Prometheus, all with the prefix `coordinator_`. The consensus is raft_metrics.py's.
 
 Figures that the state or Raft already has are read when Prometheus asks; only what happens between two questions is
 counted as it happens. Each master has a registry of its own, so that several can run in one process (tests).
@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from coordinator.machine.state import LaunchChanged, Transition
 from coordinator.model import LaunchState, NodeState
 from coordinator.raft.node import RaftNode
+from coordinator.server.raft_metrics import RaftMetrics
 from coordinator.server.sessions import SessionHub
 from coordinator.server.status import is_short, is_unavailable
 
@@ -67,6 +68,7 @@ class MasterMetrics:
             registry=self.registry,
         )
         self.registry.register(_Figures(raft, hub))
+        self.registry.register(RaftMetrics(raft))
         ProcessCollector(registry=self.registry)
         raft.on_transition(self._on_transition)
 

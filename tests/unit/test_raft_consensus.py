@@ -312,3 +312,19 @@ def test_log_without_its_snapshot_refuses_to_start(tmp_path: Path) -> None:
             journal.align((b"\x01", 49, 3), (b"\x01", 50, 3))
         with pytest.raises(Damaged, match="there is no snapshot"):
             net.start("m1")
+
+
+def test_what_comes_after_the_end_is_not_taken_in(tmp_path: Path) -> None:
+    """Shows that an append that arrives while a stopped master closes its connections touches no closed file."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        follower = next(id for id in net.ids if id != leader)
+        links = net.links[follower]
+        net.propose(leader, "late")
+        net.masters[leader].step()
+        frames = list(net.queue(leader, follower))
+        net.masters[follower].close()
+        assert frames
+        for frame in frames:
+            links.receive(leader, frame)
+        net.masters.pop(follower)

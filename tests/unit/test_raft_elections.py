@@ -178,6 +178,25 @@ def test_a_transfer_needs_no_timeout_and_ends_the_lease(tmp_path: Path) -> None:
         net.commit(target, "after")
 
 
+def test_nothing_is_appended_while_a_transfer_is_on_its_way(tmp_path: Path) -> None:
+    """Commands that come in after the target was asked wait, so it lacks nothing, wins, and they are applied there."""
+    with network(tmp_path) as net:
+        old = net.elect()
+        target = others(net, old)[0]
+        index = net.commit(old, "before")
+        net.run(lambda: net.masters[old].transfer(target) == FAIL_REASON.SUCCESS)
+        last = net.masters[old]._last_index
+        outcomes = [net.propose(old, f"meanwhile-{number}") for number in range(3)]
+        net.masters[old].step()
+        assert net.masters[old]._last_index == last >= index
+        net.run(lambda: net.masters[target].leads_whole and all(outcomes))
+        # Definitely not applied, so whoever proposed them does so again, at the new leader.
+        assert {reason for outcome in outcomes for _, reason in outcome} <= {
+            FAIL_REASON.MISSING_LEADER,
+            FAIL_REASON.SUCCESS,
+        }
+
+
 def test_a_transfer_that_fails_costs_an_election_and_not_the_lease(tmp_path: Path) -> None:
     """Shows that a leader whose successor never came leads again in a new term, with a lease."""
     with network(tmp_path) as net:

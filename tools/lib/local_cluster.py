@@ -200,6 +200,12 @@ class LocalCluster:
         self._daemons[daemon_id].stop()
         self._daemons[daemon_id].start()
 
+    def restart_with(self, daemon_id: str, *arguments: str) -> None:
+        """Starts a daemon anew with further arguments, which it keeps from then on."""
+        self._daemons[daemon_id].stop()
+        self._daemons[daemon_id].arguments = arguments
+        self._daemons[daemon_id].start()
+
     def add_worker(self, worker_id: str) -> None:
         """Starts a further worker, with the settings that the configuration gives to workers that it does not name."""
         self._certify(worker_id)

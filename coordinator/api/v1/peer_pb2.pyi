@@ -97,6 +97,7 @@ class PeerHello(_message.Message):
     TO_ID_FIELD_NUMBER: _builtins.int
     CLUSTER_NAME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of the protocol; 1 now."""
     from_id: _builtins.str
@@ -107,6 +108,8 @@ class PeerHello(_message.Message):
     """Name of the cluster in both configurations."""
     incarnation: _builtins.str
     """Random name of the speaking process."""
+    cluster_id: _builtins.str
+    """Identity of the cluster; empty while the speaking master has not learned it."""
     def __init__(
         self,
         *,
@@ -115,10 +118,11 @@ class PeerHello(_message.Message):
         to_id: _builtins.str = ...,
         cluster_name: _builtins.str = ...,
         incarnation: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "from_id", b"from_id", "incarnation", b"incarnation", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "from_id", b"from_id", "incarnation", b"incarnation", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

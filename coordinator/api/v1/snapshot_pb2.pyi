@@ -159,3 +159,49 @@ class Snapshot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class BackupHeader(_message.Message):
+    """What a backup file says of itself, before the state. coordinator/machine/backup.py has the file's format."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TAKEN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    """Name of the cluster in its configuration."""
+    cluster_id: _builtins.str
+    """Identity of the cluster."""
+    index: _builtins.int
+    """Raft index that the state shows."""
+    term: _builtins.int
+    """Raft term at that time."""
+    taken_unix_ms: _builtins.int
+    """When it was taken."""
+    master_id: _builtins.str
+    """Master that made it."""
+    software_version: _builtins.str
+    """Version of that master's software."""
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        taken_unix_ms: _builtins.int = ...,
+        master_id: _builtins.str = ...,
+        software_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "index", b"index", "master_id", b"master_id", "software_version", b"software_version", "taken_unix_ms", b"taken_unix_ms", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupHeader: _TypeAlias = BackupHeader  # noqa: Y015
