@@ -84,6 +84,7 @@ class SessionDriver:
         self._launcher_calls: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._logged_phase = Phase.WAITING
         self._logged_problem = ""
+        self._logged_refusal = ""
 
     @property
     def storage_problem(self) -> str:
@@ -208,7 +209,7 @@ class SessionDriver:
             address,
             self._credentials,
             on_opened=lambda: self._feed(interface.StreamOpened(stream, tuple(self._launcher.pending_reports()))),
-            on_response=lambda response: self._feed(interface.Received(stream, response)),
+            on_response=lambda response: self._receive(stream, response),
             on_ended=lambda code, reason: self._feed(interface.StreamEnded(stream, code, reason)),
         )
 
@@ -260,12 +261,25 @@ class SessionDriver:
             if not self.ended.done():
                 self.ended.set_exception(error)
 
+    def _receive(self, stream: int, response: session_pb2.OpenResponse) -> None:
+        """Hands a message to the session, and logs why the leader does not take the worker.
+
+        That is done here, because by the end of the round the session knows only what the last master said, which is
+        mostly that it does not lead.
+        """
+        reason = response.farewell.reason
+        is_refusal = self._session.phase is Phase.GREETING and reason and not response.farewell.final
+        if is_refusal and reason != self._logged_refusal:
+            self._logged_refusal = reason
+            _log.warning("the leader does not take this worker yet: %s", reason)
+        self._feed(interface.Received(stream, response))
+
     def _log_changes(self) -> None:
         """One line when a session opens or ends, and one for each new reason why there is none."""
         phase, problem = self._session.phase, self._session.last_problem
         if phase is Phase.OPEN and self._logged_phase is not Phase.OPEN:
             self._sessions_opened += 1
-            self._logged_problem = ""
+            self._logged_problem = self._logged_refusal = ""
             _log.info("session with leader %s is open", self._session.leader_id)
         elif self._logged_phase is Phase.OPEN and phase not in (Phase.OPEN, Phase.LEAVING, Phase.ENDED):
             self._logged_problem = problem

@@ -52,6 +52,9 @@ def main(config_path: Path, worker_id: str, accept_cluster: str) -> None:
 
     SIGTERM and Ctrl-C stop it cleanly: the leader hears a goodbye. A second signal ends it at once.
     """
+    # Before gRPC is loaded. Runs are started by exec, never continued in a fork; gRPC's own care for forks would only
+    # write a line to standard error for each.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         config = load(config_path)
         settings = worker_settings(config, worker_id)

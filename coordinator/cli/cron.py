@@ -108,8 +108,9 @@ def launches_table(launches: Iterable[types_pb2.Launch]) -> str:
         state = word(types_pb2.LaunchState.DESCRIPTOR, launch.state)
         manual = launch.trigger == types_pb2.LAUNCH_TRIGGER_MANUAL
         why = [launch.reason] if launch.reason else []
-        if launch.state == types_pb2.LAUNCH_STATE_FAILED and launch.exit_status:
-            why.append(f"exit status {launch.exit_status}")
+        exit_status = f"exit status {launch.exit_status}"
+        if launch.state == types_pb2.LAUNCH_STATE_FAILED and launch.exit_status and exit_status not in launch.reason:
+            why.append(exit_status)
         rows.append(
             [
                 launch.job_id,

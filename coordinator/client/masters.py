@@ -14,7 +14,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from grpc import aio
@@ -23,7 +23,7 @@ from coordinator.api.v1 import cluster_pb2, cluster_pb2_grpc, cron_pb2_grpc
 from coordinator.client.channels import channel_options
 from coordinator.client.errors import error_of
 from coordinator.client.retry import Backoff, RetryBudget, may_retry
-from coordinator.model.errors import CoordinatorError, IndefiniteError, InvalidRequest, NotLeader, TimedOut, Unreachable
+from coordinator.model.errors import CoordinatorError, InvalidRequest, NotLeader, TimedOut, Unreachable
 from coordinator.security.credentials import Credentials, open_channel
 
 CONNECT_TIMEOUT_S = 1.5
@@ -86,8 +86,8 @@ class Masters:
         the time is over. `request` must read only, or carry a request id: it may be sent more than once.
         """
         loop = asyncio.get_running_loop()
-        search_s = self.timeout_s if timeout_s is None else timeout_s
-        search = Search(self, loop.time(), search_s, changes=_changes(request))
+        bound_s = self.timeout_s if timeout_s is None else timeout_s
+        search = Search(self, loop.time(), bound_s, changes_something=hasattr(request, "request_id"))
         while True:
             address = search.next_address()
             try:
@@ -147,16 +147,12 @@ class Masters:
         return Backoff(self._rng)
 
 
-def _changes(request: Any) -> bool:
-    """True for a request that changes something: those, and only those, have a request id."""
-    return "request_id" in request.DESCRIPTOR.fields_by_name
-
-
 class Search:
     """One call's way from master to master."""
 
-    def __init__(self, masters: Masters, now_s: float, timeout_s: float, *, changes: bool) -> None:
+    def __init__(self, masters: Masters, now_s: float, timeout_s: float, *, changes_something: bool) -> None:
         self._masters = masters
+        self._changes_something = changes_something
         self._started_at_s = now_s
         self._give_up_at_s = now_s + timeout_s
         self._timeout_s = timeout_s
@@ -165,10 +161,8 @@ class Search:
         """Addresses still to be asked in this round."""
         self._hint = ""
         """The leader as the last answer named it."""
-        self._was_reached = False
-        self._changes = changes
-        self._indefinite: IndefiniteError | None = None
-        """The latest attempt to change something that may have succeeded."""
+        self._told: CoordinatorError | None = None
+        """The answer that says most so far: of a master that was reached; None while none was."""
 
     def time_left_s(self, now_s: float) -> float:
         """Seconds until the caller's timeout, at least 0."""
@@ -192,30 +186,31 @@ class Search:
         """Takes a failure in: returns when there is somebody to ask (again), raises the final error otherwise."""
         if not may_retry(error):
             raise error
-        if self._changes and isinstance(error, IndefiniteError):
-            self._indefinite = error
         loop = asyncio.get_running_loop()
-        self._was_reached |= not isinstance(error, Unreachable)
+        self._remember(error)
         if isinstance(error, NotLeader) and error.leader_address not in ("", address):
             self._hint = error.leader_address
         if self.time_left_s(loop.time()) <= 0:
-            raise self._final(error)
+            raise self._final()
         if self._todo or (self._hint and self._masters.take_retry(loop.time())):
             return
-        if not self._was_reached and loop.time() - self._started_at_s >= UNREACHABLE_AFTER_S:
-            raise self._final(error)
+        if self._told is None and loop.time() - self._started_at_s >= UNREACHABLE_AFTER_S:
+            raise self._final()
         wait_s = self._backoff.next_s()
         if wait_s >= self.time_left_s(loop.time()) or not self._masters.take_retry(loop.time()):
-            raise self._final(error)
+            raise self._final()
         await asyncio.sleep(wait_s)
 
-    def _final(self, error: CoordinatorError) -> CoordinatorError:
+    def _remember(self, error: CoordinatorError) -> None:
+        """A change that may have been applied stays so, whatever the masters that were asked later say."""
+        is_doubtful = self._changes_something and self._told is not None and not self._told.DEFINITE
+        if not isinstance(error, Unreachable) and not is_doubtful:
+            self._told = error
+
+    def _final(self) -> CoordinatorError:
         tried = ", ".join(self._masters.addresses)
-        if not self._was_reached:
+        if self._told is None:
             return Unreachable(f"no master answers; tried {tried}")
-        if error.DEFINITE and self._indefinite is not None:
-            # That the latest attempt did nothing says nothing of an earlier one.
-            error = self._indefinite
-        if isinstance(error, TimedOut):
+        if isinstance(self._told, TimedOut):
             return TimedOut(f"no answer within {self._timeout_s:g} s; asked {tried}")
-        return error
+        return self._told

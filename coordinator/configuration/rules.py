@@ -17,6 +17,7 @@ from coordinator.configuration.addresses import check_address, is_loopback
 from coordinator.configuration.findings import Findings, dotted, number, or_list, show
 from coordinator.configuration.limits import CHOICES, RANGES, key_of
 from coordinator.configuration.toml_lines import Path
+from coordinator.control.schedule import check_schedule
 from coordinator.model import CronJobSpec
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -336,6 +337,7 @@ def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
     if findings.is_sound(place) and not _is_time_zone(job.time_zone):
         named = findings.named(place, job.time_zone)
         findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
+    _check_schedule_in_zone(findings, base, job)
     command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
     if findings.is_sound(command, python):
         if bool(job.command) == bool(job.python):
@@ -353,6 +355,13 @@ def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
                 findings.refuse(
                     environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
                 )
+
+
+def _check_schedule_in_zone(findings: Findings, base: Path, job: CronJobSpec) -> None:
+    """The last word is that of the code that will run the schedule: what passes here can be launched."""
+    place = (*base, "schedule")
+    if findings.is_sound(place, (*base, "time_zone")) and (fault := check_schedule(job.schedule, job.time_zone)):
+        findings.refuse(place, fault)
 
 
 def _schedule_fault(schedule: str) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
-from coordinator.control.job_check import check_job
+from coordinator.config_file import check_job_spec
 from coordinator.control.launches import serving_workers
 from coordinator.control.schedule import compile_schedule
 from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
@@ -170,7 +170,7 @@ def _checked_specs(request: cron_pb2.ApplyJobsRequest) -> list[CronJobSpec]:
         except ValueError as error:
             problems.append(f"job {message.id!r}: {error}")
             continue
-        problems += check_job(spec)
+        problems += [f"job {spec.id!r}: {problem}" for problem in check_job_spec(spec)]
         specs.append(spec)
     if problems:
         raise InvalidRequest("; ".join(problems))

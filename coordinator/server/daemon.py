@@ -13,7 +13,6 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from coordinator.placement import Planner
 from coordinator.raft.node import RaftNode
 from coordinator.security.certificates import Role
 from coordinator.security.credentials import add_port, of_daemon
+from coordinator.server import health as health_view
 from coordinator.server.authorize import AuthorizationInterceptor
 from coordinator.server.cluster import ClusterServicer
 from coordinator.server.cluster_parts import ClusterParts
@@ -223,21 +223,19 @@ class Master:
     # What is shown of this master
 
     def _health_document(self) -> tuple[int, Mapping[str, Any]]:
-        status = self._raft.status()
-        is_healthy = bool(self._master.leader_id) and not self._stopping.is_set()
-        document = {
-            "status": "healthy" if is_healthy else "unhealthy",
-            "instance_id": self._settings.id,
-            "timestamp": datetime.fromtimestamp(self._clock.wall_ms() / 1_000, UTC).isoformat(timespec="milliseconds"),
-            "cluster": self._config.name,
-            "version": __version__,
-            "role": status.role,
-            "leader": self._master.leader_id,
-            "term": status.term,
-            "commit_index": status.commit_index,
-            "applied_index": status.applied_index,
-        }
-        return (200 if is_healthy else 503), document
+        view = health_view.View(
+            master_id=self._settings.id,
+            cluster_name=self._config.name,
+            leader_id=self._master.leader_id,
+            is_stopping=self._stopping.is_set(),
+            sessions=self._hub.count,
+            masters=len(self._config.masters),
+            discovery=self._config.discovery.backend,
+        )
+        machine = health_view.read_machine(Path(self._config.data_directory))
+        return health_view.health_document(
+            view, self._raft.status(), self._raft.state, machine, self._clock.wall_ms()
+        )
 
     async def _watch(self) -> None:
         """Keeps the health service and discovery in step with where this master stands."""

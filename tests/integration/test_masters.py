@@ -42,7 +42,7 @@ def run_coordinator(*arguments: str, timeout_s: float = 30.0) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def get_json(address: str) -> tuple[int, dict[str, object]]:
+def get_json(address: str) -> tuple[int, dict[str, Any]]:
     """What /health answers."""
     try:
         with urllib.request.urlopen(f"http://{address}/health", timeout=5) as response:
@@ -209,6 +209,12 @@ def test_health_is_told_over_http_and_grpc(cluster: LocalCluster) -> None:
     status, document = get_json(alive.http_address)
     assert (status, document["status"], document["instance_id"]) == (200, "healthy", "m3")
     assert document["leader"] == cluster.wait_leader()
+    # The form of SPECIFICATION.md 4.3, which is that of the workers too.
+    assert set(document["metrics"]) == {
+        "cpu_percent", "memory_percent", "disk_percent", "active_connections", "queue_depth"
+    }  # fmt: skip
+    assert set(document["loops"]) == {"running", "healthy"}
+    assert document["services"]["leader"] == "connected"
 
     credentials = cluster.credentials()
     assert credentials is not None

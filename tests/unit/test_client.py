@@ -134,6 +134,27 @@ async def test_no_leader_for_long_is_told_as_that() -> None:
                 await client.get_status()
 
 
+async def test_what_a_master_says_counts_more_than_that_others_are_away() -> None:
+    """With one master left, which knows no leader, the answer is that there is no leader, not that nobody answers."""
+    async with masters(always(NoLeader("no master leads"))) as (alive,):
+        async with AsyncClusterClient([alive.address, dead_address()], timeout_s=1.0) as client:
+            with pytest.raises(NoLeader, match="no master leads"):
+                await client.get_status()
+
+
+async def test_a_change_in_doubt_stays_in_doubt() -> None:
+    """A change whose answer was lost may be applied, even when the master that is asked next says that it did nothing.
+
+    A question has no such doubt: there the latest answer says most.
+    """
+    said = (OutcomeUnknown("the answer was lost"), *[NoLeader("no master leads")] * 100)
+    for wanted, change in ((OutcomeUnknown, True), (NoLeader, False)):
+        async with masters(in_turn(*said)) as (master,):
+            async with AsyncClusterClient([master.address], timeout_s=0.5) as client:
+                with pytest.raises(wanted):
+                    await (client.remove_node("w1") if change else client.list_nodes())
+
+
 async def test_a_consistency_travels_with_the_request() -> None:
     """A stale read is asked for as such; the default is linearizable."""
     async with masters(always(STATUS)) as (master,):

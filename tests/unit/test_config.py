@@ -242,6 +242,12 @@ JOB_FAULTS = [
     ({"timeout_s": 0.0}, "timeout_s = 0.0 is too small"),
     ({"attempts_max": 0}, "attempts_max = 0 is too small; use 1 to 100 attempts"),
     ({"id": "a/b"}, 'id = "a/b" is not a name'),
+    ({"id": "a b"}, 'id = "a b" is not a name'),
+    ({"python": "", "command": ("a\0b",)}, "names no program"),
+    ({"catch_up_limit": 0}, "catch_up_limit = 0 is too small; use 1 to 1000"),
+    ({"start_deadline_s": 0.0}, "start_deadline_s = 0.0 is too small"),
+    ({"timeout_s": float("nan")}, "timeout_s = nan"),
+    ({"schedule": "0 " + ",".join(["0"] * 200) + " * * *"}, "at most 256 are allowed"),
 ]
 
 
