@@ -33,6 +33,8 @@ JOBS_PER_WINDOW = 3
 PAUSE_S_MAX = 0.03
 """A client waits up to so long between two calls: the checker's work grows with the square of a key's history."""
 CALL_S = 3.0
+HASTY_CALL_S = 0.15
+"""Shorter than an election: retries of the others find out what became of a write, this leaves outcomes unknown."""
 PINNED_CALL_S = 12.0
 """Longer than any pause, so that what waited at a paused master is answered when it goes on."""
 
@@ -105,11 +107,12 @@ class Clients:
         self._began_s = time.monotonic()
         self._rng = random.Random(f"clients {seed}")
         self._last_number = 0
-        self._clients = {f"c{number}": self._roaming() for number in range(roaming)}
+        self._clients = {f"c{number}": self._roaming(CALL_S) for number in range(roaming)}
+        self._clients |= {f"hasty {number}": self._roaming(HASTY_CALL_S) for number in range(2)}
         self._pinned = {address: AsyncClusterClient([address], timeout_s=PINNED_CALL_S) for address in addresses}
 
-    def _roaming(self) -> AsyncClusterClient:
-        return AsyncClusterClient(self._rng.sample(self.addresses, len(self.addresses)), timeout_s=CALL_S)
+    def _roaming(self, timeout_s: float) -> AsyncClusterClient:
+        return AsyncClusterClient(self._rng.sample(self.addresses, len(self.addresses)), timeout_s=timeout_s)
 
     async def register_nodes(self) -> None:
         """Makes the workers whose weights are registers: each opens a session once and is never heard again."""
@@ -181,10 +184,7 @@ class Clients:
             call = client.set_node_weight(key, weight)
         else:
             value = f"v{self._last_number}"
-            spec = types_pb2.CronJobSpec(
-                id=key, schedule="0 0 1 1 *", time_zone="UTC", command=["true"], timeout_s=1.0, description=value
-            )
-            call = client.apply_jobs([spec])
+            call = client.apply_jobs([job(key, value)])
         called = time.monotonic()
         returned = math.inf
         try:
@@ -214,6 +214,13 @@ class Clients:
             self.history.stale.append((key, await _value(client, key, STALE), name))
         except CoordinatorError:
             self.history.failed_reads += 1
+
+
+def job(job_id: str, description: str) -> types_pb2.CronJobSpec:
+    """A job that is due at New Year only."""
+    return types_pb2.CronJobSpec(
+        id=job_id, schedule="0 0 1 1 *", time_zone="UTC", command=["true"], timeout_s=1.0, description=description
+    )
 
 
 async def _value(client: AsyncClusterClient, key: str, consistency: Consistency) -> Value:

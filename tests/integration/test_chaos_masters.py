@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.model.errors import CoordinatorError
 from tests.chaos import Clients, shown_by
 from tools.lib.local_cluster import LocalCluster
 
@@ -54,6 +55,7 @@ class Faults:
                     self.pause_follower,
                     self.kill_all,
                     self.stop_leader,
+                    self.transfer,
                     self.kill_leader_while_another_pauses,
                 ]
                 self._rng.shuffle(self._kinds)
@@ -93,6 +95,15 @@ class Faults:
         stopped = self._cluster.process(leader)
         assert stopped.exit_status == 0, f"{leader} ended with {stopped.exit_status}: {stopped.last_words()}"
         self._cluster.start([leader])
+
+    async def transfer(self) -> None:
+        """The leadership goes to another master, as an operator asks for it."""
+        target = await self.follower()
+        try:
+            await asyncio.to_thread(self._cluster.client().transfer_leadership, target)
+        except CoordinatorError as error:
+            # A follower that is behind cannot take over; nothing is promised then.
+            log.info("transfer to %s: %s", target, error)
 
     async def pause_leader(self) -> None:
         """About as long as an election takes: the leader may or may not lead afterwards."""
