@@ -72,8 +72,8 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
 
     async def ApplyJobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
         """Creates or replaces jobs, in few log entries. All are checked before the first is applied, each by itself."""
-        # One request after the other: the event loop stands still for tens of milliseconds per thousand definitions, and
-        # several such stretches in a row would be taken for a leader's death.
+        # One request after the other: the event loop stands still for tens of milliseconds per thousand definitions,
+        # and several such stretches in a row would be taken for a leader's death.
         async with self._applying:
             return await self._apply_jobs(request, context)
 
