@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine.machine import BATCH_COMMANDS_MAX
 
+ENTRY_COMMANDS_MAX = 200
+"""Fewer than the machine takes. A master hears nobody while it applies, and applies in one go all that has been
+committed: with 1,000 commands of 70 us per entry, eight callers at once cost a leader its office (0.56 s against an
+election timeout of 0.3 s); with 200 it is 0.1 s. Larger entries hardly gain: 200 share one append of about 0.1 ms."""
 FRAMING_BYTES = 16
 """What a command costs in a batch beside its own bytes, at most: a tag and two lengths."""
 
@@ -26,7 +29,7 @@ def batches(
     size = 0
     for command in commands:
         own = command.ByteSize() + FRAMING_BYTES
-        if group and (len(group) == BATCH_COMMANDS_MAX or size + own + FRAMING_BYTES > bytes_max):
+        if group and (len(group) == ENTRY_COMMANDS_MAX or size + own + FRAMING_BYTES > bytes_max):
             yield _joined(group), len(group)
             group, size = [], 0
         group.append(command)

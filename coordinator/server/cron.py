@@ -5,6 +5,7 @@ Raises the exceptions of coordinator/model/errors.py; ErrorInterceptor makes sta
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import uuid
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
 
     def __init__(self, master: Master) -> None:
         self._master = master
+        self._applying = asyncio.Lock()
 
     async def ListJobs(self, request: cron_pb2.ListJobsRequest, context: Call) -> cron_pb2.ListJobsResponse:
         """The jobs, with what follows from their schedules."""
@@ -70,6 +72,12 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
 
     async def ApplyJobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
         """Creates or replaces jobs, in few log entries. All are checked before the first is applied, each by itself."""
+        # One request after the other: the event loop stands still for tens of milliseconds per thousand definitions,
+        # and several such stretches in a row would be taken for a leader's death.
+        async with self._applying:
+            return await self._apply_jobs(request, context)
+
+    async def _apply_jobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
         specs = _checked_specs(request)
         state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
         response = cron_pb2.ApplyJobsResponse()

@@ -14,7 +14,7 @@ from coordinator.machine.snapshot import encode_snapshot
 from coordinator.machine.state import Change, State
 from coordinator.machine.validate import validate
 from coordinator.model import LogRecord, WallMs
-from coordinator.server.batches import batches, results_of
+from coordinator.server.batches import ENTRY_COMMANDS_MAX, batches, results_of
 from tests.machine_driver import START_MS, MachineDriver
 from tests.property.test_machine import beginning, commands, with_epoch
 
@@ -139,7 +139,7 @@ def test_batches_keep_order_and_both_bounds() -> None:
     """Shows that commands are split by count and by bytes, in order, and that one alone stays as it is."""
     many = [apply_job(f"j{number}") for number in range(2_500)]
     by_count = list(batches(many, 8 << 20))
-    assert sizes(by_count) == [1_000, 1_000, 500]
+    assert sizes(by_count) == [ENTRY_COMMANDS_MAX] * 12 + [100]
     assert [inner.apply_job.spec.id for entry, _ in by_count for inner in entry.batch.commands] == [
         one.apply_job.spec.id for one in many
     ]
