@@ -10,6 +10,8 @@ Time for elections comes from `pysyncobj.syncobj.monotonicTime`; a simulation re
 
 from __future__ import annotations
 
+import _socket
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,6 +23,11 @@ from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
 from coordinator.raft.frames import Message
 from coordinator.raft.journal import Entry, Journal
+
+# PySyncObj brings its own versions of these two for Windows, and puts them in Python's place everywhere: for the whole
+# process, and there they only raise. Python has had them on every system since 3.4.
+socket.inet_pton = _socket.inet_pton
+socket.inet_ntop = _socket.inet_ntop
 
 COMPACTION_S = 3600.0
 """A snapshot is written at least so often when there is anything new."""

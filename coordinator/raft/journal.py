@@ -262,15 +262,21 @@ class Journal(JournalInterface):  # type: ignore[misc]
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(segment.path, flags, 0o600)
         os.write(self._descriptor, _SEGMENT_HEADER.pack(_MAGIC, _VERSION, first_index))
+        # A power cut that takes the header takes nothing else: there is nothing behind it yet.
+        _fdatasync(self._descriptor)
         self._segments.append(segment)
         sync_directory(self._directory)
 
     def _truncate(self, index: int) -> None:
         """Cuts the log before `index`; later segments go first, so that every crash leaves a prefix."""
         self._lower_mark(index - 1)
+        count = len(self._segments)
         while len(self._segments) > 1 and self._segments[-1].first_index >= index:
             self._close_descriptor()
             self._segments.pop().path.unlink()
+        if len(self._segments) < count:
+            # Otherwise a power cut could bring them back, behind what is written now.
+            sync_directory(self._directory)
         self._cut_segment(self._segments[-1], index - self._segments[-1].first_index)
         removed = self._entries[index - self._entries[0][1] :]
         del self._entries[index - self._entries[0][1] :]
@@ -312,15 +318,16 @@ class Journal(JournalInterface):  # type: ignore[misc]
             log.warning("%s: removed a segment that was being made when the process ended", self._unfinished)
             self._unfinished.unlink()
         self._durable_index = self._vote.log_end
-        # After a kill the operating system may still hold what was written but never synced.
+        # After a kill the operating system may still hold what was written but never synced, the names too.
         self.is_dirty = bool(self._segments)
+        sync_directory(self._directory)
         if self._segments:
             self._open_last(self._segments[-1])
         self.size_bytes = sum(len(entry[0]) for entry in self._entries)
 
     def _load_segment(self, path: Path, *, is_last: bool) -> None:
         data = path.read_bytes()
-        if len(data) < _SEGMENT_HEADER.size:
+        if len(data) < _SEGMENT_HEADER.size or not any(data):
             if not is_last:
                 self._damaged(path, 0, "the header is cut off")
             self._unfinished = path
@@ -357,7 +364,8 @@ class Journal(JournalInterface):  # type: ignore[misc]
                 self._damaged(segment.path, offset, f"the length {length} of the last record is wrong")
             return 0
         if zlib.crc32(memoryview(data)[offset + 4 : end]) != checksum:
-            if end == len(data) and _has_unwritten_sector(data, offset):
+            is_length_lost = _has_unwritten_sector(data, offset, offset + _RECORD_HEADER.size)
+            if is_length_lost or (end == len(data) and _has_unwritten_sector(data, offset, end)):
                 return 0
             self._damaged(segment.path, offset, "a checksum does not match")
         if index != segment.end_index:
@@ -388,9 +396,9 @@ class Journal(JournalInterface):  # type: ignore[misc]
         return f"{self._entries[0][1]} to {self._entries[-1][1]}" if self._entries else "empty"
 
 
-def _has_unwritten_sector(data: bytes, start: int) -> bool:
-    """True when a part of `data` from `start` on that is one sector of the file, or the end of one, is zero."""
-    while start < len(data):
+def _has_unwritten_sector(data: bytes, start: int, stop: int) -> bool:
+    """True when a sector that begins before `stop` is zero, as far as it lies behind `start`."""
+    while start < min(stop, len(data)):
         end = min(len(data), start - start % _SECTOR_BYTES + _SECTOR_BYTES)
         if not any(memoryview(data)[start:end]):
             return True

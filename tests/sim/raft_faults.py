@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coordinator.api.v1 import command_pb2
+
 if TYPE_CHECKING:
     from coordinator.raft.consensus import Consensus
     from tests.sim.raft_master import Master
@@ -33,6 +35,8 @@ KINDS = (
     "full_disk",
     "transfer",
     "snapshot",
+    "flood",
+    "strand",
 )
 LONG_PAUSE_S = 60.0
 
@@ -171,6 +175,12 @@ class Faults:
                 master.disk.is_full = True
             case "transfer":
                 self._transfer()
+            case "flood":
+                self._flood(master)
+            case "strand":
+                # What a leader appends while nobody hears it will be overwritten.
+                self._cut("cut_off", master)
+                self._flood(master)
             case "snapshot":
                 self._ask(master, lambda consensus: consensus.write_snapshot())
             case _:
@@ -210,6 +220,11 @@ class Faults:
             target = self._rng.choice([None, *(id for id in self._world.ids if id != leader.id)])
             self._world.note(f"{leader.id} is asked to hand over to {target or 'anybody'}")
             self._ask(leader, lambda consensus: consensus.transfer(target))
+
+    def _flood(self, master: Master) -> None:
+        barrier = command_pb2.Command(cause="flood", barrier=command_pb2.Barrier()).SerializeToString()
+        for _ in range(self._rng.choice((3, 10, 40))):
+            master.enqueue(lambda master: master.propose(barrier, lambda state, result, reason: None))
 
     def _ask(self, master: Master, action: Callable[[Consensus], object]) -> None:
         def ask(master: Master) -> None:
