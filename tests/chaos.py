@@ -24,6 +24,7 @@ from coordinator.api.v1 import session_pb2, session_pb2_grpc, types_pb2
 from coordinator.client import STALE, AsyncClusterClient
 from coordinator.client.channels import channel_options
 from coordinator.client.client import LINEARIZABLE, Consistency
+from coordinator.config import ClusterConfig, SecuritySettings
 from coordinator.model.errors import CoordinatorError, DefiniteError, Refused
 from tests.sim.linearizability import Operation, find_violation
 
@@ -39,6 +40,11 @@ PINNED_CALL_S = 12.0
 """Longer than any pause, so that what waited at a paused master is answered when it goes on."""
 
 Value = float | str | None
+
+
+def plain_text(config: ClusterConfig) -> ClusterConfig:
+    """Without TLS, which is not what these tests are about: their clients open sessions in no worker's name."""
+    return replace(config, security=SecuritySettings(mode="plaintext"))
 
 
 @dataclass

@@ -9,17 +9,23 @@ import click
 from coordinator.api.v1 import types_pb2
 from coordinator.cli.session import Command, Session, pass_session
 from coordinator.cli.structure import to_plain
-from coordinator.cli.table import paragraph
+from coordinator.cli.table import WIDTH, paragraph
 from coordinator.cli.words import local_time
 
 INDENT = "    "
+HEAD_MAX = 60
 
 
 def event_text(event: types_pb2.Event) -> str:
     """One event for people: its time, what it happened to, and what happened."""
     head = f"{local_time(event.at_unix_ms)}  {event.kind:<7}  {event.subject:<8}  "
     line = f"{head}{event.message}"
-    return line if len(line) <= 100 else paragraph(event.message, head)
+    if len(line) <= WIDTH:
+        return line
+    if len(head) <= HEAD_MAX:
+        return paragraph(event.message, head)
+    # A long name: the message gets lines of its own, or it would be squeezed into a column of one word.
+    return f"{head.rstrip()}\n{paragraph(event.message, INDENT)}"
 
 
 @click.command(cls=Command)

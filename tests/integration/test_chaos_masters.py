@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.model.errors import CoordinatorError
-from tests.chaos import Clients, shown_by
+from tests.chaos import Clients, plain_text, shown_by
 from tools.lib.local_cluster import LocalCluster
 
 SUITE_S = 60.0
@@ -169,7 +169,7 @@ async def wait_equal(addresses: list[str]) -> None:
 
 async def chaos(directory: Path, seconds: float, seed: int) -> str:
     """Runs it and checks everything; the figures for people."""
-    with LocalCluster(directory, masters=3, workers=0) as cluster:
+    with LocalCluster(directory, masters=3, workers=0, change=plain_text) as cluster:
         cluster.start()
         await asyncio.to_thread(cluster.wait_leader)
         addresses = [master.grpc_address for master in cluster.config.masters]

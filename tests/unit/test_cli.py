@@ -19,6 +19,7 @@ from coordinator.cli import main as cli_main
 from coordinator.cli import words
 from coordinator.cli.cron import jobs_table, launches_table
 from coordinator.cli.cron_file import jobs_of, load_jobs
+from coordinator.cli.events import event_text
 from coordinator.cli.masters import masters_table
 from coordinator.cli.moves import moves_table
 from coordinator.cli.nodes import node_text, nodes_table
@@ -374,3 +375,14 @@ class TestCommands:
             cli_main.cli, [], prog_name="clusterctl", env={"_CLUSTERCTL_COMPLETE": "bash_complete"}
         )
         assert result.output.strip() == ""
+
+
+def test_an_event_with_a_long_name_stays_readable() -> None:
+    """Shows that what happened to something with a long name gets lines of its own, within the width."""
+    event = types_pb2.Event(kind="cron", subject="a" * 63, message="owner is w3, was nobody; " * 5)
+    first, *rest = event_text(event).splitlines()
+    assert first.endswith("a" * 63)
+    assert all(len(line) <= WIDTH for line in (first, *rest))
+    assert len(rest) == 2
+    short = types_pb2.Event(kind="cron", subject="loop_01", message="owner is w3, was nobody")
+    assert event_text(short).endswith("loop_01   owner is w3, was nobody")

@@ -31,6 +31,7 @@ class _Consistency:
 class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
+    """Not said; taken as LINEARIZABLE."""
     CONSISTENCY_LINEARIZABLE: _Consistency.ValueType  # 1
     """It shows every change acknowledged before the request; the default."""
     CONSISTENCY_STALE: _Consistency.ValueType  # 2
@@ -40,6 +41,7 @@ class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
     """How fresh an answer must be."""
 
 CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
+"""Not said; taken as LINEARIZABLE."""
 CONSISTENCY_LINEARIZABLE: Consistency.ValueType  # 1
 """It shows every change acknowledged before the request; the default."""
 CONSISTENCY_STALE: Consistency.ValueType  # 2

@@ -31,6 +31,7 @@ class _RefusalCode:
 class _RefusalCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RefusalCode.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REFUSAL_CODE_UNSPECIFIED: _RefusalCode.ValueType  # 0
+    """Not said by this version."""
     REFUSAL_CODE_NOT_FOUND: _RefusalCode.ValueType  # 1
     """The command names something that does not exist."""
     REFUSAL_CODE_ALREADY_EXISTS: _RefusalCode.ValueType  # 2
@@ -46,6 +47,7 @@ class RefusalCode(_RefusalCode, metaclass=_RefusalCodeEnumTypeWrapper):
     """Why a command was refused. Each maps to one gRPC status (coordinator/model/errors.py)."""
 
 REFUSAL_CODE_UNSPECIFIED: RefusalCode.ValueType  # 0
+"""Not said by this version."""
 REFUSAL_CODE_NOT_FOUND: RefusalCode.ValueType  # 1
 """The command names something that does not exist."""
 REFUSAL_CODE_ALREADY_EXISTS: RefusalCode.ValueType  # 2
@@ -101,65 +103,123 @@ class Command(_message.Message):
     cause: _builtins.str
     """Cause id, copied to every event and move that follows."""
     @_builtins.property
-    def bootstrap_cluster(self) -> Global___BootstrapCluster: ...
+    def bootstrap_cluster(self) -> Global___BootstrapCluster:
+        """Creates the cluster."""
+
     @_builtins.property
-    def change_settings(self) -> Global___ChangeSettings: ...
+    def change_settings(self) -> Global___ChangeSettings:
+        """Replaces the settings that operators change."""
+
     @_builtins.property
-    def barrier(self) -> Global___Barrier: ...
+    def barrier(self) -> Global___Barrier:
+        """Changes nothing."""
+
     @_builtins.property
     def batch(self) -> Global___Batch: ...
     @_builtins.property
-    def register_node(self) -> Global___RegisterNode: ...
+    def register_node(self) -> Global___RegisterNode:
+        """A worker opened a session."""
+
     @_builtins.property
-    def activate_node(self) -> Global___ActivateNode: ...
+    def activate_node(self) -> Global___ActivateNode:
+        """A registered worker is admitted, or a suspected one is heard again."""
+
     @_builtins.property
-    def suspect_node(self) -> Global___SuspectNode: ...
+    def suspect_node(self) -> Global___SuspectNode:
+        """A worker is not heard."""
+
     @_builtins.property
-    def expire_node(self) -> Global___ExpireNode: ...
+    def expire_node(self) -> Global___ExpireNode:
+        """A worker's session lease ended, or it stopped without leaving."""
+
     @_builtins.property
-    def drain_node(self) -> Global___DrainNode: ...
+    def drain_node(self) -> Global___DrainNode:
+        """Ask for a worker to be emptied."""
+
     @_builtins.property
-    def undrain_node(self) -> Global___UndrainNode: ...
+    def undrain_node(self) -> Global___UndrainNode:
+        """Take a drain back."""
+
     @_builtins.property
-    def set_node_weight(self) -> Global___SetNodeWeight: ...
+    def set_node_weight(self) -> Global___SetNodeWeight:
+        """Change a worker's share of the load."""
+
     @_builtins.property
-    def leave_node(self) -> Global___LeaveNode: ...
+    def leave_node(self) -> Global___LeaveNode:
+        """A worker leaves for good."""
+
     @_builtins.property
-    def remove_node(self) -> Global___RemoveNode: ...
+    def remove_node(self) -> Global___RemoveNode:
+        """Forget a worker that is DOWN or LEFT."""
+
     @_builtins.property
-    def assign_shards(self) -> Global___AssignShards: ...
+    def assign_shards(self) -> Global___AssignShards:
+        """First replicas of shards that never had one."""
+
     @_builtins.property
-    def start_move(self) -> Global___StartMove: ...
+    def start_move(self) -> Global___StartMove:
+        """Start a move."""
+
     @_builtins.property
-    def promote_replica(self) -> Global___PromoteReplica: ...
+    def promote_replica(self) -> Global___PromoteReplica:
+        """The target of a move has caught up."""
+
     @_builtins.property
-    def cut_over(self) -> Global___CutOver: ...
+    def cut_over(self) -> Global___CutOver:
+        """The old primary has ceded."""
+
     @_builtins.property
-    def remove_replica(self) -> Global___RemoveReplica: ...
+    def remove_replica(self) -> Global___RemoveReplica:
+        """The source of a move gives its copy up."""
+
     @_builtins.property
-    def abort_move(self) -> Global___AbortMove: ...
+    def abort_move(self) -> Global___AbortMove:
+        """Roll a move back."""
+
     @_builtins.property
-    def split_shard(self) -> Global___SplitShard: ...
+    def split_shard(self) -> Global___SplitShard:
+        """Cut a shard in two."""
+
     @_builtins.property
-    def merge_shards(self) -> Global___MergeShards: ...
+    def merge_shards(self) -> Global___MergeShards:
+        """Join two neighbours with the same replicas."""
+
     @_builtins.property
-    def apply_job(self) -> Global___ApplyJob: ...
+    def apply_job(self) -> Global___ApplyJob:
+        """Create or replace a job's definition."""
+
     @_builtins.property
-    def delete_job(self) -> Global___DeleteJob: ...
+    def delete_job(self) -> Global___DeleteJob:
+        """Forget a job and its history."""
+
     @_builtins.property
-    def set_job_paused(self) -> Global___SetJobPaused: ...
+    def set_job_paused(self) -> Global___SetJobPaused:
+        """Pause or resume a job."""
+
     @_builtins.property
-    def assign_jobs(self) -> Global___AssignJobs: ...
+    def assign_jobs(self) -> Global___AssignJobs:
+        """Owners and backups of jobs."""
+
     @_builtins.property
-    def commit_launch(self) -> Global___CommitLaunch: ...
+    def commit_launch(self) -> Global___CommitLaunch:
+        """The intent to launch."""
+
     @_builtins.property
-    def record_no_launch(self) -> Global___RecordNoLaunch: ...
+    def record_no_launch(self) -> Global___RecordNoLaunch:
+        """A scheduled time at which nothing is launched, with the reason."""
+
     @_builtins.property
-    def start_launch(self) -> Global___StartLaunch: ...
+    def start_launch(self) -> Global___StartLaunch:
+        """The worker started the run."""
+
     @_builtins.property
-    def finish_launch(self) -> Global___FinishLaunch: ...
+    def finish_launch(self) -> Global___FinishLaunch:
+        """The worker reports how the run ended."""
+
     @_builtins.property
-    def lose_launch(self) -> Global___LoseLaunch: ...
+    def lose_launch(self) -> Global___LoseLaunch:
+        """The worker of an attempt is lost."""
+
     def __init__(
         self,
         *,

@@ -40,23 +40,41 @@ class PeerFrame(_message.Message):
     PRE_VOTE_FIELD_NUMBER: _builtins.int
     PRE_VOTE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___PeerHello: ...
+    def hello(self) -> Global___PeerHello:
+        """The first frame in each direction."""
+
     @_builtins.property
-    def append_entries(self) -> Global___AppendEntries: ...
+    def append_entries(self) -> Global___AppendEntries:
+        """Raft AppendEntries, also the heartbeat."""
+
     @_builtins.property
-    def next_node_index(self) -> Global___NextNodeIndex: ...
+    def next_node_index(self) -> Global___NextNodeIndex:
+        """A follower's answer to AppendEntries."""
+
     @_builtins.property
-    def request_vote(self) -> Global___RequestVote: ...
+    def request_vote(self) -> Global___RequestVote:
+        """A candidate asks for a vote."""
+
     @_builtins.property
-    def response_vote(self) -> Global___ResponseVote: ...
+    def response_vote(self) -> Global___ResponseVote:
+        """A vote was given."""
+
     @_builtins.property
-    def apply_command(self) -> Global___ApplyCommand: ...
+    def apply_command(self) -> Global___ApplyCommand:
+        """A follower forwards a command to the leader."""
+
     @_builtins.property
-    def apply_command_response(self) -> Global___ApplyCommandResponse: ...
+    def apply_command_response(self) -> Global___ApplyCommandResponse:
+        """The leader's answer to a forwarded command."""
+
     @_builtins.property
-    def timeout_now(self) -> Global___TimeoutNow: ...
+    def timeout_now(self) -> Global___TimeoutNow:
+        """The leader asks the receiver to hold an election at once (leadership transfer)."""
+
     @_builtins.property
-    def install_snapshot(self) -> Global___InstallSnapshot: ...
+    def install_snapshot(self) -> Global___InstallSnapshot:
+        """One chunk of a snapshot for a follower that is too far behind."""
+
     @_builtins.property
     def pre_vote(self) -> Global___PreVote: ...
     @_builtins.property

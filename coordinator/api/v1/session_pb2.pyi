@@ -27,6 +27,7 @@ class _ReplicaRole:
 class _ReplicaRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaRole.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REPLICA_ROLE_UNSPECIFIED: _ReplicaRole.ValueType  # 0
+    """Not said; never sent."""
     REPLICA_ROLE_PRIMARY: _ReplicaRole.ValueType  # 1
     """It answers for the shard."""
     REPLICA_ROLE_IN_SYNC: _ReplicaRole.ValueType  # 2
@@ -38,6 +39,7 @@ class ReplicaRole(_ReplicaRole, metaclass=_ReplicaRoleEnumTypeWrapper):
     """A worker's role in one shard."""
 
 REPLICA_ROLE_UNSPECIFIED: ReplicaRole.ValueType  # 0
+"""Not said; never sent."""
 REPLICA_ROLE_PRIMARY: ReplicaRole.ValueType  # 1
 """It answers for the shard."""
 REPLICA_ROLE_IN_SYNC: ReplicaRole.ValueType  # 2
@@ -53,6 +55,7 @@ class _ReplicaProgress:
 class _ReplicaProgressEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaProgress.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     REPLICA_PROGRESS_UNSPECIFIED: _ReplicaProgress.ValueType  # 0
+    """Not said; never sent."""
     REPLICA_PROGRESS_ACCEPTED: _ReplicaProgress.ValueType  # 1
     """It has taken note of the assignment and works on it."""
     REPLICA_PROGRESS_CAUGHT_UP: _ReplicaProgress.ValueType  # 2
@@ -64,6 +67,7 @@ class ReplicaProgress(_ReplicaProgress, metaclass=_ReplicaProgressEnumTypeWrappe
     """How far a worker is with a shard."""
 
 REPLICA_PROGRESS_UNSPECIFIED: ReplicaProgress.ValueType  # 0
+"""Not said; never sent."""
 REPLICA_PROGRESS_ACCEPTED: ReplicaProgress.ValueType  # 1
 """It has taken note of the assignment and works on it."""
 REPLICA_PROGRESS_CAUGHT_UP: ReplicaProgress.ValueType  # 2
@@ -84,15 +88,25 @@ class OpenRequest(_message.Message):
     LAUNCH_REPORT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def hello(self) -> Global___Hello: ...
+    def hello(self) -> Global___Hello:
+        """The worker introduces itself."""
+
     @_builtins.property
-    def heartbeat(self) -> Global___Heartbeat: ...
+    def heartbeat(self) -> Global___Heartbeat:
+        """The worker lives."""
+
     @_builtins.property
-    def replica_reports(self) -> Global___ReplicaReports: ...
+    def replica_reports(self) -> Global___ReplicaReports:
+        """Reports that changed since the last ones."""
+
     @_builtins.property
-    def launch_report(self) -> Global___LaunchReport: ...
+    def launch_report(self) -> Global___LaunchReport:
+        """What became of a launch."""
+
     @_builtins.property
-    def goodbye(self) -> Global___Goodbye: ...
+    def goodbye(self) -> Global___Goodbye:
+        """The worker stops."""
+
     def __init__(
         self,
         *,
@@ -126,19 +140,33 @@ class OpenResponse(_message.Message):
     LAUNCH_REPORT_RECEIPT_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def welcome(self) -> Global___Welcome: ...
+    def welcome(self) -> Global___Welcome:
+        """The leader accepts the session."""
+
     @_builtins.property
-    def redirect(self) -> Global___Redirect: ...
+    def redirect(self) -> Global___Redirect:
+        """This master is not the leader."""
+
     @_builtins.property
-    def lease_grant(self) -> Global___LeaseGrant: ...
+    def lease_grant(self) -> Global___LeaseGrant:
+        """Renews the worker's lease, counted from when the worker sent the heartbeat."""
+
     @_builtins.property
-    def assignment(self) -> Global___Assignment: ...
+    def assignment(self) -> Global___Assignment:
+        """Everything that the worker shall hold, whole."""
+
     @_builtins.property
-    def launch_order(self) -> Global___LaunchOrder: ...
+    def launch_order(self) -> Global___LaunchOrder:
+        """Run this."""
+
     @_builtins.property
-    def launch_report_receipt(self) -> Global___LaunchReportReceipt: ...
+    def launch_report_receipt(self) -> Global___LaunchReportReceipt:
+        """A launch report is committed, or will never be."""
+
     @_builtins.property
-    def farewell(self) -> Global___Farewell: ...
+    def farewell(self) -> Global___Farewell:
+        """The leader ends the session."""
+
     def __init__(
         self,
         *,

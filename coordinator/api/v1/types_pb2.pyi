@@ -30,6 +30,7 @@ class _NodeState:
 class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    """Not said; never stored."""
     NODE_STATE_JOINING: _NodeState.ValueType  # 1
     """Registered; not yet admitted, receives nothing."""
     NODE_STATE_ACTIVE: _NodeState.ValueType  # 2
@@ -45,6 +46,7 @@ class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
     """Where a worker stands in its life. DESIGN.md section 5."""
 
 NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+"""Not said; never stored."""
 NODE_STATE_JOINING: NodeState.ValueType  # 1
 """Registered; not yet admitted, receives nothing."""
 NODE_STATE_ACTIVE: NodeState.ValueType  # 2
@@ -64,6 +66,7 @@ class _MoveKind:
 class _MoveKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MOVE_KIND_UNSPECIFIED: _MoveKind.ValueType  # 0
+    """Not said; never stored."""
     MOVE_KIND_REPAIR: _MoveKind.ValueType  # 1
     """The shard has too few replicas."""
     MOVE_KIND_DRAIN: _MoveKind.ValueType  # 2
@@ -81,6 +84,7 @@ class MoveKind(_MoveKind, metaclass=_MoveKindEnumTypeWrapper):
     """Why a move was started, in the planner's order of urgency."""
 
 MOVE_KIND_UNSPECIFIED: MoveKind.ValueType  # 0
+"""Not said; never stored."""
 MOVE_KIND_REPAIR: MoveKind.ValueType  # 1
 """The shard has too few replicas."""
 MOVE_KIND_DRAIN: MoveKind.ValueType  # 2
@@ -102,6 +106,7 @@ class _MovePhase:
 class _MovePhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MovePhase.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MOVE_PHASE_UNSPECIFIED: _MovePhase.ValueType  # 0
+    """Not said; never stored."""
     MOVE_PHASE_COPYING: _MovePhase.ValueType  # 1
     """The target is joining and copies; waits for its report that it has caught up."""
     MOVE_PHASE_CEDING: _MovePhase.ValueType  # 2
@@ -117,6 +122,7 @@ class MovePhase(_MovePhase, metaclass=_MovePhaseEnumTypeWrapper):
     """What a move is waiting for. DESIGN.md section 7."""
 
 MOVE_PHASE_UNSPECIFIED: MovePhase.ValueType  # 0
+"""Not said; never stored."""
 MOVE_PHASE_COPYING: MovePhase.ValueType  # 1
 """The target is joining and copies; waits for its report that it has caught up."""
 MOVE_PHASE_CEDING: MovePhase.ValueType  # 2
@@ -136,6 +142,7 @@ class _OverlapPolicy:
 class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OverlapPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OVERLAP_POLICY_UNSPECIFIED: _OverlapPolicy.ValueType  # 0
+    """Not said; never stored."""
     OVERLAP_POLICY_SKIP: _OverlapPolicy.ValueType  # 1
     """Do not launch; record why."""
     OVERLAP_POLICY_ALLOW: _OverlapPolicy.ValueType  # 2
@@ -145,6 +152,7 @@ class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
     """What to do when a launch is due while an earlier one of the same job still runs."""
 
 OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
+"""Not said; never stored."""
 OVERLAP_POLICY_SKIP: OverlapPolicy.ValueType  # 1
 """Do not launch; record why."""
 OVERLAP_POLICY_ALLOW: OverlapPolicy.ValueType  # 2
@@ -158,6 +166,7 @@ class _CatchUpPolicy:
 class _CatchUpPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUpPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CATCH_UP_POLICY_UNSPECIFIED: _CatchUpPolicy.ValueType  # 0
+    """Not said; never stored."""
     CATCH_UP_POLICY_NONE: _CatchUpPolicy.ValueType  # 1
     """Record them as missed."""
     CATCH_UP_POLICY_LATEST: _CatchUpPolicy.ValueType  # 2
@@ -169,6 +178,7 @@ class CatchUpPolicy(_CatchUpPolicy, metaclass=_CatchUpPolicyEnumTypeWrapper):
     """What to do with scheduled times that passed while nobody could launch."""
 
 CATCH_UP_POLICY_UNSPECIFIED: CatchUpPolicy.ValueType  # 0
+"""Not said; never stored."""
 CATCH_UP_POLICY_NONE: CatchUpPolicy.ValueType  # 1
 """Record them as missed."""
 CATCH_UP_POLICY_LATEST: CatchUpPolicy.ValueType  # 2
@@ -184,6 +194,7 @@ class _RetryPolicy:
 class _RetryPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetryPolicy.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RETRY_POLICY_UNSPECIFIED: _RetryPolicy.ValueType  # 0
+    """Not said; never stored."""
     RETRY_POLICY_NEVER: _RetryPolicy.ValueType  # 1
     """Never: at most one start."""
     RETRY_POLICY_ON_LOST: _RetryPolicy.ValueType  # 2
@@ -193,6 +204,7 @@ class RetryPolicy(_RetryPolicy, metaclass=_RetryPolicyEnumTypeWrapper):
     """When a launch may be tried again."""
 
 RETRY_POLICY_UNSPECIFIED: RetryPolicy.ValueType  # 0
+"""Not said; never stored."""
 RETRY_POLICY_NEVER: RetryPolicy.ValueType  # 1
 """Never: at most one start."""
 RETRY_POLICY_ON_LOST: RetryPolicy.ValueType  # 2
@@ -206,6 +218,7 @@ class _LaunchState:
 class _LaunchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LAUNCH_STATE_UNSPECIFIED: _LaunchState.ValueType  # 0
+    """Not said; never stored."""
     LAUNCH_STATE_COMMITTED: _LaunchState.ValueType  # 1
     """The intent is committed; the worker has not confirmed the start."""
     LAUNCH_STATE_RUNNING: _LaunchState.ValueType  # 2
@@ -227,6 +240,7 @@ class LaunchState(_LaunchState, metaclass=_LaunchStateEnumTypeWrapper):
     """How a launch stands."""
 
 LAUNCH_STATE_UNSPECIFIED: LaunchState.ValueType  # 0
+"""Not said; never stored."""
 LAUNCH_STATE_COMMITTED: LaunchState.ValueType  # 1
 """The intent is committed; the worker has not confirmed the start."""
 LAUNCH_STATE_RUNNING: LaunchState.ValueType  # 2
@@ -252,6 +266,7 @@ class _LaunchTrigger:
 class _LaunchTriggerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchTrigger.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     LAUNCH_TRIGGER_UNSPECIFIED: _LaunchTrigger.ValueType  # 0
+    """Not said; never stored."""
     LAUNCH_TRIGGER_SCHEDULE: _LaunchTrigger.ValueType  # 1
     """The schedule."""
     LAUNCH_TRIGGER_MANUAL: _LaunchTrigger.ValueType  # 2
@@ -261,6 +276,7 @@ class LaunchTrigger(_LaunchTrigger, metaclass=_LaunchTriggerEnumTypeWrapper):
     """What asked for a launch."""
 
 LAUNCH_TRIGGER_UNSPECIFIED: LaunchTrigger.ValueType  # 0
+"""Not said; never stored."""
 LAUNCH_TRIGGER_SCHEDULE: LaunchTrigger.ValueType  # 1
 """The schedule."""
 LAUNCH_TRIGGER_MANUAL: LaunchTrigger.ValueType  # 2
