@@ -44,7 +44,6 @@ class ClusterClient:
         asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(CLOSE_TIMEOUT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
     async def _shut_down(self) -> None:
@@ -54,6 +53,8 @@ class ClusterClient:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
         await self._client.close()
+        # Here and not after the thread's end: the caller may be on an event loop of its own.
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
     def __enter__(self) -> ClusterClient:
         return self
