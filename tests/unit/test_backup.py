@@ -31,6 +31,8 @@ from coordinator.raft.identity import Identity
 from coordinator.raft.journal import Journal
 from coordinator.raft.restore import require_empty, write_master
 from coordinator.raft.snapshot import decode_file
+from coordinator.security.certificates import Role
+from coordinator.security.provision import ensure
 from tests.machine_driver import MachineDriver
 
 NONCE = "0123456789abcdef"
@@ -207,10 +209,15 @@ class TestCommands:
         assert cli_main.run(["backup", "--verify", str(file.with_name("gone"))]) == 1
         assert "cannot be read" in capsys.readouterr().err
 
-    def test_a_failed_backup_leaves_the_old_file(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_failed_backup_leaves_the_old_file(
+        self, file: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """Without a cluster the file stays as it was, and nothing else is left beside it."""
+        certificates = tmp_path_factory.mktemp("certificates")
+        ensure(certificates, "fleet", [(Role.OPERATOR, "ann")])
+        shown = ["--certificate-directory", str(certificates)]
         before = file.read_bytes()
-        assert cli_main.run(["--address", "127.0.0.1:1", "--timeout", "1", "backup", str(file)]) == 3
+        assert cli_main.run(["--address", "127.0.0.1:1", *shown, "--timeout", "1", "backup", str(file)]) == 3
         assert "cannot reach the cluster" in " ".join(capsys.readouterr().err.split())
         assert file.read_bytes() == before
         assert [path.name for path in file.parent.iterdir() if path != file.parent / "cluster.toml"] == [file.name]
