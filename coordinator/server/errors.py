@@ -14,14 +14,16 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from coordinator.api.v1 import cluster_pb2
-from coordinator.model.errors import CoordinatorError, NotLeader, Refused
+from coordinator.model.errors import CoordinatorError, InvalidRequest, NotLeader, Refused
 
 ERROR_METADATA = "coordinator-error-bin"
 """Name of the trailing metadata that carries an ErrorDetail."""
@@ -84,8 +86,8 @@ class ErrorInterceptor(aio.ServerInterceptor):
         # A streaming handler is an async generator, or a coroutine that calls `context.write`.
         wrap = self._streaming if inspect.isasyncgenfunction(behaviour) else self._single
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(method, behaviour),
-            request_deserializer=handler.request_deserializer,
+            wrap(method, _readable(behaviour, method, is_stream=handler.request_streaming)),
+            request_deserializer=_reader(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -145,6 +147,60 @@ class _Outcome:
     def _count(self, status: str) -> None:
         if self._observe is not None:
             self._observe(self._method, status, time.perf_counter() - self._started_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands in the place of a request whose bytes are no message; gRPC would write a traceback to the log for each."""
+
+    size: int
+
+    def refuse(self, method: str) -> NoReturn:
+        raise InvalidRequest(f"{self.size} bytes that are no request of {method}; is the caller of this version?")
+
+
+def _reader(deserialize: Any) -> Any:
+    if deserialize is None:
+        return None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError:
+            return _Unreadable(len(data))
+
+    return read
+
+
+def _readable(behaviour: Any, method: str, *, is_stream: bool) -> Any:
+    """The handler, given only what could be read. Raises InvalidRequest in its place otherwise."""
+
+    async def readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, _Unreadable):
+                request.refuse(method)
+            yield request
+
+    def given(request: Any) -> Any:
+        if is_stream:
+            return readable(request)
+        if isinstance(request, _Unreadable):
+            request.refuse(method)
+        return request
+
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            async with aclosing(behaviour(given(request), context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return stream
+
+    async def single(request: Any, context: Context) -> Any:
+        return await behaviour(given(request), context)
+
+    return single
 
 
 def _text(method: str | bytes) -> str:
