@@ -13,7 +13,9 @@ Order rules:
    covered there may be entries that the leader does not have. Therefore `receive` lowers the commit index of
    a message to what that message covers, and lifts a message that begins below the follower's own commit
    index up to it: committed entries are the leader's too.
-4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone.
+4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone. While a received one is
+   checked in its thread nothing is appended; the leader is answered, so that it keeps its lease. That is sound
+   because what the snapshot includes is committed: whoever leads meanwhile has it too.
 5. An answer carries the follower's term, and counts only in that term: one that outlived a change of leader
    could otherwise commit what the follower no longer has.
 6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
@@ -46,7 +48,7 @@ from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
-from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.snapshot import Snapshot, SnapshotStore
 
 APPEND_BYTES = 1 << 20
 """Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
@@ -120,6 +122,8 @@ class Consensus:
         """Answers that wait for the disk."""
         self._answering_us = 0
         """`sent_at_us` of the append that is being taken in."""
+        self._leader_sent_us = 0
+        """`sent_at_us` of the latest append or chunk of a leader that was followed."""
         self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
         self.elections = Elections(self._engine, others, settings, self._protections, transport.send)
         self._take_over()
@@ -127,9 +131,10 @@ class Consensus:
     def _take_over(self) -> None:
         """Puts the journal, the snapshot store and what is on disk in the place of PySyncObj's own."""
         engine, journal, snapshots = self._engine, self._journal, self._snapshots
-        snapshot = snapshots.load()
+        snapshot = snapshots.load(journal.holds)
+        journal.needed_from = lambda: snapshots.needed_from
         if snapshot is not None:
-            journal.align(snapshot.before, snapshot.last)
+            self._align(snapshot)
             self.state = snapshot.state
         elif len(journal) == 0:
             journal.add(NO_OP, 1, 0)
@@ -144,7 +149,8 @@ class Consensus:
         engine.take_over(journal, snapshots, max(journal.getCurrentTerm(), last_term), voted_for)
         engine.set_applied(snapshot.index if snapshot is not None else 1, has_snapshot=snapshot is not None)
         snapshots.state_now = lambda: self.state
-        snapshots.applied_index = lambda: self.applied_index
+        # A leader's log has all that was committed, so it needs nobody's snapshot.
+        snapshots.applied_index = lambda: self._last_index if self.is_raft_leader else self.applied_index
         snapshots.may_send = lambda node: not self._transport.is_congested(node)
         snapshots.on_damaged = engine.forceLogCompaction
         self._transport.setOnMessageReceivedCallback(self.receive)
@@ -236,6 +242,7 @@ class Consensus:
 
     def step(self) -> None:
         """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
+        self._install_received()
         self._make_durable()
         self.elections.advance()
         self._engine.doTick(0.0)
@@ -294,7 +301,12 @@ class Consensus:
                     self.answer_append(node, False, None, False)
                     return
                 self.elections.heard_leader()
+                self._leader_sent_us = message["sent_at_us"]
                 self._leader_commit_index = message["commit_index"]
+                if self._snapshots.is_checking:
+                    # Taken for a chunk that has nothing in it: a sign of life.
+                    message.pop("prevLogIdx", None)
+                    message["serialized"] = None
                 if "serialized" in message:
                     # The commit index is beyond anything that a chunk shows of our own log.
                     message["commit_index"] = self.commit_index
@@ -315,6 +327,8 @@ class Consensus:
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
         self._engine.deliver(node, message)
+        if "serialized" in message:
+            self.answer_append(node, False, None, False)
         # A new leader's shorter log took the place of entries that this one had made. Another master may still have
         # them, and nobody will tell soon; of those that were overwritten the new entry's commit tells.
         self._engine.end_commits(self._last_index + 1, last, FAIL_REASON.UNKNOWN_OUTCOME)
@@ -487,16 +501,25 @@ class Consensus:
         }
         self._held.append((node, answer))
 
-    def install_received(self) -> None:
-        """Takes over the snapshot that the store has received, checked and put in place."""
-        snapshot, self._snapshots.received = self._snapshots.received, None
-        assert snapshot is not None
-        self._journal.align(snapshot.before, snapshot.last)
+    def _align(self, snapshot: Snapshot) -> None:
+        if not self._journal.align(snapshot.before, snapshot.last):
+            self._snapshots.drop_previous()
+
+    def _install_received(self) -> None:
+        """Takes over a snapshot that a leader sent, once the store has checked it and put it in place."""
+        snapshot = self._snapshots.take_received()
+        if snapshot is None:
+            return
+        self._align(snapshot)
         self._engine.set_applied(snapshot.index, has_snapshot=True)
         self._installed_index = snapshot.index
         self.state = snapshot.state
         self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
         self._engine.end_commits(0, snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
+        leader = self._engine._getLeader()
+        if leader is not None:
+            self._answering_us = self._leader_sent_us
+            self.answer_append(leader, False, None, True)
 
     def _term_at(self, index: int) -> int | None:
         """Term of the entry at `index`; None when the log does not hold it."""

@@ -80,9 +80,6 @@ class Hooks(Protocol):
     def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
         """Answers an append."""
 
-    def install_received(self) -> None:
-        """Takes over a snapshot that has come in."""
-
     def connection_changed(self, node: Node) -> None:
         """A peer came or went."""
 
@@ -136,9 +133,6 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
         self._hooks.answer_append(node, reset, nextNodeIdx, success)
-
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
-        self._hooks.install_received()
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)
