@@ -26,6 +26,7 @@ import socket
 import ssl
 import uuid
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from pysyncobj.node import Node
@@ -43,6 +44,10 @@ REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 
 log = logging.getLogger(__name__)
+
+
+def _same(link: Link) -> Link:
+    return link
 
 
 class PeerTransport(Transport):  # type: ignore[misc]
@@ -155,26 +160,39 @@ class PeerTransport(Transport):  # type: ignore[misc]
             self._spawn(self._welcome(connection))
 
     async def _welcome(self, connection: socket.socket) -> None:
+        link = Link(self, None)
         try:
             async with asyncio.timeout(HELLO_S_MAX):
-                await self.loop.connect_accepted_socket(lambda: Link(self, None), connection, ssl=self._ssl_server)
+                await self.loop.connect_accepted_socket(lambda: link, connection, ssl=self._ssl_server)
         except (OSError, TimeoutError) as error:
-            log.warning("%s: a connection failed before it said a word: %s", self.self_id, error)
+            problem = str(error) or f"nothing within {HELLO_S_MAX:g} s"
+            log.warning("%s: a connection from %s failed: %s", self.self_id, link.name, problem)
+            self._abandon(link)
             connection.close()
         self._arriving.discard(connection)
+
+    def _abandon(self, link: Link) -> None:
+        """Ends a connection whose making was given up; it may have been made all the same.
+
+        After a pause of the whole process both are due at once: the hello that came, and the end of the time for it.
+        The event loop then closes the transport without a word to the link, which would pass for a good one.
+        """
+        link.end()
+        self.forget(link)
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
         last_problem = ""
         while True:
             problem = ""
+            link = Link(self, peer)
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
-                    _, link = await self.loop.create_connection(
-                        lambda: Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
-                    )
+                    make: Callable[[], Link] = partial(_same, link)
+                    await self.loop.create_connection(make, peer.host, peer.port, ssl=self._ssl_client)
             except (OSError, TimeoutError) as error:
                 problem = str(error) or type(error).__name__
+                self._abandon(link)
             else:
                 await link.closed
                 if link.peer is not None:
