@@ -31,6 +31,7 @@ KINDS = (
     "hole",
     "break",
     "slow_net",
+    "congest",
     "slow_disk",
     "full_disk",
     "transfer",
@@ -103,6 +104,7 @@ class Faults:
         """Ends every fault."""
         world = self._world
         world.network.close_holes()
+        world.network.congested.clear()
         world.network.delay_s_max = 0.005
         for master in world.masters.values():
             self._make_sound(master)
@@ -132,6 +134,9 @@ class Faults:
             return
         if world.network.delay_s_max > 0.005 and rng.random() < 0.3:
             world.network.delay_s_max = 0.005
+            return
+        if world.network.congested and rng.random() < 0.3:
+            world.network.congested.clear()
             return
         for master in rng.sample(list(world.masters.values()), len(world.masters)):
             if master.consensus is None:
@@ -168,6 +173,8 @@ class Faults:
                         connection.break_off()
             case "slow_net":
                 world.network.delay_s_max = rng.choice((0.03, 0.1))
+            case "congest":
+                world.network.congested |= {(master.id, id) for id in world.ids if rng.random() < 0.5}
             case "slow_disk":
                 master.sync_s_max = rng.choice((0.01, 0.05, 0.3))
             case "full_disk":

@@ -103,6 +103,8 @@ class Network:
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self.holes: set[tuple[str, str]] = set()
+        self.congested: set[tuple[str, str]] = set()
+        """Directions in which as much waits as transport.py lets wait, though it goes on."""
         self.delay_s_max = 0.005
         self.connections: list[Connection] = []
         self._seed = seed
@@ -167,7 +169,7 @@ class SimLinks(Transport):  # type: ignore[misc]
         return True
 
     def is_congested(self, node: Node) -> bool:
-        return node.id not in self._links
+        return node.id not in self._links or (self.self_id, node.id) in self._network.congested
 
     # The network calls these
 
