@@ -298,6 +298,8 @@ class Consensus:
             case "append_entries":
                 self._answering_us = message["sent_at_us"]
                 if message["term"] < self.term:
+                    # Not heard as a leader, so no lease may be counted from its sending.
+                    self._answering_us = 0
                     self.answer_append(node, False, None, False)
                     return
                 self.elections.heard_leader()
