@@ -24,7 +24,7 @@ Order rules:
    one (group commit). Only then do the answers leave that acknowledge it, and only then does PySyncObj count, so
    the leader's own entry counts once it is synced too. Appends leave before the leader's sync: the followers'
    disks work at the same time as its own.
-8. Who may stand, vote and rely on leading is elections.py's.
+8. Who may stand, vote and rely on leading is elections.py's; whose disk counts at all is voters.py's.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
 from coordinator.raft.snapshot import Snapshot, SnapshotStore
+from coordinator.raft.voters import Membership, Voters
 
 APPEND_BYTES = 1 << 20
 """Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
@@ -100,6 +101,7 @@ class Consensus:
         wall_ms: Callable[[], WallMs],
         rng: random.Random,
         protections: Protections | None = None,
+        membership: Membership | None = None,
     ) -> None:
         self._transport = transport
         self._protections = protections or Protections()
@@ -125,8 +127,13 @@ class Consensus:
         self._leader_sent_us = 0
         """`sent_at_us` of the latest append or chunk of a leader that was followed."""
         self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
-        self.elections = Elections(self._engine, others, settings, self._protections, transport.send)
+        self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
+        self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
+        self._learners: dict[Node, int] = {}
+        """Followers whose latest answer did not count, and how far their log is known to be this leader's."""
+        self._is_admission_queued = False
         self._take_over()
+        self.voters.applied(self.state, self.applied_index)
 
     def _take_over(self) -> None:
         """Puts the journal, the snapshot store and what is on disk in the place of PySyncObj's own."""
@@ -195,8 +202,15 @@ class Consensus:
 
     @property
     def role(self) -> str:
-        """"follower", "candidate" or "leader"."""
+        """One of "follower", "candidate", "leader", and "learner" where its disk does not vote."""
+        if not self.voters.speaks:
+            return "learner"
         return ("follower", "candidate", "leader")[self._engine.role_number()]
+
+    @property
+    def has_history(self) -> bool:
+        """True once this disk has seen a term or an entry."""
+        return self.term > 0 or self._last_index > 1
 
     @property
     def has_caught_up(self) -> bool:
@@ -232,7 +246,7 @@ class Consensus:
             syncs=self._journal.syncs,
             traffic=traffic,
             queued_bytes=queued_bytes,
-            behind={node.id: last - self._engine.match_index(node) for node in followers},
+            behind={node.id: last - self._match_index(node) for node in followers},
             snapshot=self._snapshots.figures,
         )
 
@@ -246,10 +260,13 @@ class Consensus:
         self._make_durable()
         self.elections.advance()
         self._engine.doTick(0.0)
+        self._is_admission_queued &= self.is_handing_over()
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
-        elif self._engine._getLeader() is not None:
+        else:
+            self._learners.clear()
+        if not self.is_raft_leader and self._engine._getLeader() is not None:
             self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
 
     def _make_durable(self) -> None:
@@ -268,6 +285,19 @@ class Consensus:
     def forget(self, is_done: Callable[[Callback], bool]) -> None:
         """Drops the callbacks that nobody waits for any more."""
         self._engine.forget(is_done)
+
+    def _match_index(self, node: Node) -> int:
+        return self._learners.get(node, self._engine.match_index(node))
+
+    def standing(self, id: str) -> tuple[bool, int]:
+        """At the leader: whether a follower's latest answer counted, and up to which index its log is the leader's."""
+        node = self._transport.nodes[id]
+        return node not in self._learners, self._match_index(node)
+
+    def become_voter(self) -> None:
+        """This master's disk may speak from now on (voters.py); in the present term it gives no vote any more."""
+        self._engine.give_no_vote()
+        self.voters.is_voter = True
 
     def transfer(self, target_id: str | None) -> int:
         """Asks a follower that has everything to take over; FAIL_REASON of asking."""
@@ -295,6 +325,10 @@ class Consensus:
         if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
             raise ProtocolViolation("a term that no number of elections can reach")
         match message["type"]:
+            case "request_vote" | "pre_vote" | "response_vote" | "pre_vote_answer" if not self._may_speak(node):
+                return
+            case "timeout_now" if not self.voters.speaks:
+                return
             case "append_entries":
                 self._answering_us = message["sent_at_us"]
                 if message["term"] < self.term:
@@ -328,7 +362,11 @@ class Consensus:
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
+        counts = message["type"] != "next_node_idx" or self._counts(node, message)
+        answered_s = 0.0 if counts else self._engine.answered_s(node)
         self._engine.deliver(node, message)
+        if not counts:
+            self._engine.disregard(node, answered_s)
         if "serialized" in message:
             self.answer_append(node, False, None, False)
         # A new leader's shorter log took the place of entries that this one had made. Another master may still have
@@ -371,8 +409,20 @@ class Consensus:
         if message["sent_at_us"] > now_s() * 1e6 + 1:
             raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
         self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
-        self.elections.answered(node, message["sent_at_us"])
+        if self._counts(node, message):
+            self._learners.pop(node, None)
+            self.elections.answered(node, message["sent_at_us"])
+        else:
+            known = max(self._learners.get(node, 0), message["next_node_idx"] - 1 if message["success"] else 0)
+            self._learners[node] = known
         return True
+
+    def _may_speak(self, node: Node) -> bool:
+        return self.voters.may_speak(str(node.id))
+
+    def _counts(self, node: Node, message: Message) -> bool:
+        """True for the answer of a disk that speaks for its master."""
+        return not message.get("is_learner") and self._may_speak(node)
 
     def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
         """The log entry for a command, with this master's time (order rule 1); None for what cannot be one.
@@ -383,7 +433,13 @@ class Consensus:
             if not self._is_command(command):
                 return None
             command = payload_of(command)
-        return stamp(command, self._wall_ms())
+        entry = stamp(command, self._wall_ms())
+        if self.voters.admission(entry) is not None:
+            # One at a time, and only by a leader that has committed in its term.
+            if not self.leads_whole or self._is_admission_queued or self.voters.has_admission_on_its_way:
+                return None
+            self._is_admission_queued = True
+        return entry
 
     def _is_command(self, entry: bytes) -> bool:
         return is_command(entry, self._settings.command_bytes_max)
@@ -391,6 +447,7 @@ class Consensus:
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""
         engine = self._engine
+        self._learners.pop(node, None)
         self._appends_in_flight.pop(node, None)
         self._commit_told.pop(node, None)
         self._snapshots.cancelTransmisstion(node)
@@ -419,6 +476,7 @@ class Consensus:
             raise ApplyFailed(f"log entry {index} cannot be applied: {type(error).__name__}: {error}") from error
         self.state = transition.state
         self._transitions.append(transition)
+        self.voters.applied(self.state, index)
         return transition.result
 
     def is_handing_over(self) -> bool:
@@ -500,6 +558,7 @@ class Consensus:
             "success": success,
             "term": self.term,
             "sent_at_us": self._answering_us,
+            "is_learner": not self.voters.speaks,
         }
         self._held.append((node, answer))
 
@@ -517,6 +576,7 @@ class Consensus:
         self._installed_index = snapshot.index
         self.state = snapshot.state
         self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
+        self.voters.applied(self.state, snapshot.index)
         self._engine.end_commits(0, snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
         leader = self._engine._getLeader()
         if leader is not None:

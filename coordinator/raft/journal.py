@@ -80,6 +80,8 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self._durable_index = 0
         """Index of the last entry that `sync` has made durable; 0 for none."""
         self._has_failed = False
+        self.cuts = 0
+        """Times that entries were taken back from the log's end."""
         self.syncs = Durations()
         """How long the syncs took."""
         self._unfinished: Path | None = None
@@ -144,6 +146,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forgets every entry; the snapshot that replaces them is durable already."""
+        self.cuts += 1
         self._lower_mark(0)
         self._close_descriptor()
         while self._segments:
@@ -260,6 +263,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def _truncate(self, index: int) -> None:
         """Cuts the log before `index`; later segments go first, so that every crash leaves a prefix."""
+        self.cuts += 1
         self._lower_mark(index - 1)
         count = len(self._segments)
         while len(self._segments) > 1 and self._segments[-1].first_index >= index:

@@ -36,7 +36,7 @@ from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
 from coordinator.raft.figures import Traffic, kind_of
 from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
-from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress
+from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress, parse_address
 
 CONGESTED_BYTES = 2 << 20
 STRANGERS_MAX = 64
@@ -74,7 +74,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.on_activity: Callable[[], None] = lambda: None
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
-        self.cluster_id: Callable[[], str] = lambda: ""
+        self.describe: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.check_peer: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.told: dict[str, peer_pb2.PeerHello] = {}
+        """What each peer said of itself when it was connected the last time, by its id."""
+        self._moved: dict[str, PeerAddress] = {}
         self.traffic = Traffic()
         self._own = own
         self._peers = peers
@@ -185,11 +189,12 @@ class PeerTransport(Transport):  # type: ignore[misc]
         last_problem = ""
         while True:
             problem = ""
+            place = self._moved.get(peer.id, peer)
             link = Link(self, peer)
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
                     make: Callable[[], Link] = partial(_same, link)
-                    await self.loop.create_connection(make, peer.host, peer.port, ssl=self._ssl_client)
+                    await self.loop.create_connection(make, place.host, place.port, ssl=self._ssl_client)
             except (OSError, TimeoutError) as error:
                 problem = str(error) or type(error).__name__
                 self._abandon(link)
@@ -200,7 +205,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 else:
                     problem = "it closed the connection without a hello; its log says why"
             if problem and problem != last_problem:
-                where = f"master {peer.id} at {peer.host}:{peer.port}"
+                where = f"master {peer.id} at {place.host}:{place.port}"
                 log.warning("%s: no connection to %s: %s", self.self_id, where, problem)
                 last_problem = problem
             await asyncio.sleep(pause_s)
@@ -223,16 +228,17 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def hello(self, to_id: str) -> peer_pb2.PeerFrame:
         """What this master says first."""
-        return peer_pb2.PeerFrame(
+        frame = peer_pb2.PeerFrame(
             hello=peer_pb2.PeerHello(
                 protocol_version=PROTOCOL_VERSION,
                 from_id=self.self_id,
                 to_id=to_id,
                 cluster_name=self._cluster_name,
                 incarnation=self._incarnation,
-                cluster_id=self.cluster_id(),
             )
         )
+        self.describe(frame.hello)
+        return frame
 
     def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str | None) -> Node:
         """The peer that says this. Raises ProtocolViolation when it may not."""
@@ -241,18 +247,14 @@ class PeerTransport(Transport):  # type: ignore[misc]
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
         if hello.cluster_name != self._cluster_name:
             raise ProtocolViolation(f"it belongs to cluster {hello.cluster_name!r}, this one is {self._cluster_name!r}")
-        own_id = self.cluster_id()
-        if hello.cluster_id and own_id and hello.cluster_id != own_id:
-            raise ProtocolViolation(
-                f"its disk belongs to cluster id {hello.cluster_id}, this master's to {own_id}; one of them was not "
-                "restored with the others: give that one an empty data directory"
-            )
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
         if node is None or (expected_id is not None and hello.from_id != expected_id):
             wanted = expected_id or "one of " + ", ".join(sorted(self.nodes))
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but {wanted} is expected")
+        self.check_peer(hello)
+        self.told[hello.from_id] = hello
         return node
 
     def opened(self, link: Link) -> None:
@@ -307,6 +309,18 @@ class PeerTransport(Transport):  # type: ignore[misc]
     def queued_bytes(self) -> dict[str, int]:
         """What waits for each connected peer to read it, by its id."""
         return {id: link.queued_bytes for id, link in sorted(self._links.items())}
+
+    def disk_of(self, id: str) -> str:
+        """The data directory that a peer said it has; empty for one that was never connected."""
+        return self.told[id].disk_id if id in self.told else ""
+
+    def move(self, id: str, address: str) -> None:
+        """Dials a peer at another place from now on; at the configured one when `address` is empty."""
+        before = self._moved.pop(id, None)
+        if address:
+            self._moved[id] = parse_address(id, address)
+        if before != self._moved.get(id) and self.self_id > id and (link := self._links.get(id)):
+            link.end()
 
     def is_congested(self, node: Node) -> bool:
         """True when a peer has enough to read; also when it has no link."""

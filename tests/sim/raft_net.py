@@ -127,11 +127,12 @@ class Network:
 
     def open_holes(self, directions: set[tuple[str, str]]) -> None:
         """Nothing passes in these directions any more."""
-        self.holes |= directions
+        self.holes = self.holes | directions
 
-    def close_holes(self) -> None:
-        """Everything passes again."""
-        closed, self.holes = sorted(self.holes), set()
+    def close_holes(self, directions: set[tuple[str, str]]) -> None:
+        """Everything passes again in these directions."""
+        closed = sorted(self.holes & directions)
+        self.holes = self.holes - directions
         for from_id, to_id in closed:
             for connection in self.connections:
                 if connection._peer.get(from_id) == to_id:
@@ -170,6 +171,10 @@ class SimLinks(Transport):  # type: ignore[misc]
 
     def is_congested(self, node: Node) -> bool:
         return node.id not in self._links or (self.self_id, node.id) in self._network.congested
+
+    def disk_of(self, id: str) -> str:
+        """Disks have no names here: all masters keep theirs."""
+        return ""
 
     # The network calls these
 

@@ -70,7 +70,7 @@ class World:
         self.journal_type = mutation.journal_type
         self.consensus_type = mutation.consensus_type
         self.rng = random.Random(f"{seed} world")
-        self.settings = RaftSettings(snapshot_entries=self.rng.randint(15, 40))
+        self.settings = RaftSettings(snapshot_entries=self.rng.choice((self.rng.randint(15, 40), 150)))
         self.segment_bytes_max = self.rng.choice((300, 1_000, 4_000))
         self.ids = tuple(f"m{number}" for number in range(1, plan.masters + 1))
         self.now_s = 0.0
