@@ -25,6 +25,7 @@ from coordinator.raft.elections import Protections
 from coordinator.raft.frames import Message, pack, parse, to_frame, to_message
 from coordinator.raft.journal import Journal
 from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.voters import Membership
 from tests.raft_machine import MACHINE, command
 
 STEP_S = 0.01
@@ -65,6 +66,9 @@ class MemoryLinks(Transport):  # type: ignore[misc]
         assert message is not None
         self._onMessageReceived(self.nodes[from_id], message)
 
+    def disk_of(self, id: str) -> str:
+        return self._network.disks.get(id, "")
+
     def connected(self, id: str) -> None:
         """The link to a peer is up."""
         self._onNodeConnected(self.nodes[id])
@@ -87,6 +91,8 @@ class Network:
         self.clocks = {id: ManualClock() for id in ids}
         self.masters: dict[str, Consensus] = {}
         self.links: dict[str, MemoryLinks] = {}
+        self.disks: dict[str, str] = {}
+        """Names of the masters' disks, where a test gives them any."""
         self.now_s = 1_000.0
         self._seed = seed
         self._queues: dict[tuple[str, str], deque[bytes]] = {}
@@ -94,7 +100,7 @@ class Network:
         for id in ids:
             self.start(id)
 
-    def start(self, id: str) -> Consensus:
+    def start(self, id: str, membership: Membership | None = None) -> Consensus:
         """Starts a master on what its directory holds."""
         directory = self.directory / id
         directory.mkdir(exist_ok=True)
@@ -109,6 +115,7 @@ class Network:
             wall_ms=self.clocks[id].wall_ms,
             rng=random.Random(f"{self._seed} {id}"),
             protections=self.protections,
+            membership=membership,
         )
         for other in self.masters:
             if other != id and frozenset((id, other)) not in self._cut:

@@ -147,6 +147,14 @@ class AsyncClusterClient:
         request = cluster_pb2.TransferLeadershipRequest(target_id=target_id, leader_id=leader_id)
         return await self._masters.call(lambda link: link.cluster.TransferLeadership, request)
 
+    async def replace_master(self, master_id: str, peer_address: str = "") -> cluster_pb2.ReplaceMasterResponse:
+        """Lets a master with a new, empty disk take its place, at another peer port when one is given.
+
+        Waits until it has caught up, as long as the client's timeout allows. Safe to repeat.
+        """
+        request = cluster_pb2.ReplaceMasterRequest(master_id=master_id, peer_address=peer_address)
+        return await self._masters.call(lambda link: link.cluster.ReplaceMaster, request)
+
     async def backup(self) -> AsyncGenerator[cluster_pb2.BackupResponse, None]:
         """The whole state as the parts of a backup file, in order; what they are about is in the first.
 

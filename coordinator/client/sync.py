@@ -111,6 +111,10 @@ class ClusterClient:
         """Hands the leadership to a master, or to the one with most of the log; the answer says who leads now."""
         return self._run(self._client.transfer_leadership(target_id, leader_id=leader_id))
 
+    def replace_master(self, master_id: str, peer_address: str = "") -> cluster_pb2.ReplaceMasterResponse:
+        """Lets a master with a new, empty disk take its place, at another peer port when one is given."""
+        return self._run(self._client.replace_master(master_id, peer_address))
+
     def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
         """Who leads, how much there is of everything, and what is wrong."""
         return self._run(self._client.get_status(consistency=consistency))

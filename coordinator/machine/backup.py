@@ -14,8 +14,8 @@ A restored cluster is a new one, and it must never be taken for the old one, nor
    twice; the term, so that no log of the old cluster counts for more than the restored one. Shards that no worker was
    ever assigned to stay at epoch 0.
 
-Everything else is as it was at the backup's index. A launch that the old cluster committed after the backup is unknown
-to the new one, so by its catch-up policy it may be launched again.
+Which disks the old masters had is forgotten. Everything else is as it was at the backup's index. A launch that the
+old cluster committed after the backup is unknown to the new one, so by its catch-up policy it may be launched again.
 """
 
 from __future__ import annotations
@@ -124,6 +124,7 @@ def restored_state(backup: Backup, cluster_id: str, *, pause_cron: bool = False)
         index=state.index + INDEX_LEAP,
         shards=Map(shards),
         settings=replace(state.settings, cron_paused=state.settings.cron_paused or pause_cron),
+        masters=Map(),
         next_shard_id=state.next_shard_id + ID_LEAP,
         next_move_id=state.next_move_id + ID_LEAP,
     )

@@ -25,7 +25,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine import cron, moves, nodes, ranges
+from coordinator.machine import cron, masters, moves, nodes, ranges
 from coordinator.machine.draft import Draft
 from coordinator.machine.state import Change, RememberedResult, State, Transition
 from coordinator.model import LogRecord, WallMs
@@ -75,6 +75,7 @@ HANDLERS: dict[str, Callable[[Draft, Any], None]] = {
     "start_launch": cron.start_launch,
     "finish_launch": cron.finish_launch,
     "lose_launch": cron.lose_launch,
+    "admit_master": masters.admit_master,
 }
 """One handler for each operation of command.proto but the batch, which is applied here; a test compares the lists."""
 

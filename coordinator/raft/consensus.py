@@ -13,7 +13,9 @@ Order rules:
    covered there may be entries that the leader does not have. Therefore `receive` lowers the commit index of
    a message to what that message covers, and lifts a message that begins below the follower's own commit
    index up to it: committed entries are the leader's too.
-4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone.
+4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone. While a received one is
+   checked in its thread nothing is appended; the leader is answered, so that it keeps its lease. That is sound
+   because what the snapshot includes is committed: whoever leads meanwhile has it too.
 5. An answer carries the follower's term, and counts only in that term: one that outlived a change of leader
    could otherwise commit what the follower no longer has.
 6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
@@ -22,7 +24,7 @@ Order rules:
    one (group commit). Only then do the answers leave that acknowledge it, and only then does PySyncObj count, so
    the leader's own entry counts once it is synced too. Appends leave before the leader's sync: the followers'
    disks work at the same time as its own.
-8. Who may stand, vote and rely on leading is elections.py's.
+8. Who may stand, vote and rely on leading is elections.py's; whose disk counts at all is voters.py's.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
-from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.snapshot import Snapshot, SnapshotStore
+from coordinator.raft.voters import Membership, Voters
 
 APPEND_BYTES = 1 << 20
 """Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
@@ -98,6 +101,7 @@ class Consensus:
         wall_ms: Callable[[], WallMs],
         rng: random.Random,
         protections: Protections | None = None,
+        membership: Membership | None = None,
     ) -> None:
         self._transport = transport
         self._protections = protections or Protections()
@@ -120,16 +124,24 @@ class Consensus:
         """Answers that wait for the disk."""
         self._answering_us = 0
         """`sent_at_us` of the append that is being taken in."""
+        self._leader_sent_us = 0
+        """`sent_at_us` of the latest append or chunk of a leader that was followed."""
         self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
-        self.elections = Elections(self._engine, others, settings, self._protections, transport.send)
+        self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
+        self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
+        self._learners: dict[Node, int] = {}
+        """Followers whose latest answer did not count, and how far their log is known to be this leader's."""
+        self._is_admission_queued = False
         self._take_over()
+        self.voters.applied(self.state, self.applied_index)
 
     def _take_over(self) -> None:
         """Puts the journal, the snapshot store and what is on disk in the place of PySyncObj's own."""
         engine, journal, snapshots = self._engine, self._journal, self._snapshots
-        snapshot = snapshots.load()
+        snapshot = snapshots.load(journal.holds)
+        journal.needed_from = lambda: snapshots.needed_from
         if snapshot is not None:
-            journal.align(snapshot.before, snapshot.last)
+            self._align(snapshot)
             self.state = snapshot.state
         elif len(journal) == 0:
             journal.add(NO_OP, 1, 0)
@@ -144,7 +156,8 @@ class Consensus:
         engine.take_over(journal, snapshots, max(journal.getCurrentTerm(), last_term), voted_for)
         engine.set_applied(snapshot.index if snapshot is not None else 1, has_snapshot=snapshot is not None)
         snapshots.state_now = lambda: self.state
-        snapshots.applied_index = lambda: self.applied_index
+        # A leader's log has all that was committed, so it needs nobody's snapshot.
+        snapshots.applied_index = lambda: self._last_index if self.is_raft_leader else self.applied_index
         snapshots.may_send = lambda node: not self._transport.is_congested(node)
         snapshots.on_damaged = engine.forceLogCompaction
         self._transport.setOnMessageReceivedCallback(self.receive)
@@ -189,8 +202,15 @@ class Consensus:
 
     @property
     def role(self) -> str:
-        """"follower", "candidate" or "leader"."""
+        """One of "follower", "candidate", "leader", and "learner" where its disk does not vote."""
+        if not self.voters.speaks:
+            return "learner"
         return ("follower", "candidate", "leader")[self._engine.role_number()]
+
+    @property
+    def has_history(self) -> bool:
+        """True once this disk has seen a term or an entry."""
+        return self.term > 0 or self._last_index > 1
 
     @property
     def has_caught_up(self) -> bool:
@@ -226,7 +246,7 @@ class Consensus:
             syncs=self._journal.syncs,
             traffic=traffic,
             queued_bytes=queued_bytes,
-            behind={node.id: last - self._engine.match_index(node) for node in followers},
+            behind={node.id: last - self._match_index(node) for node in followers},
             snapshot=self._snapshots.figures,
         )
 
@@ -236,13 +256,17 @@ class Consensus:
 
     def step(self) -> None:
         """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
+        self._install_received()
         self._make_durable()
         self.elections.advance()
         self._engine.doTick(0.0)
+        self._is_admission_queued &= self.is_handing_over()
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
-        elif self._engine._getLeader() is not None:
+        else:
+            self._learners.clear()
+        if not self.is_raft_leader and self._engine._getLeader() is not None:
             self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
 
     def _make_durable(self) -> None:
@@ -261,6 +285,19 @@ class Consensus:
     def forget(self, is_done: Callable[[Callback], bool]) -> None:
         """Drops the callbacks that nobody waits for any more."""
         self._engine.forget(is_done)
+
+    def _match_index(self, node: Node) -> int:
+        return self._learners.get(node, self._engine.match_index(node))
+
+    def standing(self, id: str) -> tuple[bool, int]:
+        """At the leader: whether a follower's latest answer counted, and up to which index its log is the leader's."""
+        node = self._transport.nodes[id]
+        return node not in self._learners, self._match_index(node)
+
+    def become_voter(self) -> None:
+        """This master's disk may speak from now on (voters.py); in the present term it gives no vote any more."""
+        self._engine.give_no_vote()
+        self.voters.is_voter = True
 
     def transfer(self, target_id: str | None) -> int:
         """Asks a follower that has everything to take over; FAIL_REASON of asking."""
@@ -288,13 +325,24 @@ class Consensus:
         if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
             raise ProtocolViolation("a term that no number of elections can reach")
         match message["type"]:
+            case "request_vote" | "pre_vote" | "response_vote" | "pre_vote_answer" if not self._may_speak(node):
+                return
+            case "timeout_now" if not self.voters.speaks:
+                return
             case "append_entries":
                 self._answering_us = message["sent_at_us"]
                 if message["term"] < self.term:
+                    # Not heard as a leader, so no lease may be counted from its sending.
+                    self._answering_us = 0
                     self.answer_append(node, False, None, False)
                     return
                 self.elections.heard_leader()
+                self._leader_sent_us = message["sent_at_us"]
                 self._leader_commit_index = message["commit_index"]
+                if self._snapshots.is_checking:
+                    # Taken for a chunk that has nothing in it: a sign of life.
+                    message.pop("prevLogIdx", None)
+                    message["serialized"] = None
                 if "serialized" in message:
                     # The commit index is beyond anything that a chunk shows of our own log.
                     message["commit_index"] = self.commit_index
@@ -314,7 +362,13 @@ class Consensus:
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
+        counts = message["type"] != "next_node_idx" or self._counts(node, message)
+        answered_s = 0.0 if counts else self._engine.answered_s(node)
         self._engine.deliver(node, message)
+        if not counts:
+            self._engine.disregard(node, answered_s)
+        if "serialized" in message:
+            self.answer_append(node, False, None, False)
         # A new leader's shorter log took the place of entries that this one had made. Another master may still have
         # them, and nobody will tell soon; of those that were overwritten the new entry's commit tells.
         self._engine.end_commits(self._last_index + 1, last, FAIL_REASON.UNKNOWN_OUTCOME)
@@ -355,8 +409,20 @@ class Consensus:
         if message["sent_at_us"] > now_s() * 1e6 + 1:
             raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
         self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
-        self.elections.answered(node, message["sent_at_us"])
+        if self._counts(node, message):
+            self._learners.pop(node, None)
+            self.elections.answered(node, message["sent_at_us"])
+        else:
+            known = max(self._learners.get(node, 0), message["next_node_idx"] - 1 if message["success"] else 0)
+            self._learners[node] = known
         return True
+
+    def _may_speak(self, node: Node) -> bool:
+        return self.voters.may_speak(str(node.id))
+
+    def _counts(self, node: Node, message: Message) -> bool:
+        """True for the answer of a disk that speaks for its master."""
+        return not message.get("is_learner") and self._may_speak(node)
 
     def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
         """The log entry for a command, with this master's time (order rule 1); None for what cannot be one.
@@ -367,7 +433,13 @@ class Consensus:
             if not self._is_command(command):
                 return None
             command = payload_of(command)
-        return stamp(command, self._wall_ms())
+        entry = stamp(command, self._wall_ms())
+        if self.voters.admission(entry) is not None:
+            # One at a time, and only by a leader that has committed in its term.
+            if not self.leads_whole or self._is_admission_queued or self.voters.has_admission_on_its_way:
+                return None
+            self._is_admission_queued = True
+        return entry
 
     def _is_command(self, entry: bytes) -> bool:
         return is_command(entry, self._settings.command_bytes_max)
@@ -375,6 +447,7 @@ class Consensus:
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""
         engine = self._engine
+        self._learners.pop(node, None)
         self._appends_in_flight.pop(node, None)
         self._commit_told.pop(node, None)
         self._snapshots.cancelTransmisstion(node)
@@ -403,6 +476,7 @@ class Consensus:
             raise ApplyFailed(f"log entry {index} cannot be applied: {type(error).__name__}: {error}") from error
         self.state = transition.state
         self._transitions.append(transition)
+        self.voters.applied(self.state, index)
         return transition.result
 
     def is_handing_over(self) -> bool:
@@ -484,19 +558,30 @@ class Consensus:
             "success": success,
             "term": self.term,
             "sent_at_us": self._answering_us,
+            "is_learner": not self.voters.speaks,
         }
         self._held.append((node, answer))
 
-    def install_received(self) -> None:
-        """Takes over the snapshot that the store has received, checked and put in place."""
-        snapshot, self._snapshots.received = self._snapshots.received, None
-        assert snapshot is not None
-        self._journal.align(snapshot.before, snapshot.last)
+    def _align(self, snapshot: Snapshot) -> None:
+        if not self._journal.align(snapshot.before, snapshot.last):
+            self._snapshots.drop_previous()
+
+    def _install_received(self) -> None:
+        """Takes over a snapshot that a leader sent, once the store has checked it and put it in place."""
+        snapshot = self._snapshots.take_received()
+        if snapshot is None:
+            return
+        self._align(snapshot)
         self._engine.set_applied(snapshot.index, has_snapshot=True)
         self._installed_index = snapshot.index
         self.state = snapshot.state
         self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
+        self.voters.applied(self.state, snapshot.index)
         self._engine.end_commits(0, snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
+        leader = self._engine._getLeader()
+        if leader is not None:
+            self._answering_us = self._leader_sent_us
+            self.answer_append(leader, False, None, True)
 
     def _term_at(self, index: int) -> int | None:
         """Term of the entry at `index`; None when the log does not hold it."""

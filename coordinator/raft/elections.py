@@ -30,6 +30,7 @@ from pysyncobj.node import Node
 from coordinator.config import RaftSettings
 from coordinator.raft.engine import SyncEngine, now_s
 from coordinator.raft.frames import Message
+from coordinator.raft.voters import Voters
 
 LEASE_SHARE = 0.8
 
@@ -59,12 +60,14 @@ class Elections:
         others: list[Node],
         settings: RaftSettings,
         protections: Protections,
+        voters: Voters,
         send: Callable[[Node, Message], object],
     ) -> None:
         self._engine = engine
         self._others = others
         self._settings = settings
         self._protections = protections
+        self._voters = voters
         self._send = send
         self._heard_s = now_s()
         self.pre_votes = 0
@@ -129,7 +132,9 @@ class Elections:
         return self.has_lease() or now_s() - self._heard_s < self._settings.election_timeout_s_min
 
     def may_vote(self, message: Message) -> bool:
-        """False for a candidate that is to be ignored (order rule 1)."""
+        """False for a candidate that is to be ignored (order rule 1), and at a learner (voters.py)."""
+        if not self._voters.speaks:
+            return False
         is_transfer = message["is_transfer"] and message["term"] == self._engine.raftCurrentTerm + 1
         return is_transfer or not self._hears_leader()
 
@@ -142,6 +147,10 @@ class Elections:
             is_stuck = now_s() > self._transfer_s + 2 * self._settings.election_timeout_s_max
             if self._transfer_term == engine.raftCurrentTerm and is_stuck:
                 engine.become_follower(engine.raftCurrentTerm)
+            return
+        if not self._voters.speaks:
+            if engine.has_election_due():
+                engine.postpone_election()
             return
         self.is_transfer = engine.is_transfer_target()
         is_free = not self._protections.hears_leader or not self._others or self.is_transfer
@@ -167,7 +176,8 @@ class Elections:
         """Says whether this master would vote for `node`."""
         index, term = self._engine.last_entry()
         is_complete = (message["last_log_term"], message["last_log_index"]) >= (term, index)
-        is_granted = message["term"] > self._engine.raftCurrentTerm and is_complete and not self._hears_leader()
+        may_vote = self._voters.speaks and not self._hears_leader()
+        is_granted = message["term"] > self._engine.raftCurrentTerm and is_complete and may_vote
         self._send(
             node,
             {

@@ -56,6 +56,8 @@ class Links(Protocol):
 
     def is_congested(self, node: Node) -> bool: ...
 
+    def disk_of(self, id: str) -> str: ...
+
     def setOnMessageReceivedCallback(self, callback: Any) -> None: ...
 
 
@@ -79,9 +81,6 @@ class Hooks(Protocol):
 
     def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
         """Answers an append."""
-
-    def install_received(self) -> None:
-        """Takes over a snapshot that has come in."""
 
     def connection_changed(self, node: Node) -> None:
         """A peer came or went."""
@@ -136,9 +135,6 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
         self._hooks.answer_append(node, reset, nextNodeIdx, success)
-
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
-        self._hooks.install_received()
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)
@@ -224,6 +220,19 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
     def match_index(self, node: Node) -> int:
         """Index up to which a follower's log is known to be the leader's; 0 when it is not known."""
         return int(self._SyncObj__raftMatchIndex.get(node, 0))
+
+    def disregard(self, node: Node, answered_s: float) -> None:
+        """Makes an answer count for nothing but what to send next: no match, no sign of life since `answered_s`."""
+        self._SyncObj__raftMatchIndex[node] = 0
+        self._SyncObj__lastResponseTime[node] = answered_s
+
+    def answered_s(self, node: Node) -> float:
+        """When a follower has last answered this leader."""
+        return float(self._SyncObj__lastResponseTime[node])
+
+    def give_no_vote(self) -> None:
+        """Has this master count as having voted in the present term."""
+        self._SyncObj__setCurrentTerm(self.raftCurrentTerm, self.selfNode.id)
 
     def entries_from(self, index: int, count_max: int, bytes_max: int) -> list[Entry]:
         """Entries from `index` on; at least one when there is any, and the last may exceed `bytes_max`."""

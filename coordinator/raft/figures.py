@@ -55,7 +55,8 @@ class SnapshotFigures:
     index: int = 0
     """Log index that it includes; 0 for none."""
     size_bytes: int = 0
-    written_unix_s: float = 0.0
+    state_unix_s: float = 0.0
+    """Time of the newest log entry that it includes."""
 
 
 @dataclass(frozen=True, slots=True)

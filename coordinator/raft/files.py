@@ -9,6 +9,8 @@ from coordinator.model.errors import CoordinatorError
 
 SNAPSHOT_NAME = "snapshot"
 """File beside the segments; snapshot.py writes it."""
+PREVIOUS_NAME = "snapshot.previous"
+"""The one before it."""
 ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
 """What to do about damage."""
 
@@ -23,6 +25,11 @@ class DiskFailed(CoordinatorError, OSError):
             f"data directory {directory} cannot be used: {error.strerror or error}; what was acknowledged is safe; "
             "make room or mend the disk, then start this master again"
         )
+
+
+def has_snapshot(directory: Path) -> bool:
+    """True when a directory holds a snapshot, whether it is sound or not."""
+    return (directory / SNAPSHOT_NAME).exists() or (directory / PREVIOUS_NAME).exists()
 
 
 def sync_directory(directory: Path) -> None:

@@ -100,15 +100,7 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                 )
             )
         case "next_node_idx":
-            return peer_pb2.PeerFrame(
-                next_node_index=peer_pb2.NextNodeIndex(
-                    next_node_index=message["next_node_idx"],
-                    reset=message["reset"],
-                    success=message["success"],
-                    term=message["term"],
-                    sent_at_us=message["sent_at_us"],
-                )
-            )
+            return peer_pb2.PeerFrame(next_node_index=_answer(message))
         case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
             return _election_frame(message)
         case "apply_command":
@@ -159,6 +151,17 @@ def _election_frame(message: Message) -> peer_pb2.PeerFrame:
             return peer_pb2.PeerFrame(timeout_now=peer_pb2.TimeoutNow(term=message["term"]))
 
 
+def _answer(message: Message) -> peer_pb2.NextNodeIndex:
+    return peer_pb2.NextNodeIndex(
+        next_node_index=message["next_node_idx"],
+        reset=message["reset"],
+        success=message["success"],
+        term=message["term"],
+        sent_at_us=message["sent_at_us"],
+        is_learner=message["is_learner"],
+    )
+
+
 def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
     frame = peer_pb2.InstallSnapshot(
         term=message["term"], commit_index=message["commit_index"], sent_at_us=message["sent_at_us"]
@@ -170,22 +173,37 @@ def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
     return frame
 
 
+def _append_message(append: peer_pb2.AppendEntries) -> Message:
+    return {
+        "type": "append_entries",
+        "term": append.term,
+        "commit_index": append.commit_index,
+        "prevLogIdx": append.previous_log_index,
+        "prevLogTerm": append.previous_log_term,
+        "entries": [(entry.command, entry.index, entry.term) for entry in append.entries],
+        "sent_at_us": append.sent_at_us,
+    }
+
+
+def _answer_message(answer: peer_pb2.NextNodeIndex) -> Message:
+    return {
+        "type": "next_node_idx",
+        "next_node_idx": answer.next_node_index,
+        "reset": answer.reset,
+        "success": answer.success,
+        "term": answer.term,
+        "sent_at_us": answer.sent_at_us,
+        "is_learner": answer.is_learner,
+    }
+
+
 def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
     """A frame as PySyncObj's message; None for a sign of life. Raises ProtocolViolation for a second hello."""
     match frame.WhichOneof("message"):
         case None:
             return None
         case "append_entries":
-            append = frame.append_entries
-            return {
-                "type": "append_entries",
-                "term": append.term,
-                "commit_index": append.commit_index,
-                "prevLogIdx": append.previous_log_index,
-                "prevLogTerm": append.previous_log_term,
-                "entries": [(entry.command, entry.index, entry.term) for entry in append.entries],
-                "sent_at_us": append.sent_at_us,
-            }
+            return _append_message(frame.append_entries)
         case "install_snapshot":
             chunk = frame.install_snapshot
             return {
@@ -196,15 +214,7 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "sent_at_us": chunk.sent_at_us,
             }
         case "next_node_index":
-            answer = frame.next_node_index
-            return {
-                "type": "next_node_idx",
-                "next_node_idx": answer.next_node_index,
-                "reset": answer.reset,
-                "success": answer.success,
-                "term": answer.term,
-                "sent_at_us": answer.sent_at_us,
-            }
+            return _answer_message(frame.next_node_index)
         case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
             return _election_message(frame)
         case "apply_command":

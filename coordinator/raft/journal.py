@@ -11,9 +11,9 @@ What is kept, and in which order:
 2. Truncation happens only on a real conflict: another term at the same index (Raft, figure 2, receiver rules
    3 and 4). So `deleteEntriesFrom`, which PySyncObj calls on every overlap, does nothing, and `add` truncates.
    What follows from that for the commit index is in consensus.py.
-3. Entries go only after the snapshot that holds them is on disk (`deleteEntriesTo`), by whole segments; a
-   segment is never rewritten. What a kept segment still holds of older entries is cut in memory at the next
-   start (`align`).
+3. Entries go only after the snapshot that holds them is on disk (`deleteEntriesTo`): from memory at once, from the
+   disk by whole segments, and only those that neither this snapshot nor the one before it needs (`needed_from`); a
+   segment is never rewritten. What the disk still holds of older entries is cut in memory at the next start (`align`).
 4. Term and vote are fsynced and renamed before `setCurrentTerm` returns, thus before any message shows them.
 5. Damage: what a power cut leaves at the end of the last segment is a torn write and is dropped: a record that is
    cut off, or of which a sector was never written and so is zero. Anything else raises Damaged with file and offset;
@@ -23,9 +23,6 @@ What is kept, and in which order:
    snapshot, and at a clean stop. A log that ends before that has lost what may be acknowledged, and refuses. A mark is
    lowered before the log is cut on purpose. What a kill leaves behind the latest mark is not covered: there a
    synced record cannot be told from one that never was.
-
-Segment: "FCJRNL" | version u16 | first index u64, then records: crc32 u32 | length u32 | index u64 |
-term u64 | command, where the checksum covers all that follows it. All numbers are big-endian.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -43,7 +41,16 @@ from pysyncobj.journal import Journal as JournalInterface
 
 from coordinator.model.errors import Damaged
 from coordinator.raft.figures import Durations
-from coordinator.raft.files import ADVICE, SNAPSHOT_NAME, sync_directory
+from coordinator.raft.files import ADVICE, has_snapshot, sync_directory
+from coordinator.raft.segment import (
+    MAGIC,
+    RECORD_HEADER,
+    SEGMENT_HEADER,
+    VERSION,
+    Segment,
+    has_unwritten_sector,
+    segment_name,
+)
 from coordinator.raft.vote import VoteFile
 
 Entry = tuple[bytes, int, int]
@@ -51,37 +58,10 @@ Entry = tuple[bytes, int, int]
 
 SEGMENT_BYTES_MAX = 8 << 20
 """A segment that has grown so large is closed: with 200-byte commands about 35,000 entries, two snapshots' worth."""
-_SEGMENT_HEADER = struct.Struct(">6sHQ")
-_RECORD_HEADER = struct.Struct(">IIQQ")
-_MAGIC = b"FCJRNL"
-_VERSION = 1
-_SECTOR_BYTES = 512
-"""What a disk writes whole or not at all."""
 
 _fdatasync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 log = logging.getLogger(__name__)
-
-
-def _segment_name(first_index: int) -> str:
-    return f"journal-{first_index:020d}.log"
-
-
-class _Segment:
-    """One file of the log; `offsets[i]` is where the record of index `first_index + i` begins."""
-
-    __slots__ = ("first_index", "offsets", "path", "size_bytes")
-
-    def __init__(self, path: Path, first_index: int) -> None:
-        self.path = path
-        self.first_index = first_index
-        self.offsets: list[int] = []
-        self.size_bytes = _SEGMENT_HEADER.size
-
-    @property
-    def end_index(self) -> int:
-        """Index after the last record."""
-        return self.first_index + len(self.offsets)
 
 
 class Journal(JournalInterface):  # type: ignore[misc]
@@ -95,17 +75,21 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self._directory = directory
         self._segment_bytes_max = segment_bytes_max
         self._entries: list[Entry] = []
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._descriptor = -1
         self._durable_index = 0
         """Index of the last entry that `sync` has made durable; 0 for none."""
         self._has_failed = False
+        self.cuts = 0
+        """Times that entries were taken back from the log's end."""
         self.syncs = Durations()
         """How long the syncs took."""
         self._unfinished: Path | None = None
         """The last segment when its header is not whole."""
         self.size_bytes = 0
         """Bytes of the commands in the log."""
+        self.needed_from: Callable[[], int] = lambda: sys.maxsize
+        """Index from which on the disk must hold the log; what is in memory it holds in any case."""
         self.is_dirty = False
         """True while something is in the files that `sync` has not made durable."""
         self._vote = VoteFile(directory / "vote.json", owner)
@@ -154,7 +138,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
             return
         self.size_bytes -= sum(len(entry[0]) for entry in self._entries[:entryTo])
         del self._entries[:entryTo]
-        first_index = self._entries[0][1]
+        first_index = min(self._entries[0][1], self.needed_from())
         while len(self._segments) > 1 and self._segments[0].end_index <= first_index:
             self._segments.pop(0).path.unlink(missing_ok=True)
         sync_directory(self._directory)
@@ -162,6 +146,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def clear(self) -> None:
         """Forgets every entry; the snapshot that replaces them is durable already."""
+        self.cuts += 1
         self._lower_mark(0)
         self._close_descriptor()
         while self._segments:
@@ -169,10 +154,18 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self._entries.clear()
         self.size_bytes = 0
 
-    def align(self, before: Entry, last: Entry) -> None:
+    def holds(self, before: Entry, last: Entry) -> bool:
+        """True when the log has these two, so that it goes on from a snapshot that ends with them."""
+        position = last[1] - self._entries[0][1] if self._entries else -1
+        return 0 < position < len(self._entries) and all(
+            self._entries[at][1:] == entry[1:] for at, entry in ((position - 1, before), (position, last))
+        )
+
+    def align(self, before: Entry, last: Entry) -> bool:
         """Makes the log begin at the two last entries of a durable snapshot, as PySyncObj wants it.
 
-        What follows them is kept when the log holds `last`; else the log contradicts committed state and is replaced.
+        What follows them is kept when the log holds `last`; else the log contradicts committed state and is replaced,
+        and the answer is False.
         Raises Damaged when the log begins behind them: what stood there was acknowledged, perhaps, and is lost.
         """
         if self._entries and self._entries[0][1] > before[1]:
@@ -181,10 +174,11 @@ class Journal(JournalInterface):  # type: ignore[misc]
         position = last[1] - self._entries[0][1] if self._entries else -1
         if 0 < position < len(self._entries) and self._entries[position][2] == last[2]:
             self.deleteEntriesTo(position - 1)
-            return
+            return True
         self.clear()
         self.add(*before)
         self.add(*last)
+        return False
 
     def sync(self) -> None:
         """Makes all that was added durable against a power cut."""
@@ -258,10 +252,10 @@ class Journal(JournalInterface):  # type: ignore[misc]
         if self._segments:
             self.mark()
         self._close_descriptor()
-        segment = _Segment(self._directory / _segment_name(first_index), first_index)
+        segment = Segment(self._directory / segment_name(first_index), first_index)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(segment.path, flags, 0o600)
-        os.write(self._descriptor, _SEGMENT_HEADER.pack(_MAGIC, _VERSION, first_index))
+        os.write(self._descriptor, SEGMENT_HEADER.pack(MAGIC, VERSION, first_index))
         # A power cut that takes the header takes nothing else: there is nothing behind it yet.
         _fdatasync(self._descriptor)
         self._segments.append(segment)
@@ -269,6 +263,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def _truncate(self, index: int) -> None:
         """Cuts the log before `index`; later segments go first, so that every crash leaves a prefix."""
+        self.cuts += 1
         self._lower_mark(index - 1)
         count = len(self._segments)
         while len(self._segments) > 1 and self._segments[-1].first_index >= index:
@@ -282,14 +277,14 @@ class Journal(JournalInterface):  # type: ignore[misc]
         del self._entries[index - self._entries[0][1] :]
         self.size_bytes -= sum(len(entry[0]) for entry in removed)
 
-    def _cut_segment(self, segment: _Segment, records: int) -> None:
+    def _cut_segment(self, segment: Segment, records: int) -> None:
         self.is_dirty = True
         if records < len(segment.offsets):
             segment.size_bytes = segment.offsets[records]
             del segment.offsets[records:]
         self._open_last(segment)
 
-    def _open_last(self, segment: _Segment) -> None:
+    def _open_last(self, segment: Segment) -> None:
         """Opens the last segment for appending and removes what lies behind its last sound record."""
         self._close_descriptor()
         self._descriptor = os.open(segment.path, os.O_RDWR | getattr(os, "O_BINARY", 0))
@@ -307,11 +302,11 @@ class Journal(JournalInterface):  # type: ignore[misc]
         paths = sorted(self._directory.glob("journal-*.log"))
         for path in paths:
             self._load_segment(path, is_last=path is paths[-1])
-        if not self._segments and self._vote.term and not (self._directory / SNAPSHOT_NAME).exists():
+        if not self._segments and self._vote.term and not has_snapshot(self._directory):
             raise Damaged(f"{self._directory}: the log is gone, but this master has voted already; {ADVICE}")
         end = self._entries[-1][1] if self._entries else 0
         if end < self._vote.log_end:
-            segment = self._segments[-1] if self._segments else _Segment(self._directory, 0)
+            segment = self._segments[-1] if self._segments else Segment(self._directory, 0)
             lost = f"the log ends with entry {end}, but it once held entry {self._vote.log_end} safely"
             self._damaged(segment.path, segment.size_bytes if self._segments else 0, lost)
         if self._unfinished:
@@ -327,19 +322,19 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def _load_segment(self, path: Path, *, is_last: bool) -> None:
         data = path.read_bytes()
-        if len(data) < _SEGMENT_HEADER.size or not any(data):
+        if len(data) < SEGMENT_HEADER.size or not any(data):
             if not is_last:
                 self._damaged(path, 0, "the header is cut off")
             self._unfinished = path
             return
-        magic, version, first_index = _SEGMENT_HEADER.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION:
-            self._damaged(path, 0, f"it does not begin as a segment of version {_VERSION}")
-        if path.name != _segment_name(first_index):
+        magic, version, first_index = SEGMENT_HEADER.unpack_from(data)
+        if magic != MAGIC or version != VERSION:
+            self._damaged(path, 0, f"it does not begin as a segment of version {VERSION}")
+        if path.name != segment_name(first_index):
             self._damaged(path, 0, f"it says that it begins at entry {first_index}, its name says otherwise")
         if self._entries and first_index != self._entries[-1][1] + 1:
             self._damaged(path, 0, f"it begins at entry {first_index}, but the log so far is {self._describe_range()}")
-        segment = _Segment(path, first_index)
+        segment = Segment(path, first_index)
         self._segments.append(segment)
         while segment.size_bytes < len(data):
             size = self._read_record(segment, data)
@@ -351,39 +346,39 @@ class Journal(JournalInterface):  # type: ignore[misc]
             segment.offsets.append(segment.size_bytes)
             segment.size_bytes += size
 
-    def _read_record(self, segment: _Segment, data: bytes) -> int:
+    def _read_record(self, segment: Segment, data: bytes) -> int:
         """Reads the record behind what is sound so far; its size, or 0 when it is torn."""
         offset = segment.size_bytes
-        if len(data) - offset < _RECORD_HEADER.size or not any(memoryview(data)[offset:]):
+        if len(data) - offset < RECORD_HEADER.size or not any(memoryview(data)[offset:]):
             return 0
-        checksum, length, index, term = _RECORD_HEADER.unpack_from(data, offset)
-        end: int = offset + _RECORD_HEADER.size + length
+        checksum, length, index, term = RECORD_HEADER.unpack_from(data, offset)
+        end: int = offset + RECORD_HEADER.size + length
         if end > len(data):
-            whole = struct.pack(">IQQ", len(data) - offset - _RECORD_HEADER.size, index, term)
-            if zlib.crc32(memoryview(data)[offset + _RECORD_HEADER.size :], zlib.crc32(whole)) == checksum:
+            whole = struct.pack(">IQQ", len(data) - offset - RECORD_HEADER.size, index, term)
+            if zlib.crc32(memoryview(data)[offset + RECORD_HEADER.size :], zlib.crc32(whole)) == checksum:
                 self._damaged(segment.path, offset, f"the length {length} of the last record is wrong")
             return 0
         if zlib.crc32(memoryview(data)[offset + 4 : end]) != checksum:
-            is_length_lost = _has_unwritten_sector(data, offset, offset + _RECORD_HEADER.size)
-            if is_length_lost or (end == len(data) and _has_unwritten_sector(data, offset, end)):
+            is_length_lost = has_unwritten_sector(data, offset, offset + RECORD_HEADER.size)
+            if is_length_lost or (end == len(data) and has_unwritten_sector(data, offset, end)):
                 return 0
             self._damaged(segment.path, offset, "a checksum does not match")
         if index != segment.end_index:
             self._damaged(segment.path, offset, f"entry {index} stands where {segment.end_index} belongs")
-        self._entries.append((data[offset + _RECORD_HEADER.size : end], index, term))
+        self._entries.append((data[offset + RECORD_HEADER.size : end], index, term))
         return end - offset
 
     @staticmethod
-    def _is_followed(segment: _Segment, data: bytes) -> bool:
+    def _is_followed(segment: Segment, data: bytes) -> bool:
         """True when a sound record stands behind the unreadable one: then it is damage, no torn write."""
         wanted = (segment.end_index + 1).to_bytes(8, "big")
-        found = data.find(wanted, segment.size_bytes + _RECORD_HEADER.size)
+        found = data.find(wanted, segment.size_bytes + RECORD_HEADER.size)
         while found >= 0:
             start = found - 8
-            if start + _RECORD_HEADER.size > len(data):
+            if start + RECORD_HEADER.size > len(data):
                 break
-            checksum, length, _, _ = _RECORD_HEADER.unpack_from(data, start)
-            end = start + _RECORD_HEADER.size + length
+            checksum, length, _, _ = RECORD_HEADER.unpack_from(data, start)
+            end = start + RECORD_HEADER.size + length
             if end <= len(data) and zlib.crc32(memoryview(data)[start + 4 : end]) == checksum:
                 return True
             found = data.find(wanted, found + 1)
@@ -394,13 +389,3 @@ class Journal(JournalInterface):  # type: ignore[misc]
 
     def _describe_range(self) -> str:
         return f"{self._entries[0][1]} to {self._entries[-1][1]}" if self._entries else "empty"
-
-
-def _has_unwritten_sector(data: bytes, start: int, stop: int) -> bool:
-    """True when a sector that begins before `stop` is zero, as far as it lies behind `start`."""
-    while start < min(stop, len(data)):
-        end = min(len(data), start - start % _SECTOR_BYTES + _SECTOR_BYTES)
-        if not any(memoryview(data)[start:end]):
-            return True
-        start = end
-    return False

@@ -170,7 +170,7 @@ class Link(asyncio.Protocol):
         data = b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        if self.transport and not self.transport.is_closing():
+        if self.transport and not self.closed.done() and not self.transport.is_closing():
             self.transport.write(data)
             self.sent_at = self._owner.loop.time()
 

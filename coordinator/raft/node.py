@@ -25,15 +25,17 @@ from coordinator.config import MasterSettings, RaftSettings
 from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
+from coordinator.raft.address import parse_address
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
 from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.identity import Identity
-from coordinator.raft.interface import Listeners, Machine, RaftStatus
+from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
 from coordinator.raft.journal import Journal
 from coordinator.raft.proposals import Proposals
+from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
-from coordinator.raft.transport import PeerTransport, parse_address
+from coordinator.raft.transport import PeerTransport
 from coordinator.security.credentials import Credentials
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,7 @@ class RaftNode:
         self._consensus: Consensus | None = None
         self._last_state = State()
         self._journal: Journal | None = None
-        self._identity: Identity | None = None
+        self._seat: Seat | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop
         self._fatal: asyncio.Future[None]
@@ -132,8 +134,7 @@ class RaftNode:
         machine = self._machine
         snapshots = SnapshotStore(self._directory, self._executor, machine.encode, machine.decode)
         snapshots.on_written = self._wake_from_thread
-        identity = self._identity = Identity(self._directory)
-        self._transport.cluster_id = lambda: identity.cluster_id
+        seat = self._seat = Seat(self._transport, Identity(self._directory), machine)
         self._journal = Journal(self._directory, f"{self._cluster_name}/{self.self_id}")
         self._consensus = self._proposals.consensus = Consensus(
             transport=self._transport,
@@ -143,7 +144,9 @@ class RaftNode:
             settings=self._settings,
             wall_ms=self._clock.wall_ms,
             rng=self._rng,
+            membership=seat.membership,
         )
+        seat.take(self._consensus)
 
     async def stop(self) -> None:
         """Leaves without a goodbye and closes everything; safe to call twice. What is in flight gets OutcomeUnknown."""
@@ -223,7 +226,15 @@ class RaftNode:
     @property
     def cluster_id(self) -> str:
         """The identity of the cluster that this master's disk belongs to; empty while it has not learned it."""
-        return self._identity.cluster_id if self._identity else ""
+        return self._seat.identity.cluster_id if self._seat else ""
+
+    def standing(self, id: str) -> PeerStanding | None:
+        """At the leader: another master as it sees it; None while that is not connected."""
+        return self._seat.standing(id) if self._seat else None
+
+    def move_peer(self, id: str, address: str) -> None:
+        """Looks for another master at "host:port" until the state says otherwise. Raises ConfigError for no address."""
+        self._transport.move(id, address)
 
     def status(self) -> RaftStatus:
         """How this master stands now."""
@@ -260,9 +271,7 @@ class RaftNode:
 
     # Writing
 
-    async def propose(
-        self, command: command_pb2.Command, timeout_s: float | None = None
-    ) -> command_pb2.CommandResult:
+    async def propose(self, command: command_pb2.Command, timeout_s: float | None = None) -> command_pb2.CommandResult:
         """Replicates a command through the leader, whoever it is, and returns what applying it here answered.
 
         Definitely not applied: InvalidRequest (too large), Overloaded, NoLeader (none until the deadline).
@@ -338,8 +347,8 @@ class RaftNode:
             return
         try:
             consensus.step()
-            if self._identity:
-                self._identity.learn(self._machine.cluster_id(consensus.state))
+            if self._seat:
+                self._seat.look()
         except Exception as error:
             # Half a step may have been done, and nothing that is known to fail does so harmlessly.
             self._fail(error)

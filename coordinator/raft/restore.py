@@ -40,7 +40,9 @@ def write_master(directory: Path, owner: str, state: State, term: int) -> None:
     """Makes the directory of one master; `owner` is "<cluster name>/<master id>". Raises Refused, OSError."""
     require_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    Identity(directory).learn(state.cluster_id)
+    identity = Identity(directory)
+    identity.learn(state.cluster_id)
+    identity.become_voter()
     journal = Journal(directory, owner)
     try:
         journal.setCurrentTerm(term, None)

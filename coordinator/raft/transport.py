@@ -26,7 +26,7 @@ import logging
 import socket
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pysyncobj.node import Node
@@ -34,6 +34,7 @@ from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
+from coordinator.raft.address import PeerAddress, parse_address
 from coordinator.raft.figures import Traffic, kind_of
 from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
 from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
@@ -51,21 +52,8 @@ REDIAL_S_MAX = 1.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a master's peer port is."""
-
-    id: str
-    host: str
-    port: int
-
-
-def parse_address(id: str, address: str) -> PeerAddress:
-    """Reads "host:port"; an IPv6 host stands in brackets. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ConfigError([f"peer address {address!r} of master {id} is not host:port"])
-    return PeerAddress(id, host.strip("[]"), int(port))
+def _same(link: Link) -> Link:
+    return link
 
 
 class PeerTransport(Transport):  # type: ignore[misc]
@@ -91,7 +79,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.on_activity: Callable[[], None] = lambda: None
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
-        self.cluster_id: Callable[[], str] = lambda: ""
+        self.describe: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.check_peer: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.told: dict[str, peer_pb2.PeerHello] = {}
+        """What each peer said of itself when it was connected the last time, by its id."""
+        self._moved: dict[str, PeerAddress] = {}
         self.traffic = Traffic()
         self._own = own
         self._peers = peers
@@ -185,31 +177,47 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     async def _welcome(self, connection: socket.socket, address: str) -> None:
         """Makes a link of a connection, after the handshake where there is one. The loop closes what fails."""
+        link = Link(self, "")
         try:
             async with asyncio.timeout(HELLO_S_MAX):
-                await self.loop.connect_accepted_socket(lambda: Link(self, ""), connection, ssl=self._ssl_server)
+                await self.loop.connect_accepted_socket(lambda: link, connection, ssl=self._ssl_server)
         except TimeoutError:
             problem = f"no TLS handshake within {HELLO_S_MAX:g} s"
             log.warning("%s: cut the connection to %s: %s", self.self_id, address, problem)
+            self._abandon(link)
         except OSError as error:
             log.warning("%s: cut the connection to %s: %s", self.self_id, address, reason_of(error))
+            self._abandon(link)
+
+    def _abandon(self, link: Link) -> None:
+        """Ends a connection whose making was given up; it may have been made all the same.
+
+        After a pause of the whole process both are due at once: the hello that came, and the end of the time for it.
+        The event loop then closes the transport without a word to the link, which would pass for a good one.
+        """
+        link.end()
+        self.forgotten(link)
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
         last_problem = ""
         while True:
             problem = ""
+            place = self._moved.get(peer.id, peer)
+            link = Link(self, peer.id)
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
-                    _, link = await self.loop.create_connection(
-                        lambda: Link(self, peer.id),
-                        peer.host,
-                        peer.port,
+                    make: Callable[[], Link] = partial(_same, link)
+                    await self.loop.create_connection(
+                        make,
+                        place.host,
+                        place.port,
                         ssl=self._ssl_client,
                         server_hostname=self._credentials.peer_name(peer.id) if self._credentials else None,
                     )
             except (OSError, TimeoutError) as error:
                 problem = reason_of(error)
+                self._abandon(link)
             else:
                 await link.closed
                 if link.peer is not None:
@@ -217,7 +225,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 else:
                     problem = "it closed the connection without a hello; its log says why"
             if problem and problem != last_problem:
-                where = f"master {peer.id} at {peer.host}:{peer.port}"
+                where = f"master {peer.id} at {place.host}:{place.port}"
                 log.warning("%s: no connection to %s: %s", self.self_id, where, problem)
                 last_problem = problem
             await asyncio.sleep(pause_s)
@@ -240,16 +248,17 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def hello(self, to_id: str) -> peer_pb2.PeerFrame:
         """What this master says first."""
-        return peer_pb2.PeerFrame(
+        frame = peer_pb2.PeerFrame(
             hello=peer_pb2.PeerHello(
                 protocol_version=PROTOCOL_VERSION,
                 from_id=self.self_id,
                 to_id=to_id,
                 cluster_name=self._cluster_name,
                 incarnation=self._incarnation,
-                cluster_id=self.cluster_id(),
             )
         )
+        self.describe(frame.hello)
+        return frame
 
     def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str, certified: Identity | None) -> Node:
         """The peer that says this; `expected_id` is empty for one that dialled. Raises ProtocolViolation."""
@@ -258,12 +267,6 @@ class PeerTransport(Transport):  # type: ignore[misc]
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
         if hello.cluster_name != self._cluster_name:
             raise ProtocolViolation(f"it belongs to cluster {hello.cluster_name!r}, this one is {self._cluster_name!r}")
-        own_id = self.cluster_id()
-        if hello.cluster_id and own_id and hello.cluster_id != own_id:
-            raise ProtocolViolation(
-                f"its disk belongs to cluster id {hello.cluster_id}, this master's to {own_id}; one of them was not "
-                "restored with the others: give that one an empty data directory"
-            )
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
@@ -273,6 +276,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
         if self._credentials is not None and certified != self._credentials.peer(hello.from_id):
             shown = certified.uri if certified is not None else "nobody that this cluster knows"
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but its certificate is of {shown}")
+        self.check_peer(hello)
+        self.told[hello.from_id] = hello
         return node
 
     def opened(self, link: Link) -> None:
@@ -327,6 +332,18 @@ class PeerTransport(Transport):  # type: ignore[misc]
     def queued_bytes(self) -> dict[str, int]:
         """What waits for each connected peer to read it, by its id."""
         return {id: link.queued_bytes for id, link in sorted(self._links.items())}
+
+    def disk_of(self, id: str) -> str:
+        """The data directory that a peer said it has; empty for one that was never connected."""
+        return self.told[id].disk_id if id in self.told else ""
+
+    def move(self, id: str, address: str) -> None:
+        """Dials a peer at another place from now on; at the configured one when `address` is empty."""
+        before = self._moved.pop(id, None)
+        if address:
+            self._moved[id] = parse_address(id, address)
+        if before != self._moved.get(id) and self.self_id > id and (link := self._links.get(id)):
+            link.end()
 
     def is_congested(self, node: Node) -> bool:
         """True when a peer has enough to read; also when it has no link."""

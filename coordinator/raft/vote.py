@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator.model.errors import Damaged
-from coordinator.raft.files import ADVICE, SNAPSHOT_NAME, replace_file
+from coordinator.raft.files import ADVICE, has_snapshot, replace_file
 
 
 class VoteFile:
@@ -27,7 +27,7 @@ class VoteFile:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            if any(path.parent.glob("journal-*.log")) or (path.parent / SNAPSHOT_NAME).exists():
+            if any(path.parent.glob("journal-*.log")) or has_snapshot(path.parent):
                 raise Damaged(f"{path}, offset 0: missing beside a log or a snapshot; {ADVICE}") from None
             self.store(0, None, 0)
             return

@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CLUSTER + "ListMoves": _LOOKS,
     _CLUSTER + "AbortMove": _CHANGES,
     _CLUSTER + "TransferLeadership": _CHANGES,
+    _CLUSTER + "ReplaceMaster": _CHANGES,
     # It hands out everything that the masters know, and a cluster can be made from it.
     _CLUSTER + "Backup": _CHANGES,
     _CLUSTER + "StreamEvents": _LOOKS,

@@ -21,7 +21,8 @@ from grpc import aio
 
 from coordinator.api.v1 import cluster_pb2
 from coordinator.model.errors import CoordinatorError, NotLeader, Refused
-from coordinator.server.handlers import Context, Continuation, Wrapped
+from coordinator.server.handlers import Context, Continuation, Wrapped, method_name
+from coordinator.server.requests import readable
 
 ERROR_METADATA = "coordinator-error-bin"
 """Name of the trailing metadata that carries an ErrorDetail."""
@@ -63,7 +64,11 @@ class ErrorInterceptor(aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return await self._wrapped.get(continuation, handler_call_details, self._single, self._streaming)
+        async def tolerant(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+            handler = await continuation(details)
+            return readable(handler, method_name(details)) if handler is not None else None
+
+        return await self._wrapped.get(tolerant, handler_call_details, self._single, self._streaming)
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:

@@ -26,8 +26,12 @@ def around(
     handler: grpc.RpcMethodHandler[Any, Any],
     single: Callable[[Behaviour], Behaviour],
     streaming: Callable[[Behaviour], Behaviour],
+    deserializer: Any = None,
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler with its behaviour wrapped: by `streaming` when it is an async generator, else by `single`."""
+    """The handler with its behaviour wrapped: by `streaming` when it is an async generator, else by `single`.
+
+    With a `deserializer` that takes the place of the handler's own.
+    """
     behaviour: Any
     make: Any
     match handler.request_streaming, handler.response_streaming:
@@ -42,7 +46,7 @@ def around(
     wrap = streaming if inspect.isasyncgenfunction(behaviour) else single
     wrapped: grpc.RpcMethodHandler[Any, Any] = make(
         wrap(behaviour),
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=deserializer or handler.request_deserializer,
         response_serializer=handler.response_serializer,
     )
     return wrapped

@@ -12,7 +12,7 @@
     peer_lag                    gauge      at the leader: entries that a `peer` is not known to have
     snapshot_index              gauge      log index that the newest snapshot on disk includes; 0 for none
     snapshot_bytes              gauge      its size
-    snapshot_age_seconds        gauge      how long ago it was written
+    snapshot_age_seconds        gauge      age of the newest log entry in it
 
 Beside them in metrics.py: term, is_leader, has_leader, leader_changes_total, commit_index, applied_index, log_entries,
 log_bytes, connected_peers. Worth an alert: no has_lease anywhere for 10 s; commit_lag at the leader that grows for a
@@ -90,8 +90,8 @@ class RaftMetrics(Collector):
         yield _gauge("snapshot_index", "Log index that the newest snapshot on disk includes.", snapshot.index)
         yield _gauge("snapshot_bytes", "Size of the newest snapshot on disk.", snapshot.size_bytes)
         if snapshot.index:
-            age_s = max(0.0, self._wall_s() - snapshot.written_unix_s)
-            yield _gauge("snapshot_age_seconds", "How long ago the newest snapshot on disk was written.", age_s)
+            age_s = max(0.0, self._wall_s() - snapshot.state_unix_s)
+            yield _gauge("snapshot_age_seconds", "Age of the newest log entry in the newest snapshot on disk.", age_s)
 
 
 def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:

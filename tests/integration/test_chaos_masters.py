@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.client import AsyncClusterClient
 from coordinator.model.errors import CoordinatorError
 from tests.chaos import Clients, plain_text, shown_by
 from tools.lib.local_cluster import LocalCluster
@@ -100,7 +101,8 @@ class Faults:
         """The leadership goes to another master, as an operator asks for it."""
         target = await self.follower()
         try:
-            await asyncio.to_thread(self._cluster.client().transfer_leadership, target)
+            async with AsyncClusterClient(self._clients.addresses) as client:
+                await client.transfer_leadership(target)
         except CoordinatorError as error:
             # A follower that is behind cannot take over; nothing is promised then.
             log.info("transfer to %s: %s", target, error)

@@ -1,10 +1,10 @@
 """What must hold in every simulated run, checked after each call into a master, after each start, and at the end.
 
-After each call: one leader per term; a new leader has every committed entry; what one master calls committed every
-other calls committed, at the same index with the same term and bytes; a commit index never falls within a life; at most
-one master holds the lease. After each start: an entry that was durable and is committed is still there. At the end: all
-states are equal, sound, and what the committed entries give; everything that was acknowledged is among them, nothing
-twice, nothing that was denied; and the history is linearizable.
+After each call: one leader per term; a new leader has what was committed in earlier terms; what one master calls
+committed every other calls committed, at the same index with the same term and bytes; a commit index never falls within
+a life; at most one master holds the lease. After each start: an entry that was durable and is committed is still there.
+At the end: all states are equal, sound, and what the committed entries give; everything that was acknowledged is among
+them, nothing twice, nothing that was denied; and the history is linearizable.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ class Checks:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._leader_of_term: dict[int, str] = {}
+        self.leader_of_term: dict[int, str] = {}
         self.committed: dict[int, tuple[int, bytes]] = {}
         """(term, entry) of every index that some master called committed."""
+        self._committed_in: dict[int, int] = {}
+        """In which term a leader committed the index; leaders of later terms must have the entry."""
         self._last_committed = 0
         self._seen_commit: dict[str, int] = {}
         self._durable_term: dict[str, dict[int, int]] = {id: {} for id in world.ids}
@@ -69,11 +71,11 @@ class Checks:
         self._durable_term[master.id].update(master.journal.durable)
         master.journal.durable.clear()
         if consensus.commit_index != self._seen_commit[master.id]:
-            self._commit_moved(master, consensus.commit_index)
+            self._commit_moved(master, consensus.commit_index, consensus.term)
         if consensus.is_raft_leader:
             self._leads(master, consensus.term)
 
-    def _commit_moved(self, master: Master, commit: int) -> None:
+    def _commit_moved(self, master: Master, commit: int, term: int) -> None:
         before = self._seen_commit[master.id]
         if commit < before:
             raise Violation(f"{master.id} took its commit index back from {before} to {commit}")
@@ -83,19 +85,21 @@ class Checks:
             if found is None:
                 continue
             known = self.committed.setdefault(index, found)
+            self._committed_in.setdefault(index, term)
             if known != found:
                 raise Violation(f"{master.id} committed {_show(found)} at {index}, another one {_show(known)}")
         self._last_committed = max(self._last_committed, commit)
 
     def _leads(self, master: Master, term: int) -> None:
-        if term not in self._leader_of_term:
+        if term not in self.leader_of_term:
             self._world.note(f"{master.id} leads in term {term}")
-            self._leader_of_term[term] = master.id
+            self.leader_of_term[term] = master.id
             for index in range(self._seen_commit[master.id] + 1, self._last_committed + 1):
-                if (known := self.committed.get(index)) and _entry(master, index) != known:
+                known = self.committed.get(index)
+                if known and self._committed_in[index] < term and _entry(master, index) != known:
                     raise Violation(f"{master.id} leads in term {term} without the committed entry {index}")
-        if self._leader_of_term[term] != master.id:
-            raise Violation(f"{master.id} leads in term {term}, and so did {self._leader_of_term[term]}")
+        if self.leader_of_term[term] != master.id:
+            raise Violation(f"{master.id} leads in term {term}, and so did {self.leader_of_term[term]}")
         others = [other for other in self._world.masters.values() if other.consensus and other.consensus.is_raft_leader]
         holders = [other.id for other in others if not other.is_busy and _holds_lease(other)] if others[1:] else []
         if len(holders) > 1:

@@ -53,7 +53,7 @@ class Ledger:
         self.acknowledged: dict[str, int] = {}
         self.denied: set[str] = set()
         self._values = 0
-        self._takes_leader_changed_for_denied = takes_leader_changed_for_denied
+        self.takes_leader_changed_for_denied = takes_leader_changed_for_denied
 
     def next_value(self) -> float:
         """A value that nobody has written."""
@@ -62,7 +62,7 @@ class Ledger:
 
     def may_be_applied(self, reason: int) -> bool:
         """What the outcome of an attempt says, by proposals.py; the switch trusts PySyncObj's documentation instead."""
-        if reason == FAIL_REASON.LEADER_CHANGED and self._takes_leader_changed_for_denied:
+        if reason == FAIL_REASON.LEADER_CHANGED and self.takes_leader_changed_for_denied:
             return False
         return isinstance(error_of(reason), IndefiniteError)
 
@@ -168,6 +168,8 @@ class Client:
             if reason == FAIL_REASON.SUCCESS and result is not None:
                 self._end()
             else:
+                if reason == FAIL_REASON.LEADER_CHANGED and self._world.ledger.takes_leader_changed_for_denied:
+                    self._attempts_left = 0
                 self._retry(request_id, self._world.ledger.may_be_applied(reason))
 
         def ask(master: Master) -> None:

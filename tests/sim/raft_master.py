@@ -164,7 +164,7 @@ class Master:
         snapshots = SnapshotStore(directory, LaterExecutor(self), monotonic=self.monotonic_s)
         snapshots.on_written = self.schedule_step
         self.journal = world.journal_type(directory, f"sim/{self.id}", world.segment_bytes_max)
-        self.consensus = Consensus(
+        self.consensus = world.consensus_type(
             transport=self.links,
             journal=self.journal,
             snapshots=snapshots,

@@ -103,6 +103,8 @@ class Network:
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self.holes: set[tuple[str, str]] = set()
+        self.congested: set[tuple[str, str]] = set()
+        """Directions in which as much waits as transport.py lets wait, though it goes on."""
         self.delay_s_max = 0.005
         self.connections: list[Connection] = []
         self._seed = seed
@@ -125,11 +127,12 @@ class Network:
 
     def open_holes(self, directions: set[tuple[str, str]]) -> None:
         """Nothing passes in these directions any more."""
-        self.holes |= directions
+        self.holes = self.holes | directions
 
-    def close_holes(self) -> None:
-        """Everything passes again."""
-        closed, self.holes = sorted(self.holes), set()
+    def close_holes(self, directions: set[tuple[str, str]]) -> None:
+        """Everything passes again in these directions."""
+        closed = sorted(self.holes & directions)
+        self.holes = self.holes - directions
         for from_id, to_id in closed:
             for connection in self.connections:
                 if connection._peer.get(from_id) == to_id:
@@ -167,7 +170,11 @@ class SimLinks(Transport):  # type: ignore[misc]
         return True
 
     def is_congested(self, node: Node) -> bool:
-        return node.id not in self._links
+        return node.id not in self._links or (self.self_id, node.id) in self._network.congested
+
+    def disk_of(self, id: str) -> str:
+        """Disks have no names here: all masters keep theirs."""
+        return ""
 
     # The network calls these
 

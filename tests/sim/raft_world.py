@@ -24,6 +24,7 @@ import pysyncobj.syncobj
 from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
 from coordinator.raft import snapshot
+from coordinator.raft.consensus import Consensus
 from coordinator.raft.elections import Protections
 from coordinator.raft.journal import Journal
 from tests.sim import raft_disk
@@ -53,6 +54,7 @@ class Mutation:
 
     protections: Protections = Protections()  # noqa: RUF009 - frozen
     journal_type: type[Journal] = WatchedJournal
+    consensus_type: type[Consensus] = Consensus
     lies_about: tuple[str, ...] = ()
     """See Disk.lies_about."""
     takes_leader_changed_for_denied: bool = False
@@ -66,8 +68,9 @@ class World:
         self.plan = plan
         self.protections = mutation.protections
         self.journal_type = mutation.journal_type
+        self.consensus_type = mutation.consensus_type
         self.rng = random.Random(f"{seed} world")
-        self.settings = RaftSettings(snapshot_entries=self.rng.randint(15, 40))
+        self.settings = RaftSettings(snapshot_entries=self.rng.choice((self.rng.randint(15, 40), 150)))
         self.segment_bytes_max = self.rng.choice((300, 1_000, 4_000))
         self.ids = tuple(f"m{number}" for number in range(1, plan.masters + 1))
         self.now_s = 0.0

@@ -11,10 +11,17 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from coordinator.raft.consensus import Consensus
+from coordinator.raft.elections import Elections
+from coordinator.raft.journal import Journal
+from tests.sim.raft_disk import DiskFile
+from tests.sim.raft_net import SimLinks
 from tests.sim.raft_world import SeedFailed, run_seed
 
 SEEDS = 200
@@ -43,6 +50,36 @@ def test_raft_campaign(capsys: pytest.CaptureFixture[str]) -> None:
                 sys.stdout.write(f"{seed - first + 1} of {count} seeds, {len(failures)} failed\n")
                 sys.stdout.flush()
     assert not failures, f"{len(failures)} of {count} seeds failed:\n" + "\n\n".join(failures[:20])
+
+
+def test_the_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among a few seeds are snapshots installed, logs cut, power cuts, hand-overs and connections given up."""
+    seen: Counter[str] = Counter()
+    watched: list[tuple[type, str]] = [
+        (Consensus, "transfer"),
+        (Elections, "take_pre_vote"),
+        (Journal, "_truncate"),
+        (Journal, "clear"),
+        (DiskFile, "lose_power"),
+        (SimLinks, "closed"),
+    ]
+    for owner, name in watched:
+        _count(monkeypatch, seen, owner, name)
+    worlds = [run_seed(seed) for seed in range(20)]
+    assert all(seen[name] >= 3 for _, name in watched), seen
+    assert {len(world.masters) for world in worlds} == {3, 5}
+    assert sum(len(world.checks.leader_of_term) for world in worlds) > 60
+    assert sum(len(world.ledger.acknowledged) for world in worlds) > 500
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, seen: Counter[str], owner: type, name: str) -> None:
+    real = getattr(owner, name)
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        seen[name] += 1
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, counting)
 
 
 def fingerprint(seed: int) -> str:

@@ -311,8 +311,8 @@ class TestCommands:
         wanted = """status; nodes list; nodes show; nodes drain; nodes undrain; nodes remove; nodes set-weight;
         shards list; shards show; shards split; shards merge; shards locate; rebalance; moves list; moves show;
         moves abort; cron list; cron show; cron apply; cron delete; cron pause; cron resume; cron trigger;
-        cron history; events; masters list; masters transfer; backup; restore; config check; certs init; certs issue;
-        certs show; completion"""
+        cron history; events; masters list; masters transfer; masters replace; backup; restore; config check;
+        certs init; certs issue; certs show; completion"""
         assert {" ".join(part.split()) for part in wanted.split(";")} <= {" ".join(path) for path, _ in all_commands()}
 
     def test_unreachable_cluster_is_one_clear_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ import pytest
 from pysyncobj.node import Node
 
 from coordinator.raft import transport as transport_module
+from coordinator.raft.address import PeerAddress
 from coordinator.raft.frames import Message
-from coordinator.raft.transport import PeerAddress, PeerTransport
+from coordinator.raft.transport import PeerTransport
 from coordinator.security.certificates import CertificateFiles, Identity, Role, create_authority, issue
 from coordinator.security.credentials import Credentials
 from tools.lib.local_cluster import free_ports

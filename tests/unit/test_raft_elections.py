@@ -10,6 +10,7 @@ from pysyncobj.node import Node
 
 from coordinator.config import RaftSettings
 from coordinator.raft.elections import LEASE_SHARE, Protections
+from coordinator.raft.frames import parse, to_message
 from tests.raft_machine import applied
 from tests.raft_network import Network, network
 
@@ -141,6 +142,22 @@ def test_an_answer_that_comes_late_gives_no_lease(tmp_path: Path) -> None:
             for id in others(net, leader):
                 master.receive(Node(id), answer | {"term": master.term, "sent_at_us": round(late * 1e6)})
             assert master.elections.has_lease() is expected
+
+
+def test_a_refused_append_gives_no_lease(tmp_path: Path) -> None:
+    """Shows that the answer to an append of an older term, which the voter did not hear, names no time of sending."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        voter = others(net, leader)[0]
+        master = net.masters[voter]
+        net.links[voter].disconnected(leader)
+        net.queue(voter, leader).clear()
+        append = {"type": "append_entries", "commit_index": 1, "entries": [], "prevLogIdx": 1, "prevLogTerm": 0}
+        master.receive(Node(leader), append | {"term": master.term - 1, "sent_at_us": 10**15})
+        master.step()
+        answer = to_message(parse(net.queue(voter, leader)[-1][4:]))
+        assert answer is not None
+        assert (answer["type"], answer["success"], answer["sent_at_us"]) == ("next_node_idx", False, 0)
 
 
 def test_a_new_leader_is_elected_only_after_the_old_ones_lease(tmp_path: Path) -> None:

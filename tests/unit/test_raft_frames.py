@@ -34,8 +34,10 @@ MESSAGES: list[Message] = [
     {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"chunk", True, False)} | SENT,
     {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"", False, True)} | SENT,
     {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": None} | SENT,
-    {"type": "next_node_idx", "next_node_idx": 11, "reset": False, "success": True, "term": 3} | SENT,
-    {"type": "next_node_idx", "next_node_idx": 5, "reset": True, "success": False, "term": 4} | SENT,
+    {"type": "next_node_idx", "next_node_idx": 11, "reset": False, "success": True, "term": 3, "is_learner": True}
+    | SENT,
+    {"type": "next_node_idx", "next_node_idx": 5, "reset": True, "success": False, "term": 4, "is_learner": False}
+    | SENT,
     {"type": "request_vote", "term": 4, "last_log_index": 10, "last_log_term": 3, "is_transfer": True},
     {"type": "pre_vote", "term": 4, "last_log_index": 10, "last_log_term": 3},
     {"type": "pre_vote_answer", "term": 4, "is_granted": True, "voter_term": 3},

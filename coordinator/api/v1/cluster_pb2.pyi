@@ -117,7 +117,7 @@ class Master(_message.Message):
     peer_address: _builtins.str
     """host:port of its peer port."""
     role: _builtins.str
-    """"leader", "follower", "candidate", or "unreachable" as seen by the master that was asked."""
+    """"leader", "follower", "candidate", "learner" (its disk does not vote), or "unreachable" as seen by the master that was asked."""
     leader_id: _builtins.str
     """Id of the leader that it knows; empty for none."""
     term: _builtins.int
@@ -1402,6 +1402,54 @@ class TransferLeadershipResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransferLeadershipResponse: _TypeAlias = TransferLeadershipResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceMasterRequest(_message.Message):
+    """Replaces the disk of a master."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    master_id: _builtins.str
+    """The master."""
+    peer_address: _builtins.str
+    """host:port of its peer port where it runs now; empty for the configured one."""
+    def __init__(
+        self,
+        *,
+        master_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_id", b"master_id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceMasterRequest: _TypeAlias = ReplaceMasterRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceMasterResponse(_message.Message):
+    """The new disk votes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    disk_id: _builtins.str
+    """Name of the new data directory."""
+    def __init__(
+        self,
+        *,
+        disk_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceMasterResponse: _TypeAlias = ReplaceMasterResponse  # noqa: Y015
 
 @_typing.final
 class BackupRequest(_message.Message):

@@ -125,6 +125,11 @@ class ClusterServiceStub:
                 request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.SerializeToString,
                 response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.FromString,
                 _registered_method=True)
+        self.ReplaceMaster = channel.unary_unary(
+                '/coordinator.api.v1.ClusterService/ReplaceMaster',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.FromString,
+                _registered_method=True)
         self.Backup = channel.unary_stream(
                 '/coordinator.api.v1.ClusterService/Backup',
                 request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
@@ -262,6 +267,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceMaster(self, request, context):
+        """Let a master with a new, empty disk take its place. Waits until it has caught up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Backup(self, request, context):
         """The whole state as the bytes of a backup file.
         """
@@ -361,6 +373,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.TransferLeadership,
                     request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.FromString,
                     response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.SerializeToString,
+            ),
+            'ReplaceMaster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceMaster,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.SerializeToString,
             ),
             'Backup': grpc.unary_stream_rpc_method_handler(
                     servicer.Backup,
@@ -855,6 +872,33 @@ class ClusterService:
             '/coordinator.api.v1.ClusterService/TransferLeadership',
             coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.SerializeToString,
             coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceMaster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.api.v1.ClusterService/ReplaceMaster',
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,8 @@ class ClusterServiceStub:
     """The cluster's story, and what follows."""
     TransferLeadership: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]
     """Hand the leadership to another master."""
+    ReplaceMaster: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceMasterRequest, _cluster_pb2.ReplaceMasterResponse]
+    """Let a master with a new, empty disk take its place. Waits until it has caught up."""
     Backup: _grpc.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupResponse]
     """The whole state as the bytes of a backup file."""
 
@@ -116,6 +118,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """The cluster's story, and what follows."""
     TransferLeadership: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
     """Hand the leadership to another master."""
+    ReplaceMaster: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceMasterRequest, _cluster_pb2.ReplaceMasterResponse]  # type: ignore[assignment]
+    """Let a master with a new, empty disk take its place. Waits until it has caught up."""
     Backup: _aio.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupResponse]  # type: ignore[assignment]
     """The whole state as the bytes of a backup file."""
 
@@ -265,6 +269,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.TransferLeadershipResponse, _abc.Awaitable[_cluster_pb2.TransferLeadershipResponse]]:
         """Hand the leadership to another master."""
+
+    @_abc_1.abstractmethod
+    def ReplaceMaster(
+        self,
+        request: _cluster_pb2.ReplaceMasterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ReplaceMasterResponse, _abc.Awaitable[_cluster_pb2.ReplaceMasterResponse]]:
+        """Let a master with a new, empty disk take its place. Waits until it has caught up."""
 
     @_abc_1.abstractmethod
     def Backup(

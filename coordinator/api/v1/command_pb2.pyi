@@ -98,6 +98,7 @@ class Command(_message.Message):
     START_LAUNCH_FIELD_NUMBER: _builtins.int
     FINISH_LAUNCH_FIELD_NUMBER: _builtins.int
     LOSE_LAUNCH_FIELD_NUMBER: _builtins.int
+    ADMIT_MASTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique name of the request; a second command with the same name returns the first one's result. Empty: none."""
     cause: _builtins.str
@@ -220,6 +221,8 @@ class Command(_message.Message):
     def lose_launch(self) -> Global___LoseLaunch:
         """The worker of an attempt is lost."""
 
+    @_builtins.property
+    def admit_master(self) -> Global___AdmitMaster: ...
     def __init__(
         self,
         *,
@@ -255,12 +258,13 @@ class Command(_message.Message):
         start_launch: Global___StartLaunch | None = ...,
         finish_launch: Global___FinishLaunch | None = ...,
         lose_launch: Global___LoseLaunch | None = ...,
+        admit_master: Global___AdmitMaster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "admit_master"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -1264,3 +1268,35 @@ class LoseLaunch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoseLaunch: _TypeAlias = LoseLaunch  # noqa: Y015
+
+@_typing.final
+class AdmitMaster(_message.Message):
+    """Another disk takes a master's place. From this entry on the one before it counts nowhere; the new one votes once it knows
+    the entry to be committed. Never refused, and never part of anything larger: the consensus reads it out of the log.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    master_id: _builtins.str
+    """The master's id in the configuration."""
+    disk_id: _builtins.str
+    """Random name of its new data directory."""
+    peer_address: _builtins.str
+    """host:port of its peer port when that is no longer the configuration's; empty when it is."""
+    def __init__(
+        self,
+        *,
+        master_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "master_id", b"master_id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitMaster: _TypeAlias = AdmitMaster  # noqa: Y015

@@ -116,6 +116,9 @@ class PeerHello(_message.Message):
     CLUSTER_NAME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    IS_VOTER_FIELD_NUMBER: _builtins.int
+    HAS_HISTORY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of the protocol; 1 now."""
     from_id: _builtins.str
@@ -128,6 +131,12 @@ class PeerHello(_message.Message):
     """Random name of the speaking process."""
     cluster_id: _builtins.str
     """Identity of the cluster; empty while the speaking master has not learned it."""
+    disk_id: _builtins.str
+    """Random name of its data directory."""
+    is_voter: _builtins.bool
+    """True when that disk votes: it was there from the founding on, or was admitted later."""
+    has_history: _builtins.bool
+    """True when that disk has ever seen a term or an entry."""
     def __init__(
         self,
         *,
@@ -137,10 +146,13 @@ class PeerHello(_message.Message):
         cluster_name: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         cluster_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        is_voter: _builtins.bool = ...,
+        has_history: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "from_id", b"from_id", "incarnation", b"incarnation", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "disk_id", b"disk_id", "from_id", b"from_id", "has_history", b"has_history", "incarnation", b"incarnation", "is_voter", b"is_voter", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,6 +243,7 @@ class NextNodeIndex(_message.Message):
     SUCCESS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     SENT_AT_US_FIELD_NUMBER: _builtins.int
+    IS_LEARNER_FIELD_NUMBER: _builtins.int
     next_node_index: _builtins.int
     """The index that the follower wants next."""
     reset: _builtins.bool
@@ -243,6 +256,8 @@ class NextNodeIndex(_message.Message):
     """
     sent_at_us: _builtins.int
     """`sent_at_us` of what it answers; the leader's lease counts from there."""
+    is_learner: _builtins.bool
+    """True when the follower's disk does not vote: then the answer counts for nothing but what to send it next."""
     def __init__(
         self,
         *,
@@ -251,10 +266,11 @@ class NextNodeIndex(_message.Message):
         success: _builtins.bool = ...,
         term: _builtins.int = ...,
         sent_at_us: _builtins.int = ...,
+        is_learner: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_node_index", b"next_node_index", "reset", b"reset", "sent_at_us", b"sent_at_us", "success", b"success", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_learner", b"is_learner", "next_node_index", b"next_node_index", "reset", b"reset", "sent_at_us", b"sent_at_us", "success", b"success", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

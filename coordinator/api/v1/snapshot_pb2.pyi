@@ -61,6 +61,40 @@ class RememberedResult(_message.Message):
 Global___RememberedResult: _TypeAlias = RememberedResult  # noqa: Y015
 
 @_typing.final
+class AdmittedMaster(_message.Message):
+    """A master whose disk took the place of an older one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ADMITTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    disk_id: _builtins.str
+    """Random name of the data directory that counts; any other of this master does not."""
+    peer_address: _builtins.str
+    """host:port of its peer port; empty for the configuration's."""
+    admitted_unix_ms: _builtins.int
+    """When it was admitted."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        admitted_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_unix_ms", b"admitted_unix_ms", "disk_id", b"disk_id", "id", b"id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmittedMaster: _TypeAlias = AdmittedMaster  # noqa: Y015
+
+@_typing.final
 class Snapshot(_message.Message):
     """The replicated state after one Raft index."""
 
@@ -82,6 +116,7 @@ class Snapshot(_message.Message):
     NEXT_SHARD_ID_FIELD_NUMBER: _builtins.int
     NEXT_MOVE_ID_FIELD_NUMBER: _builtins.int
     NEXT_EVENT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    MASTERS_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     """Version of this message's meaning; 1 now."""
     cluster_id: _builtins.str
@@ -132,6 +167,10 @@ class Snapshot(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RememberedResult]:
         """Results that are remembered, sorted by index."""
 
+    @_builtins.property
+    def masters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdmittedMaster]:
+        """Masters whose disk was replaced, sorted by id."""
+
     def __init__(
         self,
         *,
@@ -151,10 +190,11 @@ class Snapshot(_message.Message):
         next_shard_id: _builtins.int = ...,
         next_move_id: _builtins.int = ...,
         next_event_sequence: _builtins.int = ...,
+        masters: _abc.Iterable[Global___AdmittedMaster] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "ended_moves", b"ended_moves", "events", b"events", "format_version", b"format_version", "index", b"index", "jobs", b"jobs", "launches", b"launches", "moves", b"moves", "next_event_sequence", b"next_event_sequence", "next_move_id", b"next_move_id", "next_shard_id", b"next_shard_id", "nodes", b"nodes", "results", b"results", "settings", b"settings", "shards", b"shards", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "ended_moves", b"ended_moves", "events", b"events", "format_version", b"format_version", "index", b"index", "jobs", b"jobs", "launches", b"launches", "masters", b"masters", "moves", b"moves", "next_event_sequence", b"next_event_sequence", "next_move_id", b"next_move_id", "next_shard_id", b"next_shard_id", "nodes", b"nodes", "results", b"results", "settings", b"settings", "shards", b"shards", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
