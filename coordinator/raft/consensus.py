@@ -9,17 +9,13 @@ Order rules:
    forwarded, so the leader stamps over the follower's stamp.
 2. Nothing unpickles: `apply` hands the payload to the machine. If the machine raises, this master stops for
    good (`ApplyFailed`); PySyncObj would try the entry again for ever.
-3. A follower never cuts entries that do not contradict the leader (journal.py), so behind what an append
-   covered there may be entries that the leader does not have. Therefore `receive` lowers the commit index of
-   a message to what that message covers, and lifts a message that begins below the follower's own commit
-   index up to it: committed entries are the leader's too.
+3. What an append may do to a follower's log is append_rules.py's.
 4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone. While a received one is
    checked in its thread nothing is appended; the leader is answered, so that it keeps its lease. That is sound
    because what the snapshot includes is committed: whoever leads meanwhile has it too.
 5. An answer carries the follower's term, and counts only in that term: one that outlived a change of leader
    could otherwise commit what the follower no longer has.
-6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
-   heartbeat goes regardless. Nothing but heartbeats to a follower whose connection is congested.
+6. What followers are sent, and how much at once, is replication.py's.
 7. "Committed" means on the disks of a majority. A step begins with one sync for all that came in since the last
    one (group commit). Only then do the answers leave that acknowledge it, and only then does PySyncObj count, so
    the leader's own entry counts once it is synced too. Appends leave before the leader's sync: the followers'
@@ -41,6 +37,7 @@ from coordinator.config import RaftSettings
 from coordinator.machine.state import State, Transition
 from coordinator.model import WallMs
 from coordinator.model.errors import Damaged
+from coordinator.raft.append_rules import adjust_append
 from coordinator.raft.elections import Elections, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
@@ -48,13 +45,10 @@ from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
+from coordinator.raft.replication import Replication
 from coordinator.raft.snapshot import Snapshot, SnapshotStore
 from coordinator.raft.voters import Membership, Voters
 
-APPEND_BYTES = 1 << 20
-"""Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
-APPEND_ENTRIES_MAX = 4096
-APPENDS_IN_FLIGHT_MAX = 2
 TERM_MAX = 1 << 62
 """A term is kept on disk for ever and only grows, in 64 bits: one beyond this would end all elections."""
 COMMAND_BYTES_LIMIT = 8 << 20
@@ -113,8 +107,6 @@ class Consensus:
         self._wall_ms = wall_ms
         self.state = State()
         self._transitions: list[Transition] = []
-        self._appends_in_flight: dict[Node, int] = {}
-        self._commit_told: dict[Node, int] = {}
         self._installed_index: int | None = None
         self._leader_commit_index = 0
         self._has_caught_up = False
@@ -129,8 +121,7 @@ class Consensus:
         self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
         self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
         self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
-        self._learners: dict[Node, int] = {}
-        """Followers whose latest answer did not count, and how far their log is known to be this leader's."""
+        self.replication = Replication(self._engine, journal, snapshots, transport, settings)
         self._is_admission_queued = False
         self._take_over()
         self.voters.applied(self.state, self.applied_index)
@@ -246,7 +237,7 @@ class Consensus:
             syncs=self._journal.syncs,
             traffic=traffic,
             queued_bytes=queued_bytes,
-            behind={node.id: last - self._match_index(node) for node in followers},
+            behind={node.id: last - self.replication.match_index(node) for node in followers},
             snapshot=self._snapshots.figures,
         )
 
@@ -265,7 +256,7 @@ class Consensus:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
         else:
-            self._learners.clear()
+            self.replication.clear()
         if not self.is_raft_leader and self._engine._getLeader() is not None:
             self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
 
@@ -285,14 +276,6 @@ class Consensus:
     def forget(self, is_done: Callable[[Callback], bool]) -> None:
         """Drops the callbacks that nobody waits for any more."""
         self._engine.forget(is_done)
-
-    def _match_index(self, node: Node) -> int:
-        return self._learners.get(node, self._engine.match_index(node))
-
-    def standing(self, id: str) -> tuple[bool, int]:
-        """At the leader: whether a follower's latest answer counted, and up to which index its log is the leader's."""
-        node = self._transport.nodes[id]
-        return node not in self._learners, self._match_index(node)
 
     def become_voter(self) -> None:
         """This master's disk may speak from now on (voters.py); in the present term it gives no vote any more."""
@@ -324,6 +307,7 @@ class Consensus:
         """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
         if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
             raise ProtocolViolation("a term that no number of elections can reach")
+        counts = True
         match message["type"]:
             case "request_vote" | "pre_vote" | "response_vote" | "pre_vote_answer" if not self._may_speak(node):
                 return
@@ -349,8 +333,12 @@ class Consensus:
                 else:
                     self._adjust_append(node, message)
             case "next_node_idx":
-                if not self._take_answer(node, message):
+                if not self._is_answer(message):
                     return
+                counts = not message.get("is_learner") and self._may_speak(node)
+                self.replication.answered(node, message, counts=counts)
+                if counts:
+                    self.elections.answered(node, message["sent_at_us"])
             case "request_vote" if not self.elections.may_vote(message):
                 return
             case "pre_vote":
@@ -362,7 +350,6 @@ class Consensus:
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
-        counts = message["type"] != "next_node_idx" or self._counts(node, message)
         answered_s = 0.0 if counts else self._engine.answered_s(node)
         self._engine.deliver(node, message)
         if not counts:
@@ -377,29 +364,10 @@ class Consensus:
             self._engine.set_next_index(node, max(before, self._engine.next_index(node)))
 
     def _adjust_append(self, node: Node, message: Message) -> None:
-        """Order rule 3."""
-        previous, entries, commit = message["prevLogIdx"], message["entries"], self.commit_index
-        for offset, (command, index, term) in enumerate(entries):
-            if term > message["term"]:
-                raise ProtocolViolation(f"entry {index} of term {term} from a leader of term {message['term']}")
-            if index != previous + 1 + offset:
-                raise ProtocolViolation(f"entry {index} where {previous + 1 + offset} must stand")
-            if command != NO_OP and not self._is_command(command):
-                raise ProtocolViolation(f"entry {index} of an unknown type or size")
-        if previous < commit:
-            for _, index, term in entries:
-                own = self._term_at(index) if index <= commit else None
-                if own is not None and own != term:
-                    raise Damaged(
-                        f"leader {node.id} has entry {index} of term {term}, this master committed it in term {own}: "
-                        "one of them lost its disk; take the data directory of the one that did away"
-                    )
-            message["entries"] = entries = [entry for entry in entries if entry[1] > commit]
-            message["prevLogIdx"] = previous = commit
-            message["prevLogTerm"] = self._term_at(commit)
-        message["commit_index"] = min(message["commit_index"], previous + len(entries))
+        adjust_append(message, self._journal, self.commit_index, self._is_command, str(node.id))
 
-    def _take_answer(self, node: Node, message: Message) -> bool:
+    def _is_answer(self, message: Message) -> bool:
+        """True for an answer in this leader's term (order rule 5). Raises ProtocolViolation for an impossible one."""
         if message["term"] > self.term:
             self._engine.become_follower(message["term"])
         if not self.is_raft_leader or (message["term"] != self.term and self._protections.checks_term_of_answers):
@@ -408,21 +376,10 @@ class Consensus:
             raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
         if message["sent_at_us"] > now_s() * 1e6 + 1:
             raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
-        self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
-        if self._counts(node, message):
-            self._learners.pop(node, None)
-            self.elections.answered(node, message["sent_at_us"])
-        else:
-            known = max(self._learners.get(node, 0), message["next_node_idx"] - 1 if message["success"] else 0)
-            self._learners[node] = known
         return True
 
     def _may_speak(self, node: Node) -> bool:
         return self.voters.may_speak(str(node.id))
-
-    def _counts(self, node: Node, message: Message) -> bool:
-        """True for the answer of a disk that speaks for its master."""
-        return not message.get("is_learner") and self._may_speak(node)
 
     def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
         """The log entry for a command, with this master's time (order rule 1); None for what cannot be one.
@@ -447,12 +404,7 @@ class Consensus:
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""
         engine = self._engine
-        self._learners.pop(node, None)
-        self._appends_in_flight.pop(node, None)
-        self._commit_told.pop(node, None)
-        self._snapshots.cancelTransmisstion(node)
-        if matched := engine.match_index(node):
-            engine.set_next_index(node, matched + 1)
+        self.replication.connection_changed(node)
         if engine._getLeader() == node and not engine.isNodeConnected(node):
             engine.end_replies(FAIL_REASON.UNKNOWN_OUTCOME)
 
@@ -488,57 +440,8 @@ class Consensus:
         return self._rng.uniform(self._settings.election_timeout_s_min, self._settings.election_timeout_s_max)
 
     def replicate(self, *, is_heartbeat: bool) -> None:
-        """Sends each follower what it lacks, and news of the commit index; a heartbeat goes in any case."""
-        if is_heartbeat:
-            self._engine.heartbeat_after(self._settings.append_period_s)
-        for node in self._others:
-            if not self._engine.isNodeConnected(node):
-                continue
-            next_index = min(self._engine.next_index(node), self._last_index + 1)
-            lacks = next_index <= self._last_index or self._commit_told.get(node, 0) < self.commit_index
-            has_room = self._appends_in_flight.get(node, 0) < APPENDS_IN_FLIGHT_MAX
-            if not is_heartbeat and not (lacks and has_room):
-                continue
-            if next_index <= self._journal[0][1]:
-                self._send_snapshot(node)
-            else:
-                self._send_append(node, next_index)
-
-    def _send_append(self, node: Node, next_index: int) -> None:
-        entries = []
-        if not self._transport.is_congested(node):
-            entries = self._engine.entries_from(next_index, APPEND_ENTRIES_MAX, APPEND_BYTES)
-        self._engine.set_next_index(node, next_index + len(entries))
-        self._commit_told[node] = self.commit_index
-        self._appends_in_flight[node] = self._appends_in_flight.get(node, 0) + 1
-        self._transport.send(
-            node,
-            {
-                "type": "append_entries",
-                "term": self.term,
-                "commit_index": self.commit_index,
-                "entries": entries,
-                "prevLogIdx": next_index - 1,
-                "prevLogTerm": self._term_at(next_index - 1),
-                "sent_at_us": round(now_s() * 1e6),
-            },
-        )
-
-    def _send_snapshot(self, node: Node) -> None:
-        """Sends chunks until the connection has enough; a heartbeat goes also when there is no chunk."""
-        message: Message = {
-            "type": "append_entries",
-            "term": self.term,
-            "commit_index": self.commit_index,
-            "sent_at_us": round(now_s() * 1e6),
-        }
-        while True:
-            chunk = self._snapshots.getTransmissionData(node)
-            if not self._transport.send(node, message | {"serialized": chunk}) or chunk is None:
-                return
-            if chunk[2]:
-                self._engine.set_next_index(node, self._journal[1][1] + 1)
-                return
+        """Sends appends."""
+        self.replication.send_due(is_heartbeat=is_heartbeat)
 
     def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
         """Answers an append or a snapshot, with the term (order rule 5)."""
@@ -582,8 +485,3 @@ class Consensus:
         if leader is not None:
             self._answering_us = self._leader_sent_us
             self.answer_append(leader, False, None, True)
-
-    def _term_at(self, index: int) -> int | None:
-        """Term of the entry at `index`; None when the log does not hold it."""
-        position = index - self._journal[0][1]
-        return int(self._journal[position][2]) if 0 <= position < len(self._journal) else None

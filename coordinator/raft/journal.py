@@ -103,6 +103,11 @@ class Journal(JournalInterface):  # type: ignore[misc]
     def __len__(self) -> int:
         return len(self._entries)
 
+    def term_at(self, index: int) -> int | None:
+        """Term of the entry at `index`; None when it is not held."""
+        position = index - self[0][1]
+        return int(self[position][2]) if 0 <= position < len(self) else None
+
     @property
     def begin(self) -> str:
         """Where the log begins, for messages about damage."""

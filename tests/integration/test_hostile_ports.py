@@ -29,6 +29,9 @@ from coordinator.config import ClusterConfig
 from coordinator.raft.frames import FRAME_BYTES_MAX, PROTOCOL_VERSION, pack
 from coordinator.raft.link import HELLO_S_MAX
 from coordinator.raft.transport import STRANGERS_MAX
+from coordinator.security.certificates import Role, leaf_files
+from coordinator.security.credentials import load, open_channel
+from coordinator.security.provision import ensure
 from tools.lib.local_cluster import LocalCluster, wait_until
 
 GROWTH_BYTES_MAX = 96 << 20
@@ -266,6 +269,16 @@ def deep(message: bytes, times: int) -> bytes:
     return message
 
 
+def open_as_caller(cluster: LocalCluster, address: str, method: MethodDescriptor) -> aio.Channel:
+    """A channel with a certificate whose role may make this call: what a known caller may send is to be shown here."""
+    if method.containing_service.name == "SessionService":
+        ensure(cluster.certificates, cluster.config.name, [(Role.WORKER, "w1")])
+        credentials = load(leaf_files(cluster.certificates, Role.WORKER, "w1"))
+    else:
+        credentials = cluster.credentials()
+    return open_channel(address, channel_options(), credentials)
+
+
 async def ask(channel: aio.Channel, method: MethodDescriptor, body: bytes) -> grpc.StatusCode:
     """Sends bytes as a request, whatever they are, and reads the answers to their end."""
     path = f"/{method.containing_service.full_name}/{method.name}"
@@ -304,7 +317,7 @@ async def test_any_bytes_to_a_method_are_answered(cluster: LocalCluster, method:
             changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
         bodies += [body, bytes(changed)]
     address = rng.choice(cluster.config.masters).grpc_address
-    async with aio.insecure_channel(address, options=channel_options()) as channel:
+    async with open_as_caller(cluster, address, method) as channel:
         codes = await asyncio.gather(*(ask(channel, method, body) for body in bodies))
     assert not {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN} & set(codes)
     if not method.client_streaming:  # A follower sends a stream elsewhere before it reads anything.
@@ -316,7 +329,8 @@ async def test_a_message_above_the_limit_is_refused(cluster: LocalCluster) -> No
     address = cluster.config.masters[0].grpc_address
     options = [option for option in channel_options() if option[0] != "grpc.max_send_message_length"]
     method = next(method for method in METHODS if method.name == "LocateKeys")
-    async with aio.insecure_channel(address, options=[*options, ("grpc.max_send_message_length", -1)]) as channel:
+    options += [("grpc.max_send_message_length", -1)]
+    async with open_channel(address, options, cluster.credentials()) as channel:
         huge = cluster_pb2.LocateKeysRequest(keys=["x" * (MESSAGE_BYTES_MAX + 1)]).SerializeToString()
         assert await ask(channel, method, huge) is grpc.StatusCode.RESOURCE_EXHAUSTED
         small = cluster_pb2.LocateKeysRequest(keys=["x"]).SerializeToString()
