@@ -116,7 +116,9 @@ class Command(_message.Message):
         """Changes nothing."""
 
     @_builtins.property
-    def batch(self) -> Global___Batch: ...
+    def batch(self) -> Global___Batch:
+        """Several commands in one entry."""
+
     @_builtins.property
     def register_node(self) -> Global___RegisterNode:
         """A worker opened a session."""
@@ -222,7 +224,9 @@ class Command(_message.Message):
         """The worker of an attempt is lost."""
 
     @_builtins.property
-    def admit_master(self) -> Global___AdmitMaster: ...
+    def admit_master(self) -> Global___AdmitMaster:
+        """Another disk takes a master's place."""
+
     def __init__(
         self,
         *,

@@ -76,9 +76,13 @@ class PeerFrame(_message.Message):
         """One chunk of a snapshot for a follower that is too far behind."""
 
     @_builtins.property
-    def pre_vote(self) -> Global___PreVote: ...
+    def pre_vote(self) -> Global___PreVote:
+        """Asks whether an election could be won."""
+
     @_builtins.property
-    def pre_vote_answer(self) -> Global___PreVoteAnswer: ...
+    def pre_vote_answer(self) -> Global___PreVoteAnswer:
+        """The answer to that."""
+
     def __init__(
         self,
         *,
