@@ -271,11 +271,10 @@ def deep(message: bytes, times: int) -> bytes:
 
 def open_as_caller(cluster: LocalCluster, address: str, method: MethodDescriptor) -> aio.Channel:
     """A channel with a certificate whose role may make this call: what a known caller may send is to be shown here."""
+    credentials = cluster.credentials()
     if method.containing_service.name == "SessionService":
         ensure(cluster.certificates, cluster.config.name, [(Role.WORKER, "w1")])
         credentials = load(leaf_files(cluster.certificates, Role.WORKER, "w1"))
-    else:
-        credentials = cluster.credentials()
     return open_channel(address, channel_options(), credentials)
 
 
