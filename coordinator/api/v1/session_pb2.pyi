@@ -62,6 +62,8 @@ class _ReplicaProgressEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Repli
     """It holds everything: a joining replica may be promoted."""
     REPLICA_PROGRESS_CEDED: _ReplicaProgress.ValueType  # 3
     """It no longer answers as primary and waits for the next epoch."""
+    REPLICA_PROGRESS_LOST: _ReplicaProgress.ValueType  # 4
+    """It has no data, or none that can be trusted, although it is in sync: it has to be taken out and copied anew."""
 
 class ReplicaProgress(_ReplicaProgress, metaclass=_ReplicaProgressEnumTypeWrapper):
     """How far a worker is with a shard."""
@@ -74,6 +76,8 @@ REPLICA_PROGRESS_CAUGHT_UP: ReplicaProgress.ValueType  # 2
 """It holds everything: a joining replica may be promoted."""
 REPLICA_PROGRESS_CEDED: ReplicaProgress.ValueType  # 3
 """It no longer answers as primary and waits for the next epoch."""
+REPLICA_PROGRESS_LOST: ReplicaProgress.ValueType  # 4
+"""It has no data, or none that can be trusted, although it is in sync: it has to be taken out and copied anew."""
 Global___ReplicaProgress: _TypeAlias = ReplicaProgress  # noqa: Y015
 
 @_typing.final
@@ -87,6 +91,7 @@ class OpenRequest(_message.Message):
     REPLICA_REPORTS_FIELD_NUMBER: _builtins.int
     LAUNCH_REPORT_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    SHARD_FIGURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """The worker introduces itself."""
@@ -107,6 +112,10 @@ class OpenRequest(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The worker stops."""
 
+    @_builtins.property
+    def shard_figures(self) -> Global___ShardFigures:
+        """How much is in the shards that the worker is primary of, every few seconds."""
+
     def __init__(
         self,
         *,
@@ -115,12 +124,13 @@ class OpenRequest(_message.Message):
         replica_reports: Global___ReplicaReports | None = ...,
         launch_report: Global___LaunchReport | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        shard_figures: Global___ShardFigures | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "launch_report", b"launch_report", "message", b"message", "replica_reports", b"replica_reports"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "launch_report", b"launch_report", "message", b"message", "replica_reports", b"replica_reports", "shard_figures", b"shard_figures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "launch_report", b"launch_report", "message", b"message", "replica_reports", b"replica_reports"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goodbye", b"goodbye", "heartbeat", b"heartbeat", "hello", b"hello", "launch_report", b"launch_report", "message", b"message", "replica_reports", b"replica_reports", "shard_figures", b"shard_figures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "replica_reports", "launch_report", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "replica_reports", "launch_report", "goodbye", "shard_figures"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -420,15 +430,28 @@ class ShardAssignment(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     CEDE_TO_FIELD_NUMBER: _builtins.int
     MOVE_ID_FIELD_NUMBER: _builtins.int
+    SEAL_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
+    FORMED_FIELD_NUMBER: _builtins.int
     role: Global___ReplicaRole.ValueType
     """The receiving worker's role."""
     cede_to: _builtins.str
     """For a primary: the worker to which it shall cede; empty when it shall not."""
     move_id: _builtins.int
     """The move that this belongs to, 0 for none."""
+    seal: _builtins.bool
+    """For a primary: it shall stop and have every replica apply everything, because the shard is to be cut or joined. It says
+    CEDED once that is so.
+    """
+    formed: _builtins.bool
+    """True once every first replica has said that its store is made; nothing is served before."""
     @_builtins.property
     def shard(self) -> _types_pb2.Shard:
         """The shard."""
+
+    @_builtins.property
+    def parents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shards that this one was cut or joined from: a worker that has no store of it makes one of theirs."""
 
     def __init__(
         self,
@@ -437,14 +460,43 @@ class ShardAssignment(_message.Message):
         role: Global___ReplicaRole.ValueType = ...,
         cede_to: _builtins.str = ...,
         move_id: _builtins.int = ...,
+        seal: _builtins.bool = ...,
+        parents: _abc.Iterable[_builtins.int] | None = ...,
+        formed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cede_to", b"cede_to", "move_id", b"move_id", "role", b"role", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cede_to", b"cede_to", "formed", b"formed", "move_id", b"move_id", "parents", b"parents", "role", b"role", "seal", b"seal", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardAssignment: _TypeAlias = ShardAssignment  # noqa: Y015
+
+@_typing.final
+class Peer(_message.Message):
+    """Another worker that a shard of the assignment names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """Its id."""
+    grpc_address: _builtins.str
+    """host:port of its gRPC server."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        grpc_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_address", b"grpc_address", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Peer: _TypeAlias = Peer  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):
@@ -455,8 +507,12 @@ class Assignment(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    COPY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Raft index at which it was decided."""
+    copy_bytes_per_s: _builtins.int
+    """How fast this worker may send copies, in bytes per second; 0 for as fast as it can."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardAssignment]:
         """The shards; what is not named is to be given up."""
@@ -465,16 +521,22 @@ class Assignment(_message.Message):
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobAssignment]:
         """The jobs that it owns or backs up, for people."""
 
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """Every other worker that a shard names, sorted by id."""
+
     def __init__(
         self,
         *,
         generation: _builtins.int = ...,
         shards: _abc.Iterable[Global___ShardAssignment] | None = ...,
         jobs: _abc.Iterable[Global___JobAssignment] | None = ...,
+        peers: _abc.Iterable[Global___Peer] | None = ...,
+        copy_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "jobs", b"jobs", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_bytes_per_s", b"copy_bytes_per_s", "generation", b"generation", "jobs", b"jobs", "peers", b"peers", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -515,26 +577,120 @@ class ReplicaReport(_message.Message):
     SHARD_ID_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    LAGGING_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """The shard."""
     epoch: _builtins.int
     """Epoch of the assignment that it speaks of."""
     progress: Global___ReplicaProgress.ValueType
     """How far it is."""
+    last_sequence: _builtins.int
+    """Sequence number of the last record of its log."""
+    reason: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def caught_up(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From a primary: joining replicas that have everything. It needs their disks and their leases from before it says so."""
+
+    @_builtins.property
+    def lagging(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From a primary: in-sync replicas that do not follow, or differ, and are to be taken out."""
+
     def __init__(
         self,
         *,
         shard_id: _builtins.int = ...,
         epoch: _builtins.int = ...,
         progress: Global___ReplicaProgress.ValueType = ...,
+        caught_up: _abc.Iterable[_builtins.str] | None = ...,
+        lagging: _abc.Iterable[_builtins.str] | None = ...,
+        last_sequence: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "progress", b"progress", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "epoch", b"epoch", "lagging", b"lagging", "last_sequence", b"last_sequence", "progress", b"progress", "reason", b"reason", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaReport: _TypeAlias = ReplicaReport  # noqa: Y015
+
+@_typing.final
+class ShardFigure(_message.Message):
+    """How much is in one shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    USERS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MEDIAN_HASH_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    COPIED_ROWS_FIELD_NUMBER: _builtins.int
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    COPY_ROWS_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.int
+    """The shard."""
+    users: _builtins.int
+    """Users with at least one key."""
+    bytes: _builtins.int
+    """Bytes of keys and values."""
+    median_hash: _builtins.int
+    """Key hash that half of the users lie below; 0 when there are fewer than two."""
+    last_sequence: _builtins.int
+    """Sequence number of the last record."""
+    copied_rows: _builtins.int
+    """Rows of a copy that runs, that were sent."""
+    copied_bytes: _builtins.int
+    """Bytes of them."""
+    copy_rows: _builtins.int
+    """Rows of the whole copy, about."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.int = ...,
+        users: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        median_hash: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        copied_rows: _builtins.int = ...,
+        copied_bytes: _builtins.int = ...,
+        copy_rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "copied_bytes", b"copied_bytes", "copied_rows", b"copied_rows", "copy_rows", b"copy_rows", "last_sequence", b"last_sequence", "median_hash", b"median_hash", "shard_id", b"shard_id", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardFigure: _TypeAlias = ShardFigure  # noqa: Y015
+
+@_typing.final
+class ShardFigures(_message.Message):
+    """How much is in the shards that the worker is primary of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardFigure]:
+        """The shards."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___ShardFigure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardFigures: _TypeAlias = ShardFigures  # noqa: Y015
 
 @_typing.final
 class ReplicaReports(_message.Message):

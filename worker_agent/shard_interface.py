@@ -1,0 +1,416 @@
+"""What the parts of one hosted shard say to each other: replica machine, store, host, and the services above them.
+
+    service (state_service.py)  -- resolve (user_state.py) -->  host (shards.py)  -- events -->  replica (replica.py)
+                                                                 host  <-- actions --  replica
+    host  -- one thread at a time per shard -->  store (store.py)          host  <-- links (replication.py) -->  peers
+
+The replica decides and does nothing; the host performs its actions in order and feeds back what came of them. A store
+is used by one thread at a time, its `Reader` on the event loop beside it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.api.v1 import replication_pb2
+from coordinator.model import Monotonic, WallMs
+from coordinator.model.errors import CoordinatorError
+
+# What a shard is
+
+
+class ReplicaRole(enum.Enum):
+    """A worker's role in one shard; the value is the number in session.proto."""
+
+    PRIMARY = 1
+    IN_SYNC = 2
+    JOINING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """One shard as the assignment in force has it, for the worker that holds it."""
+
+    shard_id: int
+    lo: int
+    hi: int
+    """First key hash after the range, at most 2^64."""
+    epoch: int
+    role: ReplicaRole
+    primary: str
+    in_sync: tuple[str, ...]
+    """All of them, this worker among them where it is one; sorted."""
+    joining: tuple[str, ...]
+    is_formed: bool = True
+    """False until all first replicas have said that they made their stores: nothing is served before. From then on a
+    store that is not there is a loss, never a beginning."""
+    cede_to: str = ""
+    """For a primary: the worker that it shall cede to."""
+    is_sealed: bool = False
+    """For a primary: it shall stop, and have every replica apply everything, before it is cut or joined."""
+    parents: tuple[int, ...] = ()
+    """Shards that this one was cut or joined from; their stores are what it is made of where it has none yet."""
+    move_id: int = 0
+
+
+# Records and rows
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One position of a shard's log."""
+
+    sequence: int
+    epoch: int
+    """Epoch in which it was made. Two logs that have the same (sequence, epoch) somewhere are equal up to there."""
+    time_ms: WallMs
+    payload: bytes
+    """What it does; the shard's kind knows how. For users' state a serialized replication_pb2.Effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A digest of all rows of a shard, independent of their order, as of one sequence."""
+
+    sequence: int
+    value: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorePosition:
+    """Where a store stands."""
+
+    epoch_seen: int
+    """Highest epoch that was ever shown to anybody."""
+    first: int
+    """Sequence of the first record that the log still has; `last` + 1 when it has none."""
+    last: int
+    last_epoch: int
+    applied: int
+    """Everything up to here is in the tables."""
+    applied_epoch: int
+    """Epoch of the record at `applied`."""
+    is_complete: bool
+    """False while a copy is being received: rows are missing."""
+    copy_start: int = 0
+    """While incomplete: sequence at which the copy began; 0 when none was begun."""
+    copy_cursor: bytes = b""
+    copy_read_at: int = 0
+    """While incomplete: highest sequence at which the sender had read a chunk; complete only once applied up to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyChunk:
+    """Rows of a copy, in the store's order."""
+
+    cursor: bytes
+    next_cursor: bytes
+    is_last: bool
+    read_at: int
+    """Applied sequence of the store when it was read."""
+    rows: Sequence[replication_pb2.Row]
+
+
+@dataclass(frozen=True, slots=True)
+class StateItem:
+    """One key of one user."""
+
+    key: str
+    value: bytes
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserSize:
+    """How much a user keeps."""
+
+    keys: int = 0
+    bytes: int = 0
+
+
+class StoreFull(CoordinatorError):
+    """The disk has no room for a write; nothing of it was kept."""
+
+    GRPC_STATUS = "RESOURCE_EXHAUSTED"
+    DEFINITE = True
+
+
+class Reader(Protocol):
+    """Reads what a store has applied and committed to its database; for the event loop's thread, cheap calls only."""
+
+    def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
+        """The keys that exist, in the order asked."""
+        ...
+
+    def scan(self, user: str, from_key: str, prefix: str, limit: int) -> list[StateItem]:
+        """Items in the order of the keys' UTF-8 bytes, at most `limit`."""
+        ...
+
+    def size(self, user: str) -> UserSize:
+        """How much the user keeps."""
+        ...
+
+    def request(self, user: str, request_id: str) -> int | None:
+        """Version that an earlier write with this request id got; None when it is not known (any more)."""
+        ...
+
+    def applied(self) -> int:
+        """Sequence that these answers show."""
+        ...
+
+
+class Store(Protocol):
+    """What one shard keeps on disk. Every call may block; what it changes is durable when it returns, or it says so.
+
+    Raises Damaged when what is on disk cannot be trusted, StoreFull when there is no room, OSError for other faults.
+    """
+
+    def position(self) -> StorePosition: ...
+
+    def see_epoch(self, epoch: int) -> None:
+        """Remembers an epoch for good; a lower one than known changes nothing."""
+
+    def append(self, records: Sequence[LogRecord]) -> None:
+        """Adds records behind `last`, without gaps; all or none, with one sync."""
+
+    def truncate(self, last: int) -> None:
+        """Drops the records behind `last`, which is not below `applied`."""
+
+    def apply(self, up_to: int, *, keeps_tombstones: bool) -> Digest:
+        """Applies the log up to there; visible to the reader when it returns. Durable only with the next append: after
+        a power cut the log applies again. `keeps_tombstones` while the shard has a joining replica, or is one."""
+
+    def read_log(self, first: int, *, records_max: int, bytes_max: int) -> list[LogRecord]:
+        """Records from there on; empty when there are none. Raises KeyError when the log begins later."""
+
+    def read_chunk(self, cursor: bytes, *, bytes_max: int) -> CopyChunk:
+        """Rows behind the cursor (empty for the first), as applied now, tombstones among them."""
+
+    def begin_copy(self, start: int, start_epoch: int) -> None:
+        """Forgets all rows and records: incomplete, applied and last are `start`."""
+
+    def merge_chunk(self, chunk: CopyChunk) -> None:
+        """Takes rows in; of two versions of one row the higher stays. Advances `copy_cursor` and `copy_read_at`."""
+
+    def finish_copy(self) -> None:
+        """From now on it is complete."""
+
+    def digest(self) -> Digest:
+        """Of what is applied."""
+
+    def reader(self) -> Reader: ...
+
+    def close(self) -> None: ...
+
+
+# The replica machine
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """This is the shard now, on disk as such. The first one also says where its store stands."""
+
+    view: ShardView
+    position: StorePosition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Primary: replicate this. Ends in Settle with the same token."""
+
+    token: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Barrier:
+    """Primary: make sure that what is applied now is what a read may show. Ends in Settle with the same token."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A stream to a worker is open; nothing that was on its way over an older one will come."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The stream to a worker ended."""
+
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSaid:
+    """A message about this shard came in; `is_answer` when down a stream that this worker opened as a primary."""
+
+    node_id: str
+    message: replication_pb2.ShardMessage
+    is_answer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoreDone:
+    """A store operation of an action ended well; operations end in the order of their actions."""
+
+    operation: StoreOperation
+    position: StorePosition
+    digest: Digest | None = None
+    records: tuple[LogRecord, ...] = ()
+    chunk: CopyChunk | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailed:
+    """A store operation failed; those behind it were not begun and are dropped."""
+
+    operation: StoreOperation
+    error: Exception
+    position: StorePosition | None
+
+
+ReplicaEvent = Assigned | Submit | Barrier | PeerConnected | PeerLost | PeerSaid | StoreDone | StoreFailed
+
+
+@dataclass(frozen=True, slots=True)
+class SeeEpoch:
+    """`Store.see_epoch`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppendRecords:
+    """`Store.append`."""
+
+    records: tuple[LogRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TruncateLog:
+    """`Store.truncate`."""
+
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyLog:
+    """`Store.apply`; the end has the digest."""
+
+    up_to: int
+    keeps_tombstones: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLog:
+    """`Store.read_log` for a peer; the end has the records."""
+
+    node_id: str
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChunk:
+    """`Store.read_chunk` for a peer; the end has the chunk. The host may delay it (throttle)."""
+
+    node_id: str
+    cursor: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BeginCopy:
+    """`Store.begin_copy`."""
+
+    start: int
+    start_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class MergeChunk:
+    """`Store.merge_chunk`."""
+
+    chunk: CopyChunk
+
+
+@dataclass(frozen=True, slots=True)
+class FinishCopy:
+    """`Store.finish_copy`."""
+
+
+StoreOperation = (
+    SeeEpoch | AppendRecords | TruncateLog | ApplyLog | ReadLog | ReadChunk | BeginCopy | MergeChunk | FinishCopy
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SendToPeer:
+    """Send a message: up the stream that this worker opened, or, for an answer, down the one that the peer opened."""
+
+    node_id: str
+    message: replication_pb2.ShardMessage
+    is_answer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A Submit is applied (`sequence`) or a Barrier passed; or it failed, with an error of model/errors.py."""
+
+    token: int
+    sequence: int = 0
+    error: CoordinatorError | None = None
+
+
+class Progress(enum.Enum):
+    """How far a worker is with a shard; the value is the number in session.proto."""
+
+    ACCEPTED = 1
+    CAUGHT_UP = 2
+    CEDED = 3
+    LOST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ReportReplica:
+    """Tell the leader. `caught_up` and `lagging` are a primary's words about other replicas."""
+
+    epoch: int
+    progress: Progress
+    caught_up: tuple[str, ...] = ()
+    """Joining replicas that have everything; the primary needs their disks and leases from before it says so."""
+    lagging: tuple[str, ...] = ()
+    """In-sync replicas that do not follow: to be removed by a command."""
+    reason: str = ""
+
+
+ReplicaAction = StoreOperation | SendToPeer | Settle | ReportReplica
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStep:
+    """What a replica wants: actions in order, and to be called again at `next_wake` at the latest."""
+
+    actions: tuple[ReplicaAction, ...] = ()
+    next_wake: Monotonic | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaTimes:
+    """Times of the protocol, in seconds."""
+
+    replica_lease_s: float = 1.5
+    lease_margin: float = 1.25
+    heartbeat_s: float = 0.4
+    """How often a primary sends something to each replica."""
+    lagging_s: float = 1.0
+    """An in-sync replica that has not acknowledged what it was sent for so long is to be removed."""
+    probe_s: float = 0.1
+    """How often an unanswered probe is repeated."""
+    cede_wait_s: float = 0.5
+    """How long a primary waits for the word that its target knows of its ceding."""
