@@ -137,6 +137,31 @@ class MoveSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StateSettings:
+    """Users' state and its replication. All masters and workers must agree."""
+
+    replica_lease_s: float = 1.5
+    """How long a replica lets its primary answer reads without asking; a promoted replica waits it out. Below
+    session.session_lease_s."""
+    lagging_s: float = 1.0
+    """An in-sync replica that has not acknowledged what it was sent for so long is taken out."""
+    min_in_sync: int = 1
+    """Writes of a shard with fewer in-sync replicas are refused."""
+    user_keys_max: int = 10_000
+    """Keys that one user may keep."""
+    user_bytes_max: int = 67_108_864
+    """Bytes of keys and values that one user may keep."""
+    value_bytes_max: int = 1_048_576
+    """Largest value; at most user_bytes_max."""
+    remembered_s: float = 3600.0
+    """How long a write's request id is remembered: a retry within that time applies once."""
+    log_records_kept: int = 10_000
+    """Records that a shard's log keeps, for replicas that come back."""
+    forget_s: float = 300.0
+    """How long a worker keeps the files of a shard that it gave up."""
+
+
+@dataclass(frozen=True, slots=True)
 class CronSettings:
     """Cron jobs. All masters must agree."""
 
@@ -192,6 +217,7 @@ class ClusterConfig:
     session: SessionSettings = field(default_factory=SessionSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     moves: MoveSettings = field(default_factory=MoveSettings)
+    state: StateSettings = field(default_factory=StateSettings)
     cron: CronSettings = field(default_factory=CronSettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)

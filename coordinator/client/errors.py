@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from coordinator.api.v1 import cluster_pb2
 from coordinator.model import errors
-from coordinator.model.errors import CoordinatorError, NotLeader, Refused
+from coordinator.model.errors import CoordinatorError, NotLeader, NotPrimary, Refused, VersionConflict
 
 ERROR_METADATA = "coordinator-error-bin"
 
@@ -23,6 +23,8 @@ _BY_NAME: dict[str, type[CoordinatorError]] = {
         errors.Unauthenticated,
         errors.Forbidden,
         errors.NoLeader,
+        errors.TooFewReplicas,
+        errors.Expired,
         errors.Overloaded,
         errors.Unreachable,
         errors.OutcomeUnknown,
@@ -32,6 +34,8 @@ _BY_NAME: dict[str, type[CoordinatorError]] = {
         errors.IndefiniteError,
     )
 }
+# A worker whose disk is full is as good as one whose queue is: later, or elsewhere, there is room.
+_BY_NAME["StoreFull"] = errors.Overloaded
 _NEVER_CONNECTED = "failed to connect to all addresses"
 """What gRPC says when there was no connection to send the call on, so that nothing was sent."""
 _REASON_BY_STATUS = {status: reason for reason, status in Refused.STATUS_BY_REASON.items()}
@@ -43,10 +47,20 @@ def error_of(failure: grpc.aio.AioRpcError, address: str) -> CoordinatorError:
     status = failure.code()
     if detail is None:
         return _error_of_status(status, failure.details() or "", address)
+    return error_of_detail(detail, status.name)
+
+
+def error_of_detail(detail: cluster_pb2.ErrorDetail, status: str = "") -> CoordinatorError:
+    """The exception that a detail tells of; `status` is the name of the gRPC status, else the detail's own."""
+    status = status or detail.status
     if detail.code == "NotLeader":
         return NotLeader(detail.message, detail.leader_id, detail.leader_address)
-    if detail.code == "Refused" and status.name in _REASON_BY_STATUS:
-        return Refused(_REASON_BY_STATUS[status.name], detail.message)
+    if detail.code == "NotPrimary":
+        return NotPrimary(detail.message, detail.primary_id, detail.primary_address, detail.shard_id)
+    if detail.code == "VersionConflict":
+        return VersionConflict(detail.message, detail.key, detail.found_version)
+    if detail.code == "Refused" and status in _REASON_BY_STATUS:
+        return Refused(_REASON_BY_STATUS[status], detail.message)
     if detail.code == "ConfigError":
         return errors.ConfigError(detail.message.splitlines())
     kind = _BY_NAME.get(detail.code)

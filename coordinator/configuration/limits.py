@@ -18,6 +18,7 @@ from coordinator.config import (
     RaftSettings,
     SecuritySettings,
     SessionSettings,
+    StateSettings,
     WorkerSettings,
 )
 from coordinator.model import CronJobSpec
@@ -79,6 +80,18 @@ RANGES: dict[type, dict[str, Range]] = {
     MoveSettings: {
         "copy_deadline_s": Range(0.1, 7 * DAY_S, "seconds"),
         "cede_deadline_s": Range(0.05, 3600, "seconds"),
+    },
+    StateSettings: {
+        "replica_lease_s": Range(0.05, 600, "seconds"),
+        "lagging_s": Range(0.05, 600, "seconds"),
+        "min_in_sync": Range(1, 7, "replicas"),
+        "user_keys_max": Range(1, 10_000_000, "keys"),
+        "user_bytes_max": Range(1 << 10, 1 << 40, "bytes"),
+        # A value travels in one message, of 16 MiB at most, beside others of its batch.
+        "value_bytes_max": Range(1, 1 << 22, "bytes"),
+        "remembered_s": Range(1, 30 * DAY_S, "seconds"),
+        "log_records_kept": Range(1, 10_000_000, "records"),
+        "forget_s": Range(0, 30 * DAY_S, "seconds"),
     },
     CronSettings: {
         "launches_kept": Range(1, 100_000, "launches"),

@@ -24,6 +24,7 @@ from coordinator.config import (
     RaftSettings,
     SecuritySettings,
     SessionSettings,
+    StateSettings,
     WorkerSettings,
 )
 from coordinator.configuration.findings import Findings, dotted, or_list
@@ -40,6 +41,7 @@ SECTIONS: dict[str, type] = {
     "session": SessionSettings,
     "placement": PlacementSettings,
     "moves": MoveSettings,
+    "state": StateSettings,
     "cron": CronSettings,
     "logging": LoggingSettings,
     "worker": WorkerSettings,

@@ -16,6 +16,7 @@ from coordinator.config import ClusterConfig, WorkerSettings
 from coordinator.configuration.addresses import check_address, is_loopback
 from coordinator.configuration.findings import Findings, dotted, number, or_list, show
 from coordinator.configuration.limits import CHOICES, RANGES, key_of
+from coordinator.configuration.state_rules import check_state
 from coordinator.configuration.toml_lines import Path
 from coordinator.control.schedule import check_schedule
 from coordinator.model import CronJobSpec
@@ -35,13 +36,15 @@ TOLERANCE = 1e-9
 
 def check_cluster(findings: Findings, config: ClusterConfig) -> None:
     """All rules; faults go to `findings`."""
-    for name in ("raft", "discovery", "security", "session", "placement", "moves", "cron", "logging", "worker"):
+    sections = ("raft", "discovery", "security", "session", "placement", "moves", "state", "cron", "logging", "worker")
+    for name in sections:
         _check_fields(findings, (name,), getattr(config, name))
     _check_fields(findings, ("discovery", "consul"), config.discovery.consul)
     _check_cluster_table(findings, config)
     _check_raft(findings, config)
     _check_session(findings, config)
     _check_placement(findings, config)
+    check_state(findings, config)
     _check_consul(findings, config)
     _check_jobs(findings, config)
     _check_addresses(findings, config)

@@ -9,6 +9,10 @@
     │   ├── Forbidden             a caller whose role may not make the call
     │   ├── NotLeader             the asked master does not lead; names the leader where known
     │   ├── NoLeader              nobody leads at the moment
+    │   ├── NotPrimary            the asked worker does not answer for the shard; names who does where known
+    │   ├── TooFewReplicas        a shard has fewer in-sync replicas than writes are allowed with
+    │   ├── VersionConflict       a key has another version than the one that the write was for
+    │   ├── Expired               the deadline came before the request was begun
     │   ├── Overloaded            a queue is full
     │   └── Unreachable           no connection was made
     ├── IndefiniteError           it may or may not have been applied; retry only with the same request id
@@ -114,6 +118,45 @@ class NoLeader(DefiniteError):
     """Nobody leads at the moment."""
 
     GRPC_STATUS = "UNAVAILABLE"
+
+
+class NotPrimary(DefiniteError):
+    """The asked worker does not answer for the shard."""
+
+    GRPC_STATUS = "UNAVAILABLE"
+
+    def __init__(self, message: str, primary_id: str = "", primary_address: str = "", shard_id: int = 0) -> None:
+        super().__init__(message)
+        self.primary_id = primary_id
+        """Empty where the asked worker does not know."""
+        self.primary_address = primary_address
+        self.shard_id = shard_id
+        """0 where the asked worker does not know."""
+
+
+class TooFewReplicas(DefiniteError):
+    """A shard has fewer in-sync replicas than `state.min_in_sync` asks for; reads go on."""
+
+    GRPC_STATUS = "UNAVAILABLE"
+
+
+class VersionConflict(DefiniteError):
+    """A key has another version than the write was for; nothing of the write was done."""
+
+    GRPC_STATUS = "ABORTED"
+
+    def __init__(self, message: str, key: str = "", found_version: int = 0) -> None:
+        super().__init__(message)
+        self.key = key
+        """The first key of the write for which that is so."""
+        self.found_version = found_version
+        """The version that it has; 0 when it does not exist."""
+
+
+class Expired(DefiniteError):
+    """The deadline came before the request was begun, so nothing was changed."""
+
+    GRPC_STATUS = "DEADLINE_EXCEEDED"
 
 
 class Overloaded(DefiniteError):

@@ -14,9 +14,14 @@ _LOOKS = frozenset({Role.OPERATOR, Role.READER, Role.SERVICE, Role.WORKER, Role.
 _CHANGES = frozenset({Role.OPERATOR, Role.MASTER})
 _SERVES = frozenset({Role.OPERATOR, Role.SERVICE, Role.MASTER})
 _EVERYBODY = frozenset(Role)
+# Users' state is the applications': services, and the workers themselves, which also pass calls on to each other. A
+# reader watches the cluster; what users keep is not its business, only how much.
+_STATE_CONTENTS = frozenset({Role.OPERATOR, Role.SERVICE, Role.WORKER})
+_STATE_SIZES = _STATE_CONTENTS | {Role.READER}
 
 _CLUSTER = "/coordinator.api.v1.ClusterService/"
 _CRON = "/coordinator.api.v1.CronService/"
+_STATE = "/coordinator.api.v1.StateService/"
 
 ALLOWED: dict[str, frozenset[Role]] = {
     _CLUSTER + "GetStatus": _LOOKS,
@@ -46,6 +51,12 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CRON + "SetJobPaused": _CHANGES,
     _CRON + "TriggerJob": _SERVES,
     _CRON + "ListLaunches": _LOOKS,
+    _STATE + "Write": _STATE_CONTENTS,
+    _STATE + "Read": _STATE_CONTENTS,
+    _STATE + "Scan": _STATE_CONTENTS,
+    _STATE + "DescribeUser": _STATE_SIZES,
+    _STATE + "Execute": _STATE_CONTENTS,
+    "/coordinator.api.v1.ReplicationService/Open": frozenset({Role.WORKER}),
     "/coordinator.api.v1.SessionService/Open": frozenset({Role.WORKER}),
     "/grpc.health.v1.Health/Check": _EVERYBODY,
     "/grpc.health.v1.Health/List": _EVERYBODY,

@@ -20,7 +20,7 @@ import grpc
 from grpc import aio
 
 from coordinator.api.v1 import cluster_pb2
-from coordinator.model.errors import CoordinatorError, NotLeader, Refused
+from coordinator.model.errors import CoordinatorError, NotLeader, NotPrimary, Refused, VersionConflict
 from coordinator.server.handlers import Context, Continuation, Wrapped, method_name
 from coordinator.server.requests import readable
 
@@ -42,9 +42,20 @@ def status_of(error: CoordinatorError) -> grpc.StatusCode:
 def detail_of(error: CoordinatorError) -> cluster_pb2.ErrorDetail:
     """What the trailing metadata says of an exception."""
     detail = cluster_pb2.ErrorDetail(code=type(error).__name__, message=str(error), definite=error.DEFINITE)
-    if isinstance(error, NotLeader):
-        detail.leader_id = error.leader_id
-        detail.leader_address = error.leader_address
+    detail.status = status_of(error).name
+    match error:
+        case NotLeader():
+            detail.leader_id = error.leader_id
+            detail.leader_address = error.leader_address
+        case NotPrimary():
+            detail.primary_id = error.primary_id
+            detail.primary_address = error.primary_address
+            detail.shard_id = error.shard_id
+        case VersionConflict():
+            detail.key = error.key
+            detail.found_version = error.found_version
+        case _:
+            pass
     return detail
 
 

@@ -130,7 +130,7 @@ CONFLICTS = [
         "[raft]\nleader_fallback_s = 0.5", "cluster.toml:6: raft.leader_fallback_s = 0.5 is below", id="fallback"
     ),
     pytest.param(
-        "[session]\nheartbeat_s = 0.5\nsession_lease_s = 1.4\nsuspect_s = 1.2",
+        "[session]\nheartbeat_s = 0.5\nsession_lease_s = 1.4\nsuspect_s = 1.2\n[state]\nreplica_lease_s = 1",
         "cluster.toml:7: session.session_lease_s = 1.4 is less than three times "
         "session.heartbeat_s = 0.5 (line 6); use at least 1.5",
         id="lease",
@@ -153,6 +153,22 @@ CONFLICTS = [
         "[placement]\nmoves_in_max = 20",
         "placement.moves_in_max = 20 is above placement.moves_max = 16 (the default); use at most 16",
         id="moves",
+    ),
+    pytest.param(
+        "[state]\nreplica_lease_s = 10",
+        "cluster.toml:6: state.replica_lease_s = 10.0 is not below session.session_lease_s = 10.0 (the default)",
+        id="replica-lease",
+    ),
+    pytest.param(
+        "[state]\nmin_in_sync = 3",
+        "cluster.toml:6: state.min_in_sync = 3 is above placement.replicas = 2 (the default), so that every write "
+        "would be refused; use at most 2",
+        id="min-in-sync",
+    ),
+    pytest.param(
+        "[state]\nuser_bytes_max = 2000",
+        "state.value_bytes_max = 1048576 (the default) is above state.user_bytes_max = 2000 (line 6)",
+        id="value-bytes",
     ),
     pytest.param("[moves]\ncopy_deadline_s = 2", "moves.cede_deadline_s = 5.0 (the default) is above", id="cede"),
     pytest.param(

@@ -12,10 +12,11 @@ import pytest
 from grpc import aio
 
 from coordinator.client.channels import channel_options, server_options
-from coordinator.client.errors import detail_of, error_of
+from coordinator.client.errors import detail_of, error_of, error_of_detail
 from coordinator.model import errors
 from coordinator.model.errors import CoordinatorError, NotLeader, RefusalReason, Refused
 from coordinator.server.errors import ErrorInterceptor
+from coordinator.server.errors import detail_of as server_detail_of
 
 SECRET = "password=hunter2"
 Ended = list[tuple[str, str]]
@@ -85,6 +86,10 @@ TREE = [
     (errors.InvalidRequest("weight is -1; use a number above 0"), "INVALID_ARGUMENT"),
     (errors.NoLeader("no master leads"), "UNAVAILABLE"),
     (NotLeader("m2 does not lead", "m1", "127.0.0.1:7101"), "UNAVAILABLE"),
+    (errors.NotPrimary("w2 is not primary of shard 7", "w1", "127.0.0.1:7301", 7), "UNAVAILABLE"),
+    (errors.TooFewReplicas("shard 7 has one in-sync replica"), "UNAVAILABLE"),
+    (errors.VersionConflict("name has version 9", "name", 9), "ABORTED"),
+    (errors.Expired("the deadline came first"), "DEADLINE_EXCEEDED"),
     (errors.Overloaded("10,000 proposals wait"), "RESOURCE_EXHAUSTED"),
     (errors.Unreachable("no connection"), "UNAVAILABLE"),
     (errors.OutcomeUnknown("the leader changed"), "UNKNOWN"),
@@ -122,6 +127,19 @@ async def test_a_leader_hint_travels_along() -> None:
         rebuilt = error_of(await failure_of_single(channel), "there")
     assert isinstance(rebuilt, NotLeader)
     assert (rebuilt.leader_id, rebuilt.leader_address) == ("m1", "127.0.0.1:7101")
+
+
+async def test_the_way_to_the_primary_and_the_version_found_travel_along() -> None:
+    """NotPrimary names the worker to ask, VersionConflict the key and its version; inside an answer as well."""
+    for error in (
+        errors.NotPrimary("w2 is not primary", "w1", "127.0.0.1:7301", 7),
+        errors.VersionConflict("name has version 9", "name", 9),
+        Refused(RefusalReason.PRECONDITION, "the user keeps 10 keys"),
+    ):
+        async with faulty_server(error) as (channel, _):
+            rebuilt = error_of(await failure_of_single(channel), "there")
+        assert vars(rebuilt) == vars(error)
+        assert vars(error_of_detail(server_detail_of(error))) == vars(error)
 
 
 @pytest.mark.parametrize("kind", ["generator", "writer"])

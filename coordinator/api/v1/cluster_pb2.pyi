@@ -59,6 +59,12 @@ class ErrorDetail(_message.Message):
     DEFINITE_FIELD_NUMBER: _builtins.int
     LEADER_ID_FIELD_NUMBER: _builtins.int
     LEADER_ADDRESS_FIELD_NUMBER: _builtins.int
+    PRIMARY_ID_FIELD_NUMBER: _builtins.int
+    PRIMARY_ADDRESS_FIELD_NUMBER: _builtins.int
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    FOUND_VERSION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Name of the error class, for example "NoLeader"."""
     message: _builtins.str
@@ -69,6 +75,18 @@ class ErrorDetail(_message.Message):
     """Id of the leader when the asked master knows it."""
     leader_address: _builtins.str
     """host:port of the leader's gRPC server when the asked master knows it."""
+    primary_id: _builtins.str
+    """Of NotPrimary: worker that answers for the shard, when the asked one knows it."""
+    primary_address: _builtins.str
+    """Of NotPrimary: host:port of that worker's gRPC server."""
+    shard_id: _builtins.int
+    """Of NotPrimary: the shard; 0 when the asked worker does not know it."""
+    key: _builtins.str
+    """Of VersionConflict: the key."""
+    found_version: _builtins.int
+    """Of VersionConflict: the version that the key has; 0 when it does not exist."""
+    status: _builtins.str
+    """Name of the gRPC status that the error has, for where no status goes with it."""
     def __init__(
         self,
         *,
@@ -77,10 +95,16 @@ class ErrorDetail(_message.Message):
         definite: _builtins.bool = ...,
         leader_id: _builtins.str = ...,
         leader_address: _builtins.str = ...,
+        primary_id: _builtins.str = ...,
+        primary_address: _builtins.str = ...,
+        shard_id: _builtins.int = ...,
+        key: _builtins.str = ...,
+        found_version: _builtins.int = ...,
+        status: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "leader_address", b"leader_address", "leader_id", b"leader_id", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "definite", b"definite", "found_version", b"found_version", "key", b"key", "leader_address", b"leader_address", "leader_id", b"leader_id", "message", b"message", "primary_address", b"primary_address", "primary_id", b"primary_id", "shard_id", b"shard_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
