@@ -1,0 +1,375 @@
+"""One hosted shard: a replica machine with its store, its timer and whoever waits for it. Driven by shards.py.
+
+Nothing here awaits but the opening and the closing: events are fed and actions performed on the event loop. Store
+operations queue up and run in batches in the thread pool; each that ended well comes back as StoreDone in its order. A
+copy's chunk is read when the copy rate allows, so it alone may be overtaken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from coordinator.api.v1 import replication_pb2, session_pb2
+from coordinator.model import Clock, Monotonic
+from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
+from worker_agent import shard_interface as interface
+from worker_agent.replica import Replica
+from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
+from worker_agent.state_interface import Place
+from worker_agent.store import ShardStore, StoreSettings, create_store, delete_store, open_store
+from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+class CopyRate:
+    """A token bucket for what this worker sends of copies; one second's worth may go at once."""
+
+    def __init__(self) -> None:
+        self._bytes_per_s = 0
+        self._free_at = 0.0
+
+    def set(self, bytes_per_s: int) -> None:
+        """0 for no limit."""
+        self._bytes_per_s = bytes_per_s
+
+    def delay_s(self, now_s: float, size: int) -> float:
+        """Books `size` bytes; how long to wait before they may leave."""
+        if not self._bytes_per_s:
+            return 0.0
+        self._free_at = max(self._free_at, now_s - 1.0) + size / self._bytes_per_s
+        return max(0.0, self._free_at - now_s)
+
+
+@dataclass(slots=True)
+class ShardContext:
+    """What all shards of a worker share."""
+
+    node_id: str
+    pool: ThreadPoolExecutor
+    clock: Clock
+    started_at: Monotonic
+    store_settings: StoreSettings
+    times: interface.ReplicaTimes
+    has_session_lease: Callable[[Monotonic], bool]
+    report: Callable[[session_pb2.ReplicaReport], None]
+    send: Callable[[str, replication_pb2.ShardMessage, bool], None]
+    is_connected: Callable[[str], bool]
+    place: Callable[[str], Place]
+    on_changed: Callable[[], None]
+    copy_rate: CopyRate = field(default_factory=CopyRate)
+
+
+class Shard:
+    """One shard of this worker; a HostedShard of state_interface.py. `open` is called once, `close` at the end."""
+
+    def __init__(self, view: ShardView, path: Path, context: ShardContext) -> None:
+        self.view = view
+        self.last_report: session_pb2.ReplicaReport | None = None
+        self._path = path
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._queue: StoreQueue | None = None
+        self._replica: Replica | None = None
+        self._is_closed = False
+        self._is_lost = False
+        """True while there is no store that may be used, although this replica is in sync."""
+        self._again: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[int]] = {}
+        self._shown: tuple[object, ...] = ()
+
+    # Opening and closing
+
+    @property
+    def is_open(self) -> bool:
+        """True once there is a replica with a store."""
+        return self._replica is not None
+
+    async def open(self, parents: Sequence[Path] = ()) -> None:
+        """Opens or makes the store, and begins; or reports the replica as lost."""
+        view = self.view
+        try:
+            store = await self._in_thread(partial(self._find_store, view, parents))
+        except (OSError, CoordinatorError) as error:
+            self._lose(str(error))
+            return
+        if store is None:
+            self._lose(f"{self._path.name} is not there")
+            return
+        context = self._context
+        self._queue = StoreQueue(store, context.pool, self._on_store)
+        if self._is_closed:
+            await self._close_store()
+            return
+        position = store.position()
+        self._replica = Replica(
+            context.node_id, view.shard_id, context.times, context.has_session_lease, context.started_at
+        )
+        self.feed(interface.Assigned(self.view, position))
+        for peer in {*self.view.in_sync, *self.view.joining} - {context.node_id}:
+            if context.is_connected(peer):
+                self.feed(interface.PeerConnected(peer))
+
+    def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
+        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew."""
+        settings = self._context.store_settings
+        place = (self._path, view.shard_id, view.lo, view.hi)
+        may_begin = view.role is ReplicaRole.JOINING
+        if self._path.exists():
+            try:
+                return open_store(*place, settings)
+            except Damaged as error:
+                if not may_begin:
+                    raise
+                _log.warning("shard %d is copied anew: %s", view.shard_id, error)
+                delete_store(self._path)
+        if not may_begin and parents and all(parent.exists() for parent in parents):
+            if len(parents) == 1:
+                split_store(parents[0], [place], settings)
+            else:
+                merge_stores(parents, place, settings)
+            return open_store(*place, settings)
+        if may_begin or not view.is_formed:
+            return create_store(*place, settings)
+        return None
+
+    def _lose(self, reason: str) -> None:
+        self._is_lost = True
+        _log.error("shard %d: this replica has no data that can be used: %s", self.view.shard_id, reason)
+        self._report(ReportReplica(self.view.epoch, Progress.LOST, reason=reason))
+
+    async def close(self) -> None:
+        """Ends it; what was not settled is unknown."""
+        self._is_closed = True
+        self._replica = None
+        self._set_timer(None)
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(OutcomeUnknown(f"shard {self.view.shard_id} was closed here; ask again"))
+        self._waiting.clear()
+        if self._again is not None:
+            self._again.cancel()
+            await asyncio.gather(self._again, return_exceptions=True)
+        await self._close_store()
+        self._context.on_changed()
+
+    async def _close_store(self) -> None:
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            await queue.close()
+
+    def _in_thread(self, function: Callable[[], Result]) -> asyncio.Future[Result]:
+        return self._loop.run_in_executor(self._context.pool, function)
+
+    # Events
+
+    def assign(self, view: ShardView) -> None:
+        """This is the shard now."""
+        if view == self.view:
+            return
+        self.view = view
+        if self._is_lost:
+            if view.role is ReplicaRole.JOINING:
+                self._is_lost = False
+                self._begin_anew()
+            else:
+                self._report(ReportReplica(view.epoch, Progress.LOST, reason="it still has no data"))
+        elif self.is_open:
+            self.feed(interface.Assigned(view))
+
+    def _begin_anew(self) -> None:
+        async def again() -> None:
+            await self._close_store()
+            await self._in_thread(partial(delete_store, self._path))
+            await self.open()
+
+        self._replica = None
+        self._again = asyncio.create_task(again(), name=f"begin shard {self.view.shard_id} anew")
+
+    def concerns(self, node_id: str) -> bool:
+        """True when that worker replicates the shard."""
+        return self.is_open and (node_id in self.view.in_sync or node_id in self.view.joining)
+
+    def feed(self, event: interface.ReplicaEvent) -> None:
+        """Lets the replica take an event in, and performs what it wants."""
+        if self._replica is not None:
+            self._take(self._replica.on_event(self._context.clock.monotonic(), event))
+
+    def _advance(self) -> None:
+        self._timer = None
+        if self._replica is not None:
+            self._take(self._replica.on_advance(self._context.clock.monotonic()))
+
+    def _take(self, step: interface.ReplicaStep) -> None:
+        for action in step.actions:
+            self._perform(action)
+        self._set_timer(step.next_wake)
+        if self._queue is not None:
+            self._queue.start()
+        shown = (self.view.epoch, self.view.role, self.is_serving, self.primary)
+        if shown != self._shown:
+            self._shown = shown
+            self._context.on_changed()
+
+    def _set_timer(self, wake: Monotonic | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wake is not None:
+            delay_s = max(0.0, wake - self._context.clock.monotonic())
+            self._timer = self._loop.call_later(delay_s, self._advance)
+
+    def _perform(self, action: interface.ReplicaAction) -> None:
+        match action:
+            case interface.SendToPeer(node_id, message, is_answer):
+                self._context.send(node_id, message, is_answer)
+            case interface.Settle(token, sequence, error):
+                self._settle(token, sequence, error)
+            case interface.ReportReplica():
+                if action.progress is Progress.LOST:
+                    self._is_lost = True
+                self._report(action)
+            case interface.ReadChunk():
+                delay_s = self._context.copy_rate.delay_s(self._loop.time(), CHUNK_BYTES)
+                self._loop.call_later(delay_s, self._read_chunk, action)
+            case _:
+                assert self._queue is not None, "a replica has a store"
+                self._queue.put(action)
+
+    def _settle(self, token: int, sequence: int, error: CoordinatorError | None) -> None:
+        future = self._waiting.pop(token, None)
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(sequence)
+
+    def _report(self, action: ReportReplica) -> None:
+        last = self._queue.store.position().last if self._queue is not None and not self._is_lost else 0
+        report = session_pb2.ReplicaReport(
+            shard_id=self.view.shard_id,
+            epoch=action.epoch,
+            progress=session_pb2.ReplicaProgress.ValueType(action.progress.value),
+            caught_up=action.caught_up,
+            lagging=action.lagging,
+            last_sequence=last,
+            reason=action.reason,
+        )
+        self.last_report = report
+        self._context.report(report)
+
+    def _on_store(self, event: StoreDone | StoreFailed) -> None:
+        if isinstance(event, StoreFailed):
+            _log.warning("shard %d: %s", self.view.shard_id, event.error)
+        self.feed(event)
+
+    def _read_chunk(self, action: interface.ReadChunk) -> None:
+        if self._queue is not None and self._replica is not None:
+            self._queue.put(action)
+            self._queue.start()
+
+    # HostedShard
+
+    @property
+    def shard_id(self) -> int:
+        return self.view.shard_id
+
+    @property
+    def epoch(self) -> int:
+        return self.view.epoch
+
+    @property
+    def primary(self) -> Place:
+        view = self.view
+        has_ceded = bool(view.cede_to) and view.role is ReplicaRole.PRIMARY and not self.is_serving
+        return self._context.place(view.cede_to if has_ceded else view.primary)
+
+    @property
+    def is_primary(self) -> bool:
+        return self.view.role is ReplicaRole.PRIMARY and not (self.view.cede_to and not self.is_serving)
+
+    @property
+    def is_serving(self) -> bool:
+        return self._replica is not None and self._replica.is_serving
+
+    @property
+    def in_sync_count(self) -> int:
+        return len(self.view.in_sync)
+
+    @property
+    def reader(self) -> interface.Reader | None:
+        return self._queue.store.reader() if self._queue is not None and self._replica is not None else None
+
+    def may_read(self) -> bool:
+        return self._replica is not None and self._replica.may_read(self._context.clock.monotonic())
+
+    def barrier(self) -> Awaitable[None]:
+        async def wait() -> None:
+            await self._ask(lambda token: interface.Barrier(token))
+
+        return wait()
+
+    def submit(self, payload: bytes) -> asyncio.Future[int]:
+        return self._ask(lambda token: interface.Submit(token, payload))
+
+    def _ask(self, make: Callable[[int], interface.ReplicaEvent]) -> asyncio.Future[int]:
+        future: asyncio.Future[int] = self._loop.create_future()
+        if not self.is_serving:
+            place = self.primary
+            future.set_exception(
+                NotPrimary(
+                    f"worker {self._context.node_id} does not serve shard {self.view.shard_id} now; its primary is "
+                    f"{place.node_id or 'not known'}",
+                    primary_id=place.node_id,
+                    primary_address=place.address,
+                    shard_id=self.view.shard_id,
+                )
+            )
+            return future
+        token = next(self._tokens)
+        self._waiting[token] = future
+        self.feed(make(token))
+        return future
+
+    def stale_age_s(self) -> float | None:
+        if self._replica is None:
+            return None
+        return self._replica.age_s(self._context.clock.monotonic())
+
+    # For people and for the leader
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in a word."""
+        if self._is_lost:
+            return "lost"
+        return self._replica.state if self._replica is not None else "opening"
+
+    async def figures(self) -> session_pb2.ShardFigure | None:
+        """How much is in it; None while it has no store."""
+        if self._queue is None or not self.is_open:
+            return None
+        found = await self._queue.call(lambda store: store.figures())
+        assert isinstance(found, interface.StoreFigures)
+        return session_pb2.ShardFigure(
+            shard_id=self.shard_id,
+            users=found.users,
+            bytes=found.bytes,
+            median_hash=found.median_hash,
+            last_sequence=self._queue.store.position().last if self._queue is not None else 0,
+            copy_rows=found.rows,
+        )

@@ -1,0 +1,162 @@
+"""The operations of one shard's store: one batch at a time in the thread pool, in the order in which they were queued.
+
+Operations that gather while a batch runs are the next batch. Each that ended well is told as StoreDone; behind one that
+failed nothing of its batch, nor of what is queued, is done: it was decided on what is not so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from worker_agent import shard_interface as interface
+from worker_agent.shard_interface import StoreDone, StoreFailed
+from worker_agent.store import ShardStore
+
+CHUNK_BYTES = 512 << 10
+"""Size of a copy's chunk, about."""
+READ_RECORDS_MAX = 2_000
+READ_BYTES_MAX = 1 << 20
+"""What one read of the log for a peer brings at most."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Something else to do with the store, in its turn: `future` has the outcome."""
+
+    function: Callable[[ShardStore], object]
+    future: asyncio.Future[object]
+
+
+class StoreQueue:
+    """A store and what is to be done with it. Belongs to the event loop's thread; `on_event` is called there."""
+
+    def __init__(
+        self, store: ShardStore, pool: ThreadPoolExecutor, on_event: Callable[[StoreDone | StoreFailed], None]
+    ) -> None:
+        self.store = store
+        self._pool = pool
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._queued: deque[interface.StoreOperation | _Call] = deque()
+        self._batch: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]] | None = None
+        self._is_closed = False
+
+    def put(self, operation: interface.StoreOperation) -> None:
+        """Queues an operation; `start` begins with what is queued."""
+        self._queued.append(operation)
+
+    async def call(self, function: Callable[[ShardStore], object]) -> object:
+        """Does something else with the store, in its turn. Raises what it raises; CancelledError when it was dropped."""
+        future: asyncio.Future[object] = self._loop.create_future()
+        if self._is_closed:
+            future.cancel()
+        else:
+            self._queued.append(_Call(function, future))
+            self.start()
+        return await future
+
+    def start(self) -> None:
+        """Begins the next batch, unless one runs."""
+        if self._batch is not None or not self._queued or self._is_closed:
+            return
+        batch = tuple(self._queued)
+        self._queued.clear()
+        self._batch = self._loop.run_in_executor(self._pool, _perform_batch, self.store, batch)
+        self._batch.add_done_callback(self._on_batch)
+
+    def _on_batch(self, done: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]]) -> None:
+        self._batch = None
+        events = done.result()
+        if any(isinstance(event, StoreFailed) for event in events):
+            self._drop()
+        for event in events:
+            if isinstance(event, tuple):
+                call, outcome = event
+                _resolve(call.future, outcome)
+            elif not self._is_closed:
+                self._on_event(event)
+        self.start()
+
+    def _drop(self) -> None:
+        for operation in self._queued:
+            if isinstance(operation, _Call):
+                operation.future.cancel()
+        self._queued.clear()
+
+    async def close(self) -> None:
+        """Drops what is queued, waits for what runs, and closes the store."""
+        self._is_closed = True
+        self._drop()
+        if self._batch is not None:
+            await asyncio.wait([self._batch])
+        await self._loop.run_in_executor(self._pool, self.store.close)
+
+
+def _resolve(future: asyncio.Future[object], outcome: object) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _perform_batch(
+    store: ShardStore, batch: Sequence[interface.StoreOperation | _Call]
+) -> list[StoreDone | StoreFailed | tuple[_Call, object]]:
+    """In a thread: the operations in order, up to the first that fails."""
+    events: list[StoreDone | StoreFailed | tuple[_Call, object]] = []
+    for operation in batch:
+        if isinstance(operation, _Call):
+            try:
+                events.append((operation, operation.function(store)))
+            except Exception as error:
+                events.append((operation, error))
+            continue
+        try:
+            events.append(_perform(store, operation))
+        except Exception as error:
+            position = None
+            try:
+                position = store.position()
+            except Exception:
+                _log.exception("a store cannot say where it stands")
+            events.append(StoreFailed(operation, error, position))
+            break
+    return events
+
+
+def _perform(store: ShardStore, operation: interface.StoreOperation) -> StoreDone:
+    done = StoreDone(operation, store.position())
+    match operation:
+        case interface.SeeEpoch(epoch):
+            store.see_epoch(epoch)
+        case interface.AppendRecords(records):
+            store.append(records)
+        case interface.TruncateLog(last):
+            store.truncate(last)
+        case interface.ApplyLog(up_to, keeps_tombstones):
+            digest = store.apply(up_to, keeps_tombstones=keeps_tombstones)
+            return StoreDone(operation, store.position(), digest=digest)
+        case interface.ReadLog(_, first):
+            records = tuple(store.read_log(first, records_max=READ_RECORDS_MAX, bytes_max=READ_BYTES_MAX))
+            return replace(done, records=records)
+        case interface.ReadChunk(_, cursor):
+            return replace(done, chunk=store.read_chunk(cursor, bytes_max=CHUNK_BYTES))
+        case interface.BeginCopy(start, start_epoch):
+            store.begin_copy(start, start_epoch)
+        case interface.MergeChunk(chunk):
+            store.merge_chunk(chunk)
+        case interface.FinishCopy():
+            store.finish_copy()
+        case _:
+            assert_never(operation)
+    return StoreDone(operation, store.position())
