@@ -3,7 +3,9 @@
     discovery --masters--> driver <--> session machine          the leader: leases, assignments, launch orders
                              |---> hosting machine --> assignment.bin
                              |---> launcher --> runs
-    HTTP /health, /metrics <-- view of all of it;  gRPC: health and reflection at the worker's own address
+                             |---> shards: replicas, stores <-- replication --> other workers
+                                     ^---- gRPC StateService <-- clients
+    HTTP /health, /metrics <-- view of all of it
 
 Up: the lock, then the servers (so that what is registered is what is bound), then discovery, then the
 session. Down, the other way round: runs are ended and reported, the leader hears a Goodbye, the
@@ -37,17 +39,26 @@ from coordinator.server.http import HttpServer, join_address, split_address
 from coordinator.server.lock import DirectoryLock
 from worker_agent.driver import SessionDriver
 from worker_agent.files import read_if_there
-from worker_agent.hosting import Hosting, Role, Stored, decode
+from worker_agent.hosting import Hosting, Stored, decode
 from worker_agent.launcher import Launcher
 from worker_agent.metrics import figures, read_counters
 from worker_agent.observe import View, health_document, make_registry
 from worker_agent.server import WorkerServer
 from worker_agent.session import WorkerSession
+from worker_agent.replication import Replication
 from worker_agent.session_interface import End, SessionTimes
+from worker_agent.shard_interface import ReplicaRole, ReplicaTimes
+from worker_agent.shards import Shards
+from worker_agent.state_service import StateService
 
 ASSIGNMENT_FILE = "assignment.bin"
 ANYWHERE = frozenset({"0.0.0.0", "::"})
 """Hosts to listen at that nobody can connect to."""
+STORES_DIRECTORY = "shards"
+HEARTBEATS_PER_LEASE = 4
+"""A primary asks for its leases so often that three requests in a row may be late."""
+COUNT_EVERY_S = 2.0
+"""How often the leader hears how much is in the shards."""
 SHOW_EVERY_S = 5.0
 """How often the registration follows what the worker carries."""
 
@@ -152,13 +163,16 @@ class WorkerAgent:
         node = self._join(discovery, stored, credentials)
         self.grpc_address = node.grpc_address = await self._reachable(await self._server.start())
         stack.push_async_callback(self._server.stop)
+        stack.push_async_callback(self._replication.close)
+        stack.push_async_callback(self._shards.close)
+        stack.push_async_callback(self._state.close)
         http = HttpServer(self._settings.http_address, self._health, make_registry(self._view))
         self.http_address = node.http_address = await self._reachable(await http.start())
         stack.push_async_callback(http.stop)
         await discovery.start()
         stack.push_async_callback(discovery.stop)
         await discovery.register(self._registration())
-        stack.push_async_callback(_run_beside(self._measure(), self._show(discovery)))
+        stack.push_async_callback(_run_beside(self._measure(), self._show(discovery), self._count()))
         await self._launcher.start()
         stack.push_async_callback(self._launcher.stop)
         self._driver.start()
@@ -172,7 +186,6 @@ class WorkerAgent:
         self, discovery: Discovery, stored: Stored | None, credentials: Credentials | None
     ) -> types_pb2.Node:
         """Makes the parts; returns the worker's description, whose addresses are known once the servers listen."""
-        self._server = WorkerServer(self._settings.grpc_address, credentials)
         node = types_pb2.Node(
             id=self._settings.id,
             zone=self._settings.zone,
@@ -190,7 +203,34 @@ class WorkerAgent:
             generation=0 if stored is None else stored.assignment.generation,
             times=self._times,
         )
-        self._hosting = Hosting(self._session.has_lease, stored)
+        self._hosting = Hosting(stored)
+        state = self._config.state
+        self._shards = Shards(
+            node.id,
+            self._directory / STORES_DIRECTORY,
+            self._clock,
+            state,
+            ReplicaTimes(
+                replica_lease_s=state.replica_lease_s,
+                lease_margin=self._config.session.lease_margin,
+                heartbeat_s=state.replica_lease_s / HEARTBEATS_PER_LEASE,
+                lagging_s=state.lagging_s,
+            ),
+            self._session.has_lease,
+            lambda report: self._driver.report_replica(report),
+        )
+        self._replication = Replication(
+            node.id,
+            node.incarnation,
+            self._config.name,
+            credentials,
+            on_connected=self._shards.on_connected,
+            on_lost=self._shards.on_lost,
+            on_message=self._shards.on_message,
+        )
+        self._shards.attach(self._replication)
+        self._state = StateService(self._shards, state, node.id, credentials)
+        self._server = WorkerServer(self._settings.grpc_address, credentials, self._state, self._replication)
         self._launcher = Launcher(
             self._directory,
             self._settings,
@@ -202,6 +242,7 @@ class WorkerAgent:
         self._driver = SessionDriver(
             session=self._session,
             hosting=self._hosting,
+            shards=self._shards,
             launcher=self._launcher,
             discovery=discovery,
             clock=self._clock,
@@ -220,13 +261,13 @@ class WorkerAgent:
         return join_address(await asyncio.to_thread(_own_host_towards, master, host), port)
 
     def _registration(self) -> Registration:
-        held = self._hosting.held
+        held = self._hosting.views
         meta = {
             "cluster": self._config.name,
             "grpc_address": self.grpc_address,
             "http_address": self.http_address,
             "jobs": str(len(self._hosting.jobs_owned)),
-            "primaries": str(sum(shard.role is Role.PRIMARY for shard in held)),
+            "primaries": str(sum(shard.role is ReplicaRole.PRIMARY for shard in held)),
             "shards": str(len(held)),
             "version": __version__,
             "weight": f"{self._settings.weight:g}",
@@ -261,6 +302,14 @@ class WorkerAgent:
                 await discovery.register(current)
                 shown = current
 
+    async def _count(self) -> None:
+        """Tells the leader how much is in the shards that this worker answers for."""
+        while True:
+            await asyncio.sleep(COUNT_EVERY_S)
+            figures = await self._shards.figures()
+            if figures.shards:
+                self._driver.report_figures(figures)
+
     def _node_metrics(self) -> session_pb2.NodeMetrics:
         metrics = session_pb2.NodeMetrics()
         metrics.CopyFrom(self._metrics)
@@ -288,7 +337,8 @@ class WorkerAgent:
             jobs_owned=self._hosting.jobs_owned,
             jobs_backed=self._hosting.jobs_backed,
             jobs_failing=frozenset(self._tally.failing),
-            replicas_by_role=Counter(held.role for held in self._hosting.held),
+            replicas_by_role=Counter(view.role for view in self._hosting.views),
+            shards_by_state=Counter(shard.state for shard in self._shards.shards),
             launches_by_end=self._tally.by_end,
             storage_problem=self._driver.storage_problem,
             is_stopping=self._stop.is_set(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, assert_never
 
@@ -23,6 +23,7 @@ from worker_agent.files import write_durably
 from worker_agent.hosting import Hosting, Persist
 from worker_agent.session import WorkerSession
 from worker_agent.session_interface import Phase
+from worker_agent.shard_interface import ShardView
 from worker_agent.stream import MasterStream
 
 PERSIST_RETRY_S = 1.0
@@ -47,6 +48,18 @@ class LaunchRunner(Protocol):
         ...
 
 
+class ReplicaHost(Protocol):
+    """What the driver asks of the host of the shards."""
+
+    def follow(self, views: Sequence[ShardView], peers: Mapping[str, str], copy_bytes_per_s: int) -> None:
+        """An assignment is in force."""
+        ...
+
+    def reports(self) -> Sequence[session_pb2.ReplicaReport]:
+        """The latest report of every shard."""
+        ...
+
+
 class SessionDriver:
     """The worker's session, running. `ended` is done when it is over for good; it fails only by a bug."""
 
@@ -55,6 +68,7 @@ class SessionDriver:
         *,
         session: WorkerSession,
         hosting: Hosting,
+        shards: ReplicaHost,
         launcher: LaunchRunner,
         discovery: Discovery,
         clock: Clock,
@@ -64,6 +78,7 @@ class SessionDriver:
     ) -> None:
         self._session = session
         self._hosting = hosting
+        self._shards = shards
         self._launcher = launcher
         self._discovery = discovery
         self._clock = clock
@@ -85,6 +100,7 @@ class SessionDriver:
         self._logged_phase = Phase.WAITING
         self._logged_problem = ""
         self._logged_refusal = ""
+        self._reports: dict[int, session_pb2.ReplicaReport] = {}
 
     @property
     def storage_problem(self) -> str:
@@ -112,6 +128,23 @@ class SessionDriver:
     def report_launch(self, report: session_pb2.LaunchReport) -> None:
         """Sends a launch report now, if a session is open."""
         self._feed(interface.ReportsReady(launches=(report,)))
+
+    def report_replica(self, report: session_pb2.ReplicaReport) -> None:
+        """Sends a replica's report, if a session is open; those of one turn of the event loop go together.
+
+        Only the latest of a shard counts.
+        """
+        if not self._reports:
+            self._loop.call_soon(self._flush_reports)
+        self._reports[report.shard_id] = report
+
+    def _flush_reports(self) -> None:
+        reports, self._reports = tuple(self._reports.values()), {}
+        self._feed(interface.ReportsReady(replicas=reports))
+
+    def report_figures(self, figures: session_pb2.ShardFigures) -> None:
+        """Sends how much is in the shards, if a session is open."""
+        self._feed(interface.ReportsReady(figures=figures))
 
     async def close(self) -> None:
         """Ends every task and connection."""
@@ -182,7 +215,7 @@ class SessionDriver:
                 heartbeat.metrics.CopyFrom(self._metrics())
                 self._send(stream, session_pb2.OpenRequest(heartbeat=heartbeat))
             case interface.GatherReports(everything):
-                replicas = self._hosting.reports() if everything else ()
+                replicas = tuple(self._shards.reports()) if everything else ()
                 self._events.append(interface.ReportsReady(replicas, tuple(self._launcher.pending_reports())))
             case interface.Apply(assignment, cluster_id):
                 write = self._hosting.on_assignment(assignment, cluster_id)
@@ -236,7 +269,7 @@ class SessionDriver:
             for sentence in outcome.ignored:
                 _log.error("assignment %d: %s", outcome.generation, sentence)
             self._feed(interface.AssignmentApplied(outcome.generation))
-            self._feed(interface.ReportsReady(replicas=outcome.reports))
+            self._shards.follow(outcome.views, outcome.peers, outcome.copy_bytes_per_s)
             write = outcome.next_write
 
     async def _call_launcher(self) -> None:

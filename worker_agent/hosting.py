@@ -1,76 +1,35 @@
-"""What the worker holds: from assignments to roles in force and to replica reports. A passive machine.
+"""What the worker holds: from assignments to the shards in force. A passive machine.
 
-What it keeps (DESIGN.md sections 5 and 7):
+What it keeps (DESIGN.md section 5):
 
-- **Shrinks at once, grows after the disk.** A role that an assignment takes away is gone the moment the
-  assignment arrives; one that it gives is in force, and reported, only when the assignment is on disk. So
-  whatever the worker has shown to anybody, an epoch above all, it still knows after a crash.
+- **In force only when on disk.** So whatever the worker has shown to anybody it still knows after a crash. Taking a
+  role away may wait for the disk too: what a role allows is decided by epochs and leases (replica.py), not here.
 - **Epochs never go back.** Per shard, an assignment below the highest epoch seen is not followed.
-- **Ceded stays ceded.** A primary that has ceded answers again only at a higher epoch; the masters raise
-  the epoch when they roll a move back, too.
 - **A restart confirms nothing.** What an earlier process left on disk counts as seen, never as held: roles
   come only from an assignment that this process received.
 
 One assignment is being written at a time. Of those that come in meanwhile only the newest counts, since
 each one is whole; the one being written still comes into force, so that a stream of assignments cannot hold
-the reports back for ever.
-
-In this version a shard is its assignment: a joining replica has caught up as soon as that is on disk, and a
-primary has ceded as soon as it stopped. The data of a shard hangs on the same events: `replica.py` will
-report in its own time.
+everything back for ever.
 """
 
 from __future__ import annotations
 
-import enum
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from coordinator.api.v1 import session_pb2
-from coordinator.model import Monotonic
 from coordinator.model.errors import Damaged
-
-ACCEPTED = session_pb2.REPLICA_PROGRESS_ACCEPTED
-CAUGHT_UP = session_pb2.REPLICA_PROGRESS_CAUGHT_UP
-CEDED = session_pb2.REPLICA_PROGRESS_CEDED
+from worker_agent.shard_interface import ReplicaRole, ShardView
 
 MAGIC = b"WASSIGN1"
 _HEADER = struct.Struct(">8sIII")
 """Magic, bytes of the cluster id, bytes of the assignment, CRC-32 of the two."""
-
-
-class Role(enum.Enum):
-    """A worker's role in one shard; the value is the number in session.proto."""
-
-    PRIMARY = 1
-    IN_SYNC = 2
-    JOINING = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One shard as the worker holds it."""
-
-    shard_id: int
-    lo: int
-    hi: int
-    """First key hash after the range, at most 2^64."""
-    epoch: int
-    role: Role
-    cede_to: str = ""
-    """For a primary: the worker that it has ceded to."""
-    move_id: int = 0
-
-    @property
-    def progress(self) -> session_pb2.ReplicaProgress.ValueType:
-        """How far it is, as the leader wants to hear it."""
-        if self.role is Role.JOINING:
-            return CAUGHT_UP
-        return CEDED if self.cede_to else ACCEPTED
+_ROLES = {role.value: role for role in ReplicaRole}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +50,25 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a persisted assignment changed: the generation in force, what to report, and what to write next."""
+    """What a persisted assignment changed: what is in force now, and what to write next."""
 
     generation: int
-    reports: tuple[session_pb2.ReplicaReport, ...]
+    views: tuple[ShardView, ...]
+    """The shards, sorted by id."""
+    peers: Mapping[str, str]
+    """host:port of the other workers that the shards name, by id."""
+    copy_bytes_per_s: int
+    """How fast copies may be sent; 0 for no limit."""
     next_write: Persist | None
     ignored: tuple[str, ...]
     """One sentence for each entry that was not followed."""
 
 
 class Hosting:
-    """What one process of the worker holds.
+    """What one process of the worker holds. `stored` is what `decode` made of the file, None when there is no file."""
 
-    `has_lease` is the session's lease check. `stored` is what `decode` made of the file, None when there is no file.
-    """
-
-    def __init__(self, has_lease: Callable[[Monotonic], bool], stored: Stored | None = None) -> None:
-        self._has_lease = has_lease
-        self._held: dict[int, Held] = {}
-        self._primaries: set[int] = set()
-        """Shards that this worker answers for, the lease permitting."""
+    def __init__(self, stored: Stored | None = None) -> None:
+        self._views: dict[int, ShardView] = {}
         self._epochs: dict[int, int] = {}
         self._jobs: tuple[session_pb2.JobAssignment, ...] = ()
         self._generation = 0
@@ -127,9 +85,9 @@ class Hosting:
         return self._generation
 
     @property
-    def held(self) -> tuple[Held, ...]:
+    def views(self) -> tuple[ShardView, ...]:
         """The shards of the assignment in force, sorted by id."""
-        return tuple(self._held[shard_id] for shard_id in sorted(self._held))
+        return tuple(self._views[shard_id] for shard_id in sorted(self._views))
 
     @property
     def jobs_owned(self) -> tuple[str, ...]:
@@ -145,37 +103,17 @@ class Hosting:
         """Highest epoch of the shard that was ever seen; 0 when none was."""
         return self._epochs.get(shard_id, 0)
 
-    def may_answer(self, shard_id: int, now: Monotonic) -> bool:
-        """True when this worker may answer for the shard as its primary, now.
-
-        The session lease is what a single copy needs; with more copies, replica leases are to be asked beside it.
-        """
-        return shard_id in self._primaries and self._has_lease(now)
-
-    def primary_count(self) -> int:
-        """Shards that this worker answers for, the lease permitting."""
-        return len(self._primaries)
-
-    def reports(self) -> tuple[session_pb2.ReplicaReport, ...]:
-        """How far every shard is, sorted by id; what a new session is told."""
-        return tuple(_report(held, held.progress) for held in self.held)
-
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
         assert self._waiting is None or self._writing is not None, "nothing waits while nothing is written"
-        for shard_id in self._primaries:
-            held = self._held[shard_id]
-            assert held.role is Role.PRIMARY, f"shard {shard_id} is answered for without being primary"
-            assert not held.cede_to, f"shard {shard_id} is answered for after it was ceded"
-        for held in self._held.values():
-            assert held.epoch <= self.epoch_seen(held.shard_id), f"shard {held.shard_id} has an epoch that was not seen"
-            assert 0 <= held.lo < held.hi <= 1 << 64, f"shard {held.shard_id} has no range"
+        for view in self._views.values():
+            assert view.epoch <= self.epoch_seen(view.shard_id), f"shard {view.shard_id} has an epoch that was not seen"
+            assert 0 <= view.lo < view.hi <= 1 << 64, f"shard {view.shard_id} has no range"
 
     # What happens
 
     def on_assignment(self, assignment: session_pb2.Assignment, cluster_id: str) -> Persist | None:
         """Takes an assignment in that the session has accepted; None while an earlier one is still being written."""
-        self._primaries -= self._lost_by(assignment)
         arrived = Stored(cluster_id, assignment)
         if self._writing is not None:
             self._waiting = arrived
@@ -186,21 +124,22 @@ class Hosting:
         """The assignment that was to be written is on disk: it comes into force."""
         assert self._writing is not None, "on_persisted answers a Persist"
         assignment, self._writing = self._writing.assignment, None
-        held, ignored = self._follow(assignment)
-        before, self._held = self._held, held
+        self._views, ignored = self._follow(assignment)
         self._see(assignment)
         self._jobs = tuple(assignment.jobs)
         self._generation = assignment.generation
-        self._primaries = {
-            shard.shard_id for shard in held.values() if shard.role is Role.PRIMARY and not shard.cede_to
-        }
-        if self._waiting is not None:
-            self._primaries -= self._lost_by(self._waiting.assignment)
         next_write = None
         if self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             next_write = self._write(waiting)
-        return Outcome(assignment.generation, tuple(_changed(before, held)), next_write, ignored)
+        return Outcome(
+            generation=assignment.generation,
+            views=self.views,
+            peers={peer.node_id: peer.grpc_address for peer in assignment.peers},
+            copy_bytes_per_s=assignment.copy_bytes_per_s,
+            next_write=next_write,
+            ignored=ignored,
+        )
 
     def _write(self, stored: Stored) -> Persist:
         self._writing = stored
@@ -210,18 +149,9 @@ class Hosting:
         for entry in assignment.shards:
             self._epochs[entry.shard.id] = max(self.epoch_seen(entry.shard.id), entry.shard.epoch)
 
-    def _lost_by(self, assignment: session_pb2.Assignment) -> set[int]:
-        """Shards that this worker answers for and that the assignment takes away, or asks it to cede."""
-        kept = {
-            entry.shard.id
-            for entry in assignment.shards
-            if entry.role == session_pb2.REPLICA_ROLE_PRIMARY and not entry.cede_to
-        }
-        return self._primaries - kept
-
-    def _follow(self, assignment: session_pb2.Assignment) -> tuple[dict[int, Held], tuple[str, ...]]:
+    def _follow(self, assignment: session_pb2.Assignment) -> tuple[dict[int, ShardView], tuple[str, ...]]:
         """The shards to hold by an assignment, and why some of its entries are not followed."""
-        held: dict[int, Held] = {}
+        views: dict[int, ShardView] = {}
         ignored: list[str] = []
         for entry in assignment.shards:
             shard = entry.shard
@@ -229,37 +159,26 @@ class Hosting:
             if shard.epoch < seen:
                 ignored.append(f"shard {shard.id} is assigned at epoch {shard.epoch}, but epoch {seen} was seen before")
                 continue
-            if entry.role not in (Role.PRIMARY.value, Role.IN_SYNC.value, Role.JOINING.value):
+            role = _ROLES.get(entry.role)
+            if role is None:
                 ignored.append(f"shard {shard.id} is assigned in role {entry.role}, which this version does not know")
                 continue
-            before = self._held.get(shard.id)
-            ceded_to = before.cede_to if before is not None and before.epoch == shard.epoch else ""
-            held[shard.id] = Held(
+            views[shard.id] = ShardView(
                 shard_id=shard.id,
                 lo=shard.lo,
                 hi=shard.hi or 1 << 64,
                 epoch=shard.epoch,
-                role=Role(entry.role),
-                cede_to=entry.cede_to or ceded_to,
+                role=role,
+                primary=shard.primary,
+                in_sync=tuple(shard.in_sync),
+                joining=tuple(shard.joining),
+                is_formed=entry.formed,
+                cede_to=entry.cede_to,
+                is_sealed=entry.seal,
+                parents=tuple(entry.parents),
                 move_id=entry.move_id,
             )
-        return held, tuple(ignored)
-
-
-def _report(held: Held, progress: session_pb2.ReplicaProgress.ValueType) -> session_pb2.ReplicaReport:
-    return session_pb2.ReplicaReport(shard_id=held.shard_id, epoch=held.epoch, progress=progress)
-
-
-def _changed(before: dict[int, Held], after: dict[int, Held]) -> Iterable[session_pb2.ReplicaReport]:
-    """Reports of the shards that are new or further than before: first that it was accepted, then how far it is."""
-    for shard_id in sorted(after):
-        held, old = after[shard_id], before.get(shard_id)
-        if old is None or (old.epoch, old.role) != (held.epoch, held.role):
-            yield _report(held, ACCEPTED)
-            if held.progress != ACCEPTED:
-                yield _report(held, held.progress)
-        elif old.progress != held.progress:
-            yield _report(held, held.progress)
+        return views, tuple(ignored)
 
 
 def encode(stored: Stored) -> bytes:

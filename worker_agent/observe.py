@@ -23,8 +23,8 @@ from prometheus_client.registry import Collector
 
 from coordinator.api.v1 import session_pb2
 from coordinator.model import WallMs
-from worker_agent.hosting import Role
 from worker_agent.session_interface import Phase
+from worker_agent.shard_interface import ReplicaRole
 
 PREFIX = "coordinator_worker_"
 
@@ -51,7 +51,9 @@ class View:
     jobs_backed: tuple[str, ...]
     jobs_failing: frozenset[str]
     """Jobs whose latest launch on this worker did not succeed."""
-    replicas_by_role: Mapping[Role, int] = field(default_factory=dict)
+    replicas_by_role: Mapping[ReplicaRole, int] = field(default_factory=dict)
+    shards_by_state: Mapping[str, int] = field(default_factory=dict)
+    """Shards held, by what their replica is doing (replica.py)."""
     launches_by_end: Mapping[str, int] = field(default_factory=dict)
     """Launches that ended here, by the lower-case name of how."""
     storage_problem: str = ""
@@ -109,9 +111,13 @@ class WorkerCollector(Collector):
         yield _counter("sessions_opened", "Sessions opened since the start.", view.sessions_opened)
         yield _gauge("assignment_generation", "Raft index of the assignment in force.", view.generation)
         replicas = GaugeMetricFamily(PREFIX + "replicas", "Shards held, by role.", labels=("role",))
-        for role in Role:
+        for role in ReplicaRole:
             replicas.add_metric((role.name.lower(),), view.replicas_by_role.get(role, 0))
         yield replicas
+        shards = GaugeMetricFamily(PREFIX + "shards", "Shards held, by what their replica does.", labels=("state",))
+        for state, count in sorted(view.shards_by_state.items()):
+            shards.add_metric((state,), count)
+        yield shards
         jobs = GaugeMetricFamily(PREFIX + "jobs", "Cron jobs, by rank.", labels=("rank",))
         jobs.add_metric(("owner",), len(view.jobs_owned))
         jobs.add_metric(("backup",), len(view.jobs_backed))

@@ -1,4 +1,4 @@
-"""The worker's own gRPC server: `grpc.health.v1` and reflection now, the services of shard state later.
+"""The worker's own gRPC server: users' state, replication, `grpc.health.v1` and reflection.
 
 It refuses a port that another process listens at, asks every caller for a certificate and holds it to the table of
 roles, and counts the calls and streams that are open.
@@ -15,11 +15,13 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from coordinator.api.v1 import replication_pb2, replication_pb2_grpc, state_pb2, state_pb2_grpc
+from coordinator.client.channels import server_options
 from coordinator.model.errors import CoordinatorError
 from coordinator.security.credentials import Credentials, add_port
 from coordinator.server.authorize import AuthorizationInterceptor
 from coordinator.server.errors import ErrorInterceptor
-from coordinator.server.handlers import Continuation, around
+from coordinator.server.handlers import Continuation, around, registering_once
 from coordinator.server.http import join_address, split_address
 
 STOP_S = 1.0
@@ -29,17 +31,27 @@ STOP_S = 1.0
 class WorkerServer:
     """Serves at `address` ("host:port"; port 0 picks a free one); without credentials in plain text, to everybody."""
 
-    def __init__(self, address: str, credentials: Credentials | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        credentials: Credentials | None,
+        state: state_pb2_grpc.StateServiceServicer,
+        replication: replication_pb2_grpc.ReplicationServiceServicer,
+    ) -> None:
         self._address = address
         self._credentials = credentials
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
-        # Without this option Linux lets two processes share a port, and each would get half of the calls.
         guards = () if credentials is None else (AuthorizationInterceptor(credentials.identity.cluster),)
         interceptors = (ErrorInterceptor(), *guards, self._calls)
-        self._server = aio.server(interceptors=interceptors, options=(("grpc.so_reuseport", 0),))
+        self._server = aio.server(interceptors=interceptors, options=server_options())
+        once = registering_once(self._server)
+        state_pb2_grpc.add_StateServiceServicer_to_server(state, once)
+        replication_pb2_grpc.add_ReplicationServiceServicer_to_server(replication, once)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        services = [file.services_by_name.values() for file in (state_pb2.DESCRIPTOR, replication_pb2.DESCRIPTOR)]
+        names = [service.full_name for found in services for service in found]
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     @property
     def open_calls(self) -> int:

@@ -174,9 +174,9 @@ class WorkerSession:
                     self._on_stream_ended(now, code, reason)
             case AssignmentApplied(generation):
                 self._applied_generation = max(self._applied_generation, generation)
-            case ReportsReady(replicas, launches):
+            case ReportsReady():
                 if self._phase in (Phase.OPEN, Phase.LEAVING):
-                    self._send_reports(replicas, launches)
+                    self._send_reports(event)
             case StopRequested(reason):
                 self._on_stop(now, reason)
             case _:
@@ -357,14 +357,14 @@ class WorkerSession:
         self._generation_next_min = assignment.generation + 1
         self._actions.append(Apply(assignment, self._cluster_id))
 
-    def _send_reports(
-        self, replicas: Sequence[session_pb2.ReplicaReport], launches: Sequence[session_pb2.LaunchReport]
-    ) -> None:
-        if replicas:
-            reports = session_pb2.ReplicaReports(reports=replicas)
+    def _send_reports(self, ready: ReportsReady) -> None:
+        if ready.replicas:
+            reports = session_pb2.ReplicaReports(reports=ready.replicas)
             self._send(session_pb2.OpenRequest(replica_reports=reports))
-        for launch in launches:
+        for launch in ready.launches:
             self._send(session_pb2.OpenRequest(launch_report=launch))
+        if ready.figures is not None:
+            self._send(session_pb2.OpenRequest(shard_figures=ready.figures))
 
     def _send(self, request: session_pb2.OpenRequest) -> None:
         self._actions.append(Send(self._stream, request))

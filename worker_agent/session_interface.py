@@ -93,6 +93,7 @@ class ReportsReady:
 
     replicas: tuple[session_pb2.ReplicaReport, ...] = ()
     launches: tuple[session_pb2.LaunchReport, ...] = ()
+    figures: session_pb2.ShardFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class GatherReports:
 
 @dataclass(frozen=True, slots=True)
 class Apply:
-    """Put an assignment in force; answer with AssignmentApplied, then ReportsReady."""
+    """Put an assignment in force; answer with AssignmentApplied."""
 
     assignment: session_pb2.Assignment
     cluster_id: str
