@@ -83,6 +83,7 @@ class PlayedShard:
         self.barrier_gate = asyncio.Event()
         self.barrier_gate.set()
         self.barrier_error: CoordinatorError | None = None
+        self.has_submitted = asyncio.Event()
         self.submitted: deque[tuple[bytes, asyncio.Future[int]]] = deque()
 
     @property
@@ -105,6 +106,7 @@ class PlayedShard:
             future.set_exception(NotPrimary(f"shard {self.shard_id} does not serve"))
             return future
         self.submitted.append((payload, future))
+        self.has_submitted.set()
         if not self.is_held:
             loop.call_soon(self.apply_next)
         return future

@@ -369,6 +369,7 @@ async def test_execute_gives_every_operation_an_outcome_of_its_own() -> None:
     async with one_worker() as (shard, worker), stub_of(worker) as stub:
         await worker.core.write(put("a"), scope())
         shard.is_held = True
+        shard.has_submitted.clear()
         request = state_pb2.ExecuteRequest(
             operations=[
                 state_pb2.Operation(write=put("b", b"1")),
