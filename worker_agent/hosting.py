@@ -15,9 +15,9 @@ One assignment is being written at a time. Of those that come in meanwhile only 
 each one is whole; the one being written still comes into force, so that a stream of assignments cannot hold
 the reports back for ever.
 
-In this version a shard is its assignment: a joining replica has caught up as soon as that is on disk, and a
-primary has ceded as soon as it stopped. The data of a shard hangs on the same events: `replica.py` will
-report in its own time.
+In this version a shard is its assignment: a joining replica has caught up as soon as that is on disk, so its
+primary says so at once; a primary has ceded, or is sealed, as soon as it stopped. The data of a shard hangs on
+the same events: `replica.py` will report in its own time.
 """
 
 from __future__ import annotations
@@ -64,13 +64,21 @@ class Held:
     cede_to: str = ""
     """For a primary: the worker that it has ceded to."""
     move_id: int = 0
+    joining: tuple[str, ...] = ()
+    is_sealed: bool = False
+    """For a primary: it has stopped, because the shard is to be cut or joined."""
+
+    @property
+    def has_stopped(self) -> bool:
+        """True for a primary that has ceded or is sealed."""
+        return bool(self.cede_to) or self.is_sealed
 
     @property
     def progress(self) -> session_pb2.ReplicaProgress.ValueType:
         """How far it is, as the leader wants to hear it."""
         if self.role is Role.JOINING:
             return CAUGHT_UP
-        return CEDED if self.cede_to else ACCEPTED
+        return CEDED if self.has_stopped else ACCEPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ class Hosting:
         for shard_id in self._primaries:
             held = self._held[shard_id]
             assert held.role is Role.PRIMARY, f"shard {shard_id} is answered for without being primary"
-            assert not held.cede_to, f"shard {shard_id} is answered for after it was ceded"
+            assert not held.has_stopped, f"shard {shard_id} is answered for after it was ceded"
         for held in self._held.values():
             assert held.epoch <= self.epoch_seen(held.shard_id), f"shard {held.shard_id} has an epoch that was not seen"
             assert 0 <= held.lo < held.hi <= 1 << 64, f"shard {held.shard_id} has no range"
@@ -192,7 +200,7 @@ class Hosting:
         self._jobs = tuple(assignment.jobs)
         self._generation = assignment.generation
         self._primaries = {
-            shard.shard_id for shard in held.values() if shard.role is Role.PRIMARY and not shard.cede_to
+            shard.shard_id for shard in held.values() if shard.role is Role.PRIMARY and not shard.has_stopped
         }
         if self._waiting is not None:
             self._primaries -= self._lost_by(self._waiting.assignment)
@@ -215,7 +223,7 @@ class Hosting:
         kept = {
             entry.shard.id
             for entry in assignment.shards
-            if entry.role == session_pb2.REPLICA_ROLE_PRIMARY and not entry.cede_to
+            if entry.role == session_pb2.REPLICA_ROLE_PRIMARY and not (entry.cede_to or entry.seal)
         }
         return self._primaries - kept
 
@@ -233,7 +241,9 @@ class Hosting:
                 ignored.append(f"shard {shard.id} is assigned in role {entry.role}, which this version does not know")
                 continue
             before = self._held.get(shard.id)
-            ceded_to = before.cede_to if before is not None and before.epoch == shard.epoch else ""
+            is_same_epoch = before is not None and before.epoch == shard.epoch
+            ceded_to = before.cede_to if before is not None and is_same_epoch else ""
+            was_sealed = before is not None and is_same_epoch and before.is_sealed
             held[shard.id] = Held(
                 shard_id=shard.id,
                 lo=shard.lo,
@@ -242,12 +252,17 @@ class Hosting:
                 role=Role(entry.role),
                 cede_to=entry.cede_to or ceded_to,
                 move_id=entry.move_id,
+                joining=tuple(shard.joining),
+                is_sealed=entry.seal or was_sealed,
             )
         return held, tuple(ignored)
 
 
 def _report(held: Held, progress: session_pb2.ReplicaProgress.ValueType) -> session_pb2.ReplicaReport:
-    return session_pb2.ReplicaReport(shard_id=held.shard_id, epoch=held.epoch, progress=progress)
+    caught_up = held.joining if held.role is Role.PRIMARY else ()
+    return session_pb2.ReplicaReport(
+        shard_id=held.shard_id, epoch=held.epoch, progress=progress, caught_up=caught_up
+    )
 
 
 def _changed(before: dict[int, Held], after: dict[int, Held]) -> Iterable[session_pb2.ReplicaReport]:
