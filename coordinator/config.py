@@ -134,6 +134,10 @@ class MoveSettings:
     """A copy that takes longer is rolled back."""
     cede_deadline_s: float = 5.0
     """An old primary that does not cede within this has its move rolled back."""
+    quarantine_workers: int = 3
+    """A shard that loses so many different workers, each while it was primary, is quarantined; 0 for never."""
+    quarantine_window_s: float = 600.0
+    """Within so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)

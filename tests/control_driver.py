@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
 from coordinator.control import interface
+from coordinator.control.reports import Reports
 from coordinator.model import Monotonic, WallMs
 from coordinator.model.errors import CoordinatorError
 from tests.machine_driver import MachineDriver
@@ -19,6 +20,7 @@ class ControlDriver:
     def __init__(self, machine: MachineDriver) -> None:
         self.machine = machine
         self.tokens = interface.Tokens()
+        self.reports = Reports()
         self.now = Monotonic(100.0)
         self.controller: interface.Controller | None = None
         self.next_wake: Monotonic | None = None
@@ -31,6 +33,7 @@ class ControlDriver:
     def tell(self, event: interface.Event) -> list[interface.Action]:
         """What the controller wants after one event; nothing is carried out."""
         assert self.controller is not None
+        self.reports.take(event)
         return self._keep(self.controller.on_event(self.now, self.wall, event))
 
     def advance(self, seconds: float = 0.0) -> list[interface.Action]:
@@ -97,10 +100,25 @@ def heartbeat(session: int, name: str, sequence: int = 1) -> interface.Heartbeat
 
 
 def report(
-    session: int, name: str, shard_id: int, epoch: int, progress: session_pb2.ReplicaProgress.ValueType
+    session: int,
+    name: str,
+    shard_id: int,
+    epoch: int,
+    progress: session_pb2.ReplicaProgress.ValueType,
+    *,
+    caught_up: str = "",
+    lagging: str = "",
+    last_sequence: int = 0,
 ) -> interface.ReplicasReported:
     """A worker's report on one shard."""
-    said = session_pb2.ReplicaReport(shard_id=shard_id, epoch=epoch, progress=progress)
+    said = session_pb2.ReplicaReport(
+        shard_id=shard_id,
+        epoch=epoch,
+        progress=progress,
+        caught_up=[caught_up] if caught_up else [],
+        lagging=[lagging] if lagging else [],
+        last_sequence=last_sequence,
+    )
     return interface.ReplicasReported(session, name, (said,))
 
 

@@ -62,10 +62,25 @@ class MachineDriver:
         self.accept(register_node=command_pb2.RegisterNode(node=node))
         self.accept(activate_node=command_pb2.ActivateNode(node_id=name, incarnation=incarnation))
 
-    def assign(self, shard_id: int, *replicas: str) -> None:
-        """Gives a shard its first replicas; the first one is the primary."""
+    def assign(self, shard_id: int, *replicas: str, is_formed: bool = True) -> None:
+        """Gives a shard its first replicas, which make their stores at once; the first one is the primary."""
         assignment = command_pb2.AssignShards.Assignment(shard_id=shard_id, replicas=replicas)
         self.accept(assign_shards=command_pb2.AssignShards(assignments=[assignment]))
+        if is_formed:
+            self.form(shard_id)
+
+    def form(self, *shard_ids: int) -> None:
+        """Every replica of these shards has made its store."""
+        formed = [
+            command_pb2.FormShards.Formed(shard_id=shard_id, epoch=self.shard(shard_id).epoch) for shard_id in shard_ids
+        ]
+        self.accept(form_shards=command_pb2.FormShards(shards=formed))
+
+    def reshape(self, move_id: int) -> tuple[int, ...]:
+        """The shards of a split or a merge are sealed; what it makes."""
+        epochs = [self.shard(shard_id).epoch for shard_id in self.state.moves[move_id].shard_ids]
+        self.accept(reshape=command_pb2.Reshape(move_id=move_id, expected_epochs=epochs))
+        return self.state.ended_moves[move_id].created_shard_ids
 
     def start_move(self, shard_id: int, source: str, target: str, kind: types_pb2.MoveKind.ValueType) -> int:
         """Starts a move at the shard's current epoch; its id."""

@@ -57,7 +57,7 @@ def assigned(state: State, planner: Planner) -> State:
     shards = dict(state.shards)
     for shard_id, names in planner.assign_initial(state):
         in_sync = tuple(sorted(names))
-        shards[shard_id] = replace(shards[shard_id], epoch=1, primary=names[0], in_sync=in_sync)
+        shards[shard_id] = replace(shards[shard_id], epoch=1, primary=names[0], in_sync=in_sync, is_formed=True)
     return replace(state, shards=Map(shards))
 
 
@@ -66,6 +66,7 @@ def with_shard(state: State, shard_id: int, *in_sync: str, absent: tuple[str, ..
     shard = replace(
         state.shards[shard_id],
         epoch=5,
+        is_formed=True,
         primary=in_sync[0],
         in_sync=tuple(sorted(in_sync)),
         absent=absent,

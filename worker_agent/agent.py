@@ -43,9 +43,9 @@ from worker_agent.hosting import Hosting, Stored, decode
 from worker_agent.launcher import Launcher
 from worker_agent.metrics import figures, read_counters
 from worker_agent.observe import View, health_document, make_registry
+from worker_agent.replication import Replication
 from worker_agent.server import WorkerServer
 from worker_agent.session import WorkerSession
-from worker_agent.replication import Replication
 from worker_agent.session_interface import End, SessionTimes
 from worker_agent.shard_interface import ReplicaRole, ReplicaTimes
 from worker_agent.shards import Shards

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from worker_agent.store_cut import merge_stores, split_store
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
 Result = TypeVar("Result")
+NEVER_PROMISED = Monotonic(-math.inf)
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +61,6 @@ class ShardContext:
     node_id: str
     pool: ThreadPoolExecutor
     clock: Clock
-    started_at: Monotonic
     store_settings: StoreSettings
     times: interface.ReplicaTimes
     has_session_lease: Callable[[Monotonic], bool]
@@ -74,7 +75,8 @@ class ShardContext:
 class Shard:
     """One shard of this worker; a HostedShard of state_interface.py. `open` is called once, `close` at the end."""
 
-    def __init__(self, view: ShardView, path: Path, context: ShardContext) -> None:
+    def __init__(self, view: ShardView, path: Path, context: ShardContext, promised_from: Monotonic) -> None:
+        """`promised_from` is when this worker may last have given a lease that this object knows nothing of."""
         self.view = view
         self.last_report: session_pb2.ReplicaReport | None = None
         self._path = path
@@ -86,6 +88,7 @@ class Shard:
         self._is_lost = False
         """True while there is no store that may be used, although this replica is in sync."""
         self._again: asyncio.Task[None] | None = None
+        self._promised_from = promised_from
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[int]] = {}
@@ -116,7 +119,7 @@ class Shard:
             return
         position = store.position()
         self._replica = Replica(
-            context.node_id, view.shard_id, context.times, context.has_session_lease, context.started_at
+            context.node_id, view.shard_id, context.times, context.has_session_lease, self._promised_from
         )
         self.feed(interface.Assigned(self.view, position))
         for peer in {*self.view.in_sync, *self.view.joining} - {context.node_id}:
@@ -124,7 +127,11 @@ class Shard:
                 self.feed(interface.PeerConnected(peer))
 
     def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
-        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew."""
+        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
+
+        Where there was no file, no replica of this shard was ever here, so it gave no lease. (A parent's lease is over:
+        its primary had stopped for good before the shard was cut or joined.)
+        """
         settings = self._context.store_settings
         place = (self._path, view.shard_id, view.lo, view.hi)
         may_begin = view.role is ReplicaRole.JOINING
@@ -141,8 +148,10 @@ class Shard:
                 split_store(parents[0], [place], settings)
             else:
                 merge_stores(parents, place, settings)
+            self._promised_from = NEVER_PROMISED
             return open_store(*place, settings)
         if may_begin or not view.is_formed:
+            self._promised_from = NEVER_PROMISED
             return create_store(*place, settings)
         return None
 
@@ -197,6 +206,7 @@ class Shard:
             await self.open()
 
         self._replica = None
+        self._promised_from = self._context.clock.monotonic()
         self._again = asyncio.create_task(again(), name=f"begin shard {self.view.shard_id} anew")
 
     def concerns(self, node_id: str) -> bool:
@@ -259,7 +269,7 @@ class Shard:
             future.set_result(sequence)
 
     def _report(self, action: ReportReplica) -> None:
-        last = self._queue.store.position().last if self._queue is not None and not self._is_lost else 0
+        last = self._replica.last_sequence if self._replica is not None else 0
         report = session_pb2.ReplicaReport(
             shard_id=self.view.shard_id,
             epoch=action.epoch,
@@ -294,13 +304,12 @@ class Shard:
 
     @property
     def primary(self) -> Place:
-        view = self.view
-        has_ceded = bool(view.cede_to) and view.role is ReplicaRole.PRIMARY and not self.is_serving
-        return self._context.place(view.cede_to if has_ceded else view.primary)
+        known = self._replica.primary_id if self._replica is not None else ""
+        return self._context.place(known or self.view.primary)
 
     @property
     def is_primary(self) -> bool:
-        return self.view.role is ReplicaRole.PRIMARY and not (self.view.cede_to and not self.is_serving)
+        return self.primary.node_id == self._context.node_id
 
     @property
     def is_serving(self) -> bool:
@@ -324,7 +333,8 @@ class Shard:
         return wait()
 
     def submit(self, payload: bytes) -> asyncio.Future[int]:
-        return self._ask(lambda token: interface.Submit(token, payload))
+        time_ms = self._context.clock.wall_ms()
+        return self._ask(lambda token: interface.Submit(token, payload, time_ms))
 
     def _ask(self, make: Callable[[int], interface.ReplicaEvent]) -> asyncio.Future[int]:
         future: asyncio.Future[int] = self._loop.create_future()
@@ -348,7 +358,8 @@ class Shard:
     def stale_age_s(self) -> float | None:
         if self._replica is None:
             return None
-        return self._replica.age_s(self._context.clock.monotonic())
+        age_s = self._replica.age_s(self._context.clock.monotonic())
+        return age_s if age_s < math.inf else None
 
     # For people and for the leader
 
@@ -365,11 +376,14 @@ class Shard:
             return None
         found = await self._queue.call(lambda store: store.figures())
         assert isinstance(found, interface.StoreFigures)
+        copies = self._replica.copies() if self._replica is not None else ()
         return session_pb2.ShardFigure(
             shard_id=self.shard_id,
             users=found.users,
             bytes=found.bytes,
             median_hash=found.median_hash,
-            last_sequence=self._queue.store.position().last if self._queue is not None else 0,
-            copy_rows=found.rows,
+            last_sequence=self._replica.last_sequence if self._replica is not None else 0,
+            copied_rows=sum(copy.rows for copy in copies),
+            copied_bytes=sum(copy.bytes for copy in copies),
+            copy_rows=found.rows if copies else 0,
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.api.v1 import replication_pb2
-from coordinator.model import Monotonic, WallMs
+from coordinator.model import NEVER_MS, Monotonic, WallMs
 from coordinator.model.errors import CoordinatorError
 
 # What a shard is
@@ -163,6 +163,21 @@ class Reader(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StoreFigures:
+    """How much a store holds."""
+
+    users: int
+    rows: int
+    bytes: int
+    """Of keys and values."""
+    median_hash: int
+    """Key hash below which half of the users lie; 0 with fewer than two users."""
+    log_records: int
+    requests: int
+    """Remembered ones."""
+
+
 class Store(Protocol):
     """What one shard keeps on disk. Every call may block; what it changes is durable when it returns, or it says so.
 
@@ -202,7 +217,15 @@ class Store(Protocol):
     def digest(self) -> Digest:
         """Of what is applied."""
 
-    def reader(self) -> Reader: ...
+    def figures(self) -> StoreFigures:
+        """How much it holds; cheap enough for every few seconds."""
+
+    def scrub(self, cursor: bytes) -> bytes:
+        """Checks a stretch of what is on disk against its checksums and digests, and returns where the next one begins;
+        empty for the first, and at the end of a round. Raises Damaged."""
+
+    def reader(self) -> Reader:
+        """Always the same one; closed with the store."""
 
     def close(self) -> None: ...
 
@@ -212,7 +235,8 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """This is the shard now, on disk as such. The first one also says where its store stands."""
+    """This is the shard now, on disk as such. The first one also says where its store stands; a first one that does not
+    says that there is no store, or none that can be trusted."""
 
     view: ShardView
     position: StorePosition | None = None
@@ -224,6 +248,8 @@ class Submit:
 
     token: int
     payload: bytes
+    time_ms: WallMs = NEVER_MS
+    """Wall clock of the worker now; what the record says of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +261,10 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class PeerConnected:
-    """A stream to a worker is open; nothing that was on its way over an older one will come."""
+    """A stream to a worker is open; nothing that was on its way over an older one will come.
+
+    A machine that is made while a stream is open hears of it after its first Assigned.
+    """
 
     node_id: str
 
@@ -258,7 +287,7 @@ class PeerSaid:
 
 @dataclass(frozen=True, slots=True)
 class StoreDone:
-    """A store operation of an action ended well; operations end in the order of their actions."""
+    """A store operation of an action ended well; operations but ReadChunk end in the order of their actions."""
 
     operation: StoreOperation
     position: StorePosition
@@ -269,7 +298,10 @@ class StoreDone:
 
 @dataclass(frozen=True, slots=True)
 class StoreFailed:
-    """A store operation failed; those behind it were not begun and are dropped."""
+    """A store operation failed; all others that have not ended were not begun, and are dropped.
+
+    `position` is None when the store cannot say it any more: then nothing in it is trusted.
+    """
 
     operation: StoreOperation
     error: Exception
@@ -302,7 +334,7 @@ class TruncateLog:
 
 @dataclass(frozen=True, slots=True)
 class ApplyLog:
-    """`Store.apply`; the end has the digest."""
+    """`Store.apply`; the end has the digest. `up_to` may be what is applied already: then only the digest is wanted."""
 
     up_to: int
     keeps_tombstones: bool
@@ -310,7 +342,9 @@ class ApplyLog:
 
 @dataclass(frozen=True, slots=True)
 class ReadLog:
-    """`Store.read_log` for a peer; the end has the records."""
+    """`Store.read_log` for a peer, or for this worker itself to learn its own tail; the end has the records. One whose
+    first record is not in the log any more fails with KeyError, and the machine asks again for what was dropped behind
+    it."""
 
     node_id: str
     first: int

@@ -1,4 +1,4 @@
-"""The host of a worker's shards: opens their stores, performs what their replicas decide, and feeds back what came of it.
+"""The host of a worker's shards: opens their stores, lets their replicas decide, and brings them their peers' words.
 
     assignment in force --> follow() --> one _Shard each: replica machine + store + timer
     peers (replication.py) <--> replica machines --> reports to the leader
@@ -64,6 +64,10 @@ class Shards:
         report: Callable[[session_pb2.ReplicaReport], None],
     ) -> None:
         self._node_id = node_id
+        self._clock = clock
+        self._dropped_at: dict[int, Monotonic] = {}
+        """When a shard was given up: a lease that its replica gave may run since."""
+        self._started_at = clock.monotonic()
         self._directory = directory
         self._settings = settings
         self._shards: dict[int, Shard] = {}
@@ -84,7 +88,6 @@ class Shards:
             node_id=node_id,
             pool=self._pool,
             clock=clock,
-            started_at=clock.monotonic(),
             store_settings=StoreSettings(
                 remembered_ms=round(settings.remembered_s * 1_000), log_records_kept=settings.log_records_kept
             ),
@@ -119,7 +122,8 @@ class Shards:
             self._gone_ranges.pop(shard_id, None)
             shard = self._shards.get(shard_id)
             if shard is None:
-                shard = self._shards[shard_id] = Shard(view, self._path(shard_id), self._context)
+                promised_from = self._dropped_at.pop(shard_id, self._started_at)
+                shard = self._shards[shard_id] = Shard(view, self._path(shard_id), self._context, promised_from)
                 self._spawn(self._open(shard), f"open shard {shard_id}")
             else:
                 shard.assign(view)
@@ -151,6 +155,7 @@ class Shards:
 
     def _give_up(self, shard: Shard) -> None:
         shard_id, view = shard.view.shard_id, shard.view
+        self._dropped_at[shard_id] = self._clock.monotonic()
         self._gone[shard_id] = Elsewhere(shard_id, view.epoch, shard.primary)
         self._gone_ranges[shard_id] = (view.lo, view.hi)
         closing = asyncio.create_task(shard.close(), name=f"close shard {shard_id}")

@@ -39,7 +39,8 @@ class Elsewhere:
 
 
 class HostedShard(Protocol):
-    """One shard that this worker holds, in any role."""
+    """One shard that this worker holds, in any role. Once it is given up, cut or joined it neither serves nor is
+    primary, for ever."""
 
     @property
     def shard_id(self) -> int: ...

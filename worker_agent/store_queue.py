@@ -54,7 +54,7 @@ class StoreQueue:
         self._queued.append(operation)
 
     async def call(self, function: Callable[[ShardStore], object]) -> object:
-        """Does something else with the store, in its turn. Raises what it raises; CancelledError when it was dropped."""
+        """Does something else with the store, in its turn. Raises what that raises; CancelledError when dropped."""
         future: asyncio.Future[object] = self._loop.create_future()
         if self._is_closed:
             future.cancel()

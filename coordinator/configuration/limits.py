@@ -80,6 +80,8 @@ RANGES: dict[type, dict[str, Range]] = {
     MoveSettings: {
         "copy_deadline_s": Range(0.1, 7 * DAY_S, "seconds"),
         "cede_deadline_s": Range(0.05, 3600, "seconds"),
+        "quarantine_workers": Range(0, 7, "workers"),
+        "quarantine_window_s": Range(1, DAY_S, "seconds"),
     },
     StateSettings: {
         "replica_lease_s": Range(0.05, 600, "seconds"),

@@ -12,7 +12,15 @@ from collections.abc import Iterable
 
 from coordinator.api.v1 import session_pb2
 from coordinator.machine.codec import shard_to_proto
-from coordinator.machine.state import Change, JobChanged, MoveChanged, ShardChanged, State
+from coordinator.machine.state import (
+    Change,
+    JobChanged,
+    MoveChanged,
+    NodeChanged,
+    SettingsChanged,
+    ShardChanged,
+    State,
+)
 from coordinator.model import CronJob, MovePhase, Shard
 
 
@@ -56,10 +64,23 @@ class AssignmentIndex:
                 concerned |= self._take_job(change.before, change.after)
             elif isinstance(change, MoveChanged):
                 # A role is handed over without a change of the replica set: only the move tells the primary to cede.
-                shard = state.shards.get(change.after.shard_id)
-                if shard is not None:
-                    concerned.update(shard.replicas)
+                for shard_id in change.after.shard_ids:
+                    shard = state.shards.get(shard_id)
+                    concerned.update(shard.replicas if shard is not None else ())
+            elif isinstance(change, NodeChanged):
+                concerned |= self._take_node(state, change)
+            elif isinstance(change, SettingsChanged):
+                if change.before.copy_bytes_per_s != change.after.copy_bytes_per_s:
+                    concerned.update(state.nodes)
         return concerned
+
+    def _take_node(self, state: State, change: NodeChanged) -> set[str]:
+        """Who shares a shard with a worker that has another address now."""
+        before, after = change.before, change.after
+        if before is None or after is None or before.grpc_address == after.grpc_address:
+            return set()
+        shards = (state.shards.get(shard_id) for shard_id in self._shards.get(after.id, ()))
+        return {name for shard in shards if shard is not None for name in shard.replicas}
 
     def _take_shard(self, before: Shard | None, after: Shard | None) -> set[str]:
         nodes_before = set(before.replicas) if before is not None else set()
@@ -88,13 +109,19 @@ class AssignmentIndex:
 
 def _is_same_to_workers(before: Shard, after: Shard) -> bool:
     """True when only the masters' own notes on the shard differ."""
-    return (before.lo, before.hi, before.epoch, before.primary, before.in_sync, before.joining) == (
-        after.lo,
-        after.hi,
-        after.epoch,
-        after.primary,
-        after.in_sync,
-        after.joining,
+    return _seen_by_workers(before) == _seen_by_workers(after)
+
+
+def _seen_by_workers(shard: Shard) -> tuple[object, ...]:
+    return (
+        shard.lo,
+        shard.hi,
+        shard.epoch,
+        shard.primary,
+        shard.in_sync,
+        shard.joining,
+        shard.is_formed,
+        shard.parents,
     )
 
 
@@ -109,9 +136,15 @@ def build_assignment(state: State, node_id: str, index: AssignmentIndex | None =
     `index` saves a scan of all shards and jobs; it must have taken in every change up to `state`.
     """
     index = index if index is not None else AssignmentIndex(state)
+    shards = [state.shards[shard_id] for shard_id in sorted(index.shards_of(node_id))]
+    others = {name for shard in shards for name in shard.replicas} - {node_id}
     return session_pb2.Assignment(
         generation=state.index,
-        shards=[_shard_assignment(state, state.shards[shard], node_id) for shard in sorted(index.shards_of(node_id))],
+        shards=[_shard_assignment(state, shard, node_id) for shard in shards],
+        peers=[
+            session_pb2.Peer(node_id=name, grpc_address=state.nodes[name].grpc_address) for name in sorted(others)
+        ],
+        copy_bytes_per_s=state.settings.copy_bytes_per_s,
         jobs=[
             session_pb2.JobAssignment(job_id=job_id, rank=_rank(state.jobs[job_id], node_id))
             for job_id in sorted(index.jobs_of(node_id))
@@ -134,9 +167,13 @@ def _shard_assignment(state: State, shard: Shard, node_id: str) -> session_pb2.S
     else:
         role = session_pb2.REPLICA_ROLE_JOINING
     cedes = move is not None and move.phase is MovePhase.CEDING and node_id == move.source == shard.primary
+    seals = move is not None and move.kind.is_reshape and node_id == shard.primary
     return session_pb2.ShardAssignment(
         shard=shard_to_proto(shard),
         role=role,
         cede_to=move.target if cedes and move is not None else "",
         move_id=move_id,
+        seal=seals,
+        parents=shard.parents,
+        formed=shard.is_formed,
     )

@@ -141,7 +141,7 @@ class BalanceControl:
         if after is not None:
             if after.epoch == 0:
                 self._unassigned.add(after.id)
-        if before is None or after is None or before.hi - before.lo != after.hi - after.lo:
+        if before is None or after is None or before.may_change != after.may_change:
             self._ask_plan(now)
 
     def _take_job(self, now: Monotonic, change: JobChanged) -> None:

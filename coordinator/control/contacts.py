@@ -95,3 +95,11 @@ def farewell(contact: Contact, record: Node | None) -> tuple[str, bool]:
             return f"stopped: {contact.goodbye}", False
         return "the session lease ended; say Hello again", False
     return "", False
+
+
+def describe_silence(now: Monotonic, began: Monotonic, record: Node, contact: Contact | None) -> str:
+    """How long a worker has not been heard, for people."""
+    if contact is None or not contact.is_record_of(record):
+        return f"not heard since a leader began {now - began:.1f} s ago"
+    stream = "its stream is open" if contact.session is not None else "its stream is closed"
+    return f"not heard for {now - contact.heard_at:.1f} s, {stream}"

@@ -40,11 +40,15 @@ from coordinator.control.interface import (
 )
 from coordinator.control.membership import Membership
 from coordinator.control.moves import MoveControl
+from coordinator.control.replicas import LostCopy, ReplicaControl
+from coordinator.control.reports import LossWishes, Reports
 from coordinator.control.timers import earliest
 from coordinator.machine.state import State
 from coordinator.model import Monotonic, WallMs
 from coordinator.placement.plan import Plan
 
+BYTES_PER_HEIR = 256
+"""A wish for a new primary takes at most 75 bytes; so all of them together take a third of the largest command."""
 PAUSE_S_MIN = 0.005
 PAUSE_S_PER_SHARD = 0.000_05
 """An assignment costs some ten microseconds per shard to build and to send; so a fifth of the leader's time at most."""
@@ -68,21 +72,25 @@ class LeaderControl:
         self._state = state
         self._now = now
         self._index = AssignmentIndex(state)
+        self._reports = Reports()
         self._membership = Membership(
             state,
             config.session,
             tokens,
             now,
             index=self._index,
+            losses=LossWishes(self._reports, config.moves, config.raft.command_bytes_max // BYTES_PER_HEIR),
             needs_discovery=config.discovery.backend == "consul",
             leader_id=leader_id,
             term=term,
         )
         self._founding = Founding(state, config, tokens, rng)
         self._balance = BalanceControl(state, config.placement, tokens, now)
+        self._replicas = ReplicaControl(state, self._reports, tokens, now, config.raft.command_bytes_max)
         self._others: tuple[Controller, ...] = (
             self._founding,
-            MoveControl(state, config.moves, tokens, now),
+            self._replicas,
+            MoveControl(state, config.moves, self._reports, tokens, now),
             self._balance,
             CronControl(state, config.cron, tokens, now, wall),
         )
@@ -114,6 +122,10 @@ class LeaderControl:
         """What of the configuration could not be applied, one sentence each."""
         return self._founding.problems
 
+    def lost_copies(self) -> tuple[LostCopy, ...]:
+        """Shards whose last replica says that its data is lost."""
+        return self._replicas.lost_copies()
+
     def assignment(self, node_id: str) -> session_pb2.Assignment:
         """The worker's assignment as of the last entry taken in; without a scan of all shards."""
         return build_assignment(self._state, node_id, self._index)
@@ -125,6 +137,8 @@ class LeaderControl:
         self._now = now
         actions: list[Action] = []
         is_for_others = self._concerns_others(event)
+        if is_for_others:
+            self._reports.take(event)
         if isinstance(event, Applied):
             self._state = event.state
             self._unsent |= self._index.take(event.state, event.changes)
@@ -165,6 +179,7 @@ class LeaderControl:
         for opened in self._membership.take_welcomed():
             self._unsent.add(opened.hello.node.id)
             self._sent_at.pop(opened.hello.node.id, None)
+            self._reports.take(opened)
             self._tell_others(now, wall, opened, actions)
         assignments, send_at = self._send_assignments(now)
         orders = [action for action in actions if isinstance(action, SendLaunch)]

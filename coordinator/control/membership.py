@@ -29,7 +29,7 @@ from __future__ import annotations
 from coordinator.api.v1 import command_pb2, session_pb2
 from coordinator.config import SessionSettings
 from coordinator.control.assignment import AssignmentIndex
-from coordinator.control.contacts import ADMITTED, REGISTERED, Contact, NodeLive, farewell
+from coordinator.control.contacts import ADMITTED, REGISTERED, Contact, NodeLive, describe_silence, farewell
 from coordinator.control.interface import (
     Action,
     Applied,
@@ -48,6 +48,7 @@ from coordinator.control.interface import (
     Tokens,
 )
 from coordinator.control.proposals import Outcome, Proposals
+from coordinator.control.reports import LossWishes
 from coordinator.control.timers import Timers, earliest
 from coordinator.machine.state import NodeChanged, State
 from coordinator.model import Monotonic, Node, NodeState, WallMs
@@ -67,6 +68,7 @@ class Membership:
         now: Monotonic,
         *,
         index: AssignmentIndex,
+        losses: LossWishes,
         needs_discovery: bool,
         leader_id: str = "",
         term: int = 0,
@@ -75,6 +77,7 @@ class Membership:
         self._settings = settings
         self._proposals = Proposals("membership", tokens)
         self._index = index
+        self._losses = losses
         self._needs_discovery = needs_discovery
         self._leader_id = leader_id
         self._term = term
@@ -299,11 +302,14 @@ class Membership:
     def _propose(
         self, now: Monotonic, node_id: str, contact: Contact | None, command: command_pb2.Command
     ) -> list[Action]:
+        if not self._proposals.is_free(now, self._state.index, node_id):
+            return []
+        is_fault = contact is None or contact.goodbye is None
+        self._losses.fill(command, self._state, self._index.shards_of(node_id), node_id, is_fault=is_fault)
         proposed = self._proposals.propose(now, self._state.index, node_id, command)
         if proposed and contact is not None:
-            operation = command.WhichOneof("operation")
-            contact.is_registering = operation == "register_node"
-            contact.is_expiring |= operation in ("expire_node", "leave_node")
+            contact.is_registering = command.HasField("register_node")
+            contact.is_expiring |= command.HasField("expire_node") or command.HasField("leave_node")
         return list(proposed)
 
     def _tend_session(self, contact: Contact | None, record: Node | None) -> list[Action]:
@@ -379,7 +385,7 @@ class Membership:
     def _verdict(self, now: Monotonic, record: Node, contact: Contact | None) -> Wanted:
         """Suspicion or the end of a worker that is not heard."""
         suspect_at, expire_at = self._verdicts(record, contact)
-        silence = self._silence(now, record, contact)
+        silence = describe_silence(now, self._began, record, contact)
         if now >= expire_at:
             return _expire(record, f"its session lease ended; {silence}"), None
         if record.state in ADMITTED and not record.is_suspect:
@@ -388,12 +394,6 @@ class Membership:
             suspect = command_pb2.SuspectNode(node_id=record.id, incarnation=record.incarnation, reason=silence)
             return command_pb2.Command(suspect_node=suspect), expire_at
         return None, expire_at
-
-    def _silence(self, now: Monotonic, record: Node, contact: Contact | None) -> str:
-        if contact is None or not contact.is_record_of(record):
-            return f"not heard since a leader began {now - self._began:.1f} s ago"
-        stream = "its stream is open" if contact.session is not None else "its stream is closed"
-        return f"not heard for {now - contact.heard_at:.1f} s, {stream}"
 
 
 def _expire(record: Node, reason: str) -> command_pb2.Command:

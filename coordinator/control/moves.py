@@ -1,22 +1,23 @@
 """Drives every move in progress from phase to phase.
 
-What a move waits for is soft state: the latest report of each worker on each shard. A report counts only for the epoch
-that the shard has now, and the machine compares that epoch again when the command is applied; so a report that is late,
-or of a process that has been replaced since (its registration changes the epoch), can never push a move on.
+What a move waits for is soft state: the latest report of each worker on each shard (reports.py), which counts only for
+the epoch that the shard has now. The machine compares that epoch again when the command is applied.
 
     phase     waits for                                                    command          at the deadline
-    COPYING   the target has caught up                                     PromoteReplica   AbortMove (copy_deadline_s)
+    COPYING   the primary says that the target has caught up               PromoteReplica   AbortMove (copy_deadline_s)
     CEDING    the source has ceded                                         CutOver          AbortMove (cede_deadline_s)
+     (SPLIT, MERGE: the primaries have sealed)                             Reshape          AbortMove (the same)
     REMOVING  the new primary has taken note of its role (SURPLUS: none)   RemoveReplica    RemoveReplica (the same)
 
+- It is the primary's word that promotes the target, never the target's own: the primary needs the target's disk for
+  every acknowledgement from before it says so, and that set must grow before the command.
 - A source that is not heard does not count as one that has ceded: it may still answer reads. SuspectNode gives its role
   away by the rules for a failure; until then the deadline rolls the move back.
 - After the cutover a move only goes forward, so its deadline removes the source although the new primary is silent:
   what is decided is decided, and the source's copy would only grow old.
 - A copy whose reason has gone is rolled back: the source is no longer to be drained, or the target is to be drained.
 
-Everything but the reports is in the replicated state. A new leader starts the deadlines anew, and the workers tell it
-everything after its Welcome; so it needs nothing from its predecessor.
+Everything but the reports is in the replicated state. A new leader starts the deadlines anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from coordinator.api.v1 import command_pb2, session_pb2
+from coordinator.api.v1 import command_pb2
 from coordinator.config import MoveSettings
 from coordinator.control.interface import (
     Action,
@@ -32,20 +33,14 @@ from coordinator.control.interface import (
     Event,
     ProposalEnded,
     ReplicasReported,
-    SessionOpened,
     Step,
     Tokens,
 )
 from coordinator.control.proposals import Proposals
+from coordinator.control.reports import ACCEPTED, CAUGHT_UP, CEDED, Reports
 from coordinator.control.timers import Timers, earliest
 from coordinator.machine.state import MoveChanged, NodeChanged, ShardChanged, State
 from coordinator.model import Monotonic, Move, MoveKind, MovePhase, NodeState, Shard, WallMs
-
-ACCEPTED = session_pb2.REPLICA_PROGRESS_ACCEPTED
-CAUGHT_UP = session_pb2.REPLICA_PROGRESS_CAUGHT_UP
-CEDED = session_pb2.REPLICA_PROGRESS_CEDED
-Report = tuple[int, session_pb2.ReplicaProgress.ValueType]
-"""(epoch, progress)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +53,13 @@ class _Seen:
 class MoveControl:
     """The moves controller of one leader."""
 
-    def __init__(self, state: State, settings: MoveSettings, tokens: Tokens, now: Monotonic) -> None:
+    def __init__(
+        self, state: State, settings: MoveSettings, reports: Reports, tokens: Tokens, now: Monotonic
+    ) -> None:
         self._state = state
         self._settings = settings
+        self._reports = reports
         self._proposals = Proposals("moves", tokens)
-        self._reports: dict[str, dict[int, Report]] = {}
         self._seen: dict[int, _Seen] = {}
         self._timers = Timers()
         for move in state.moves.values():
@@ -76,9 +73,6 @@ class MoveControl:
                 concerned = self._take_changes(event)
             case ReplicasReported():
                 concerned = self._take_reports(event)
-            case SessionOpened():
-                # Every report comes again after the Welcome; what an earlier process said is worth nothing.
-                self._reports.pop(event.hello.node.id, None)
             case ProposalEnded():
                 ended = self._proposals.end(now, event)
                 concerned = {int(ended.subject)} if ended is not None else set()
@@ -112,24 +106,13 @@ class MoveControl:
                 case NodeChanged():
                     # Few moves run at once, and a worker changes seldom: a look at each is cheaper than a book of them.
                     concerned.update(event.state.moves)
-                    if change.after is None and change.before is not None:
-                        self._reports.pop(change.before.id, None)
                 case _:
                     pass
         return concerned
 
     def _take_reports(self, event: ReplicasReported) -> set[int]:
-        reports = self._reports.setdefault(event.node_id, {})
-        concerned: set[int] = set()
-        for report in event.reports:
-            known = reports.get(report.shard_id)
-            if known is not None and known[0] > report.epoch:
-                continue
-            reports[report.shard_id] = (report.epoch, report.progress)
-            move_id = self._state.move_of_shard.get(report.shard_id)
-            if move_id is not None:
-                concerned.add(move_id)
-        return concerned
+        moves = (self._state.move_of_shard.get(report.shard_id) for report in event.reports)
+        return {move_id for move_id in moves if move_id is not None}
 
     # Decisions
 
@@ -160,19 +143,23 @@ class MoveControl:
     def _wanted(self, move: Move, shard: Shard, is_late: bool) -> command_pb2.Command | None:
         match move.phase:
             case MovePhase.COPYING:
-                if self._has_reported(move.target, shard, CAUGHT_UP):
+                said = self._reports.of(shard.primary, shard)
+                if said is not None and move.target in said.caught_up:
                     promote = command_pb2.PromoteReplica(move_id=move.id, expected_epoch=shard.epoch)
                     return command_pb2.Command(promote_replica=promote)
                 return self._abort_copy(move, is_late)
+            case MovePhase.CEDING if move.kind.is_reshape:
+                return self._reshape(move, is_late)
             case MovePhase.CEDING:
-                if move.source != shard.primary or self._has_reported(move.source, shard, CEDED):
+                if move.source != shard.primary or self._reports.has_said(move.source, shard, CEDED):
                     cut_over = command_pb2.CutOver(move_id=move.id, expected_epoch=shard.epoch)
                     return command_pb2.Command(cut_over=cut_over)
                 if is_late:
                     return _abort(move, f"{move.source} did not cede within {self._settings.cede_deadline_s:g} s")
                 return None
             case MovePhase.REMOVING:
-                is_noted = any(self._has_reported(shard.primary, shard, said) for said in (ACCEPTED, CAUGHT_UP))
+                noted = (ACCEPTED, CAUGHT_UP)
+                is_noted = any(self._reports.has_said(shard.primary, shard, said) for said in noted)
                 if move.kind is MoveKind.SURPLUS or is_noted or is_late:
                     remove = command_pb2.RemoveReplica(move_id=move.id, expected_epoch=shard.epoch)
                     return command_pb2.Command(remove_replica=remove)
@@ -181,6 +168,18 @@ class MoveControl:
                 return None
             case _:
                 assert_never(move.phase)
+
+    def _reshape(self, move: Move, is_late: bool) -> command_pb2.Command | None:
+        """Replaces the shards of a split or a merge once every one of their primaries has sealed its own."""
+        shards = [self._state.shards[shard_id] for shard_id in move.shard_ids]
+        open_still = [shard for shard in shards if not self._reports.has_said(shard.primary, shard, CEDED)]
+        if not open_still:
+            reshape = command_pb2.Reshape(move_id=move.id, expected_epochs=[shard.epoch for shard in shards])
+            return command_pb2.Command(reshape=reshape)
+        if not is_late:
+            return None
+        names = ", ".join(sorted({shard.primary for shard in open_still}))
+        return _abort(move, f"{names} did not seal within {self._settings.cede_deadline_s:g} s")
 
     def _abort_copy(self, move: Move, is_late: bool) -> command_pb2.Command | None:
         """Rolls a copy back that takes too long, or whose reason has gone."""
@@ -193,10 +192,6 @@ class MoveControl:
         if move.kind is MoveKind.DRAIN and source is not None and source.state is NodeState.ACTIVE:
             return _abort(move, f"the drain of {move.source} was taken back")
         return None
-
-    def _has_reported(self, node_id: str, shard: Shard, progress: session_pb2.ReplicaProgress.ValueType) -> bool:
-        """True when the worker has said so of the shard's present epoch."""
-        return self._reports.get(node_id, {}).get(shard.id) == (shard.epoch, progress)
 
 
 def _abort(move: Move, reason: str) -> command_pb2.Command:

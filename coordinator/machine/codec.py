@@ -16,6 +16,7 @@ from coordinator.model import (
     LaunchState,
     LaunchTrigger,
     LogRecord,
+    LostPrimary,
     Move,
     MoveKind,
     MovePhase,
@@ -81,6 +82,12 @@ def shard_to_proto(shard: Shard) -> types_pb2.Shard:
         absent=shard.absent,
         generation=shard.generation,
         moved_unix_ms=shard.moved_ms,
+        formed=shard.is_formed,
+        parents=shard.parents,
+        lost_primaries=[
+            types_pb2.LostPrimary(node_id=lost.node_id, at_unix_ms=lost.at_ms) for lost in shard.lost_primaries
+        ],
+        quarantine=shard.quarantine,
     )
 
 
@@ -97,6 +104,10 @@ def shard_from_proto(message: types_pb2.Shard) -> Shard:
         absent=tuple(message.absent),
         generation=message.generation,
         moved_ms=WallMs(message.moved_unix_ms),
+        is_formed=message.formed,
+        parents=tuple(message.parents),
+        lost_primaries=tuple(LostPrimary(lost.node_id, WallMs(lost.at_unix_ms)) for lost in message.lost_primaries),
+        quarantine=message.quarantine,
     )
 
 
@@ -114,6 +125,9 @@ def move_to_proto(move: Move) -> types_pb2.Move:
         started_unix_ms=move.started_ms,
         phase_since_unix_ms=move.phase_since_ms,
         outcome=move.outcome,
+        at=move.at,
+        other_shard_id=move.other_shard_id,
+        created_shard_ids=move.created_shard_ids,
     )
 
 
@@ -131,6 +145,9 @@ def move_from_proto(message: types_pb2.Move) -> Move:
         started_ms=WallMs(message.started_unix_ms),
         phase_since_ms=WallMs(message.phase_since_unix_ms),
         outcome=message.outcome,
+        at=message.at,
+        other_shard_id=message.other_shard_id,
+        created_shard_ids=tuple(message.created_shard_ids),
     )
 
 
@@ -254,6 +271,7 @@ def settings_to_proto(settings: ClusterSettings) -> types_pb2.Settings:
         rebalance_paused=settings.rebalance_paused,
         cron_paused=settings.cron_paused,
         launches_kept=settings.launches_kept,
+        copy_bytes_per_s=settings.copy_bytes_per_s,
     )
 
 
@@ -265,6 +283,7 @@ def settings_from_proto(message: types_pb2.Settings) -> ClusterSettings:
         rebalance_paused=message.rebalance_paused,
         cron_paused=message.cron_paused,
         launches_kept=message.launches_kept or default.launches_kept,
+        copy_bytes_per_s=message.copy_bytes_per_s,
     )
 
 

@@ -58,6 +58,7 @@ class Draft:
         self.changes: list[Change] = []
         self.records: list[LogRecord] = []
         self.created_ids: list[int] = []
+        self.started_move_id = 0
         self.scheduled_at_ms = 0
         self._ended_moves = state.ended_moves
         self._events = state.events
@@ -166,13 +167,15 @@ class Draft:
         if move.has_ended:
             if before is not None:
                 self.moves = self.moves.delete(move.id)
-                self.move_of_shard = self.move_of_shard.delete(move.shard_id)
+                for shard_id in move.shard_ids:
+                    self.move_of_shard = self.move_of_shard.delete(shard_id)
             self._ended_moves = self._ended_moves.set(move.id, move)
             if len(self._ended_moves) > ENDED_MOVES_KEPT:
                 self._ended_moves = self._ended_moves.delete(min(self._ended_moves))
         else:
             self.moves = self.moves.set(move.id, move)
-            self.move_of_shard = self.move_of_shard.set(move.shard_id, move.id)
+            for shard_id in move.shard_ids:
+                self.move_of_shard = self.move_of_shard.set(shard_id, move.id)
         self.changes.append(MoveChanged(before, move))
 
     def job(self, job_id: str) -> CronJob:

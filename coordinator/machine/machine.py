@@ -25,7 +25,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine import cron, masters, moves, nodes, ranges
+from coordinator.machine import cron, losses, masters, moves, nodes, ranges, reshape
 from coordinator.machine.draft import Draft
 from coordinator.machine.state import Change, RememberedResult, State, Transition
 from coordinator.model import LogRecord, WallMs
@@ -64,8 +64,12 @@ HANDLERS: dict[str, Callable[[Draft, Any], None]] = {
     "cut_over": moves.cut_over,
     "remove_replica": moves.remove_replica,
     "abort_move": moves.abort_move,
-    "split_shard": ranges.split_shard,
-    "merge_shards": ranges.merge_shards,
+    "split_shard": reshape.split_shard,
+    "merge_shards": reshape.merge_shards,
+    "reshape": reshape.reshape,
+    "form_shards": moves.form_shards,
+    "drop_replica": losses.drop_replica,
+    "release_shard": losses.release_shard,
     "apply_job": cron.apply_job,
     "delete_job": cron.delete_job,
     "set_job_paused": cron.set_job_paused,
@@ -135,7 +139,10 @@ def _apply_one(state: State, command: command_pb2.Command, index: int, time_ms: 
     try:
         _run(draft, command)
         applied = command_pb2.Applied(
-            index=index, created_ids=draft.created_ids, scheduled_at_unix_ms=draft.scheduled_at_ms
+            index=index,
+            created_ids=draft.created_ids,
+            scheduled_at_unix_ms=draft.scheduled_at_ms,
+            move_id=draft.started_move_id,
         )
         result = command_pb2.CommandResult(applied=applied)
     except Refused as refusal:

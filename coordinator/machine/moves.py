@@ -1,4 +1,6 @@
-"""Commands about moves: the one place where a move changes its phase and a shard its replica set.
+"""Commands about moves: where a move changes its phase, and a shard its replica set as planned.
+
+losses.py has what faults do to both, reshape.py cuts and joins.
 
 Every change of a replica set adds one to the shard's epoch, and every command compares the epoch on which it was
 decided (PacificA, section 4.2: the configuration manager is a compare-and-set on the configuration number).
@@ -18,35 +20,41 @@ from coordinator.model import Move, MoveKind, MovePhase, NodeState, Shard
 from coordinator.model.errors import RefusalReason, Refused
 
 
-def _with(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+def with_name(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The names and one more, sorted."""
     return tuple(sorted({*names, name}))
 
 
-def _without(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+def without_name(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """The names but one."""
     return tuple(other for other in names if other != name)
 
 
-def _require_epoch(shard: Shard, expected: int) -> None:
+def require_epoch(shard: Shard, expected: int) -> None:
+    """Refuses what was decided on another epoch."""
     if shard.epoch != expected:
         raise Refused(
             RefusalReason.STALE, f"shard {shard.id} is at epoch {shard.epoch}, the command was decided at {expected}"
         )
 
 
-def _precondition(message: str) -> Refused:
+def precondition(message: str) -> Refused:
+    """A refusal because of how things stand."""
     return Refused(RefusalReason.PRECONDITION, message)
 
 
 def start_move(draft: Draft, command: command_pb2.StartMove) -> None:
     """Starts a move; its target joins the shard at once."""
     shard = draft.shard(command.shard_id)
-    _require_epoch(shard, command.expected_epoch)
+    require_epoch(shard, command.expected_epoch)
     running = draft.move_on(shard.id)
     if running is not None:
-        raise _precondition(f"shard {shard.id} is already moving (move {running.id})")
+        raise precondition(f"shard {shard.id} is already moving (move {running.id})")
     if not command.kind:
         raise Refused(RefusalReason.INVALID, f"the move of shard {shard.id} names no kind")
     kind = MoveKind(command.kind)
+    if kind.is_reshape:
+        raise Refused(RefusalReason.INVALID, f"a {kind.name.lower()} is started by a command of its own")
     _check_move(draft, shard, kind, command.source, command.target)
     if kind is MoveKind.TRANSFER:
         phase = MovePhase.CEDING
@@ -58,8 +66,8 @@ def start_move(draft: Draft, command: command_pb2.StartMove) -> None:
             replace(
                 shard,
                 epoch=shard.epoch + 1,
-                joining=_with(shard.joining, command.target),
-                absent=_without(shard.absent, command.target),
+                joining=with_name(shard.joining, command.target),
+                absent=without_name(shard.absent, command.target),
             )
         )
     move = Move(
@@ -83,7 +91,13 @@ def start_move(draft: Draft, command: command_pb2.StartMove) -> None:
 def _check_move(draft: Draft, shard: Shard, kind: MoveKind, source: str, target: str) -> None:
     """Refuses a move that does not fit its kind, the shard or the workers."""
     if not shard.in_sync:
-        raise _precondition(f"shard {shard.id} has never been assigned, so there is nothing to move")
+        raise precondition(f"shard {shard.id} has never been assigned, so there is nothing to move")
+    if not shard.is_formed:
+        raise precondition(f"shard {shard.id} is still being made by {', '.join(shard.in_sync)}; wait for that")
+    if shard.quarantine:
+        raise precondition(
+            f"shard {shard.id} is in quarantine: {shard.quarantine}; `clusterctl shards release {shard.id}` ends that"
+        )
     if bool(source) == (kind is MoveKind.REPAIR):
         wanted = "no source" if kind is MoveKind.REPAIR else "a source"
         raise Refused(RefusalReason.INVALID, f"a {kind.name.lower()} move has {wanted}, not {source!r}")
@@ -91,38 +105,38 @@ def _check_move(draft: Draft, shard: Shard, kind: MoveKind, source: str, target:
         wanted = "no target" if kind is MoveKind.SURPLUS else "a target"
         raise Refused(RefusalReason.INVALID, f"a {kind.name.lower()} move has {wanted}, not {target!r}")
     if source and source not in shard.in_sync:
-        raise _precondition(f"worker {source} does not hold shard {shard.id}")
+        raise precondition(f"worker {source} does not hold shard {shard.id}")
     if kind is MoveKind.SURPLUS:
         if source == shard.primary:
-            raise _precondition(f"worker {source} is primary of shard {shard.id}; transfer the role first")
+            raise precondition(f"worker {source} is primary of shard {shard.id}; transfer the role first")
         if len(shard.in_sync) < 2:
-            raise _precondition(f"worker {source} has the last copy of shard {shard.id}")
+            raise precondition(f"worker {source} has the last copy of shard {shard.id}")
         return
     node = draft.node(target)
     if kind is MoveKind.TRANSFER:
         if source != shard.primary or target == source or target not in shard.in_sync:
-            raise _precondition(
+            raise precondition(
                 f"shard {shard.id} cannot hand its primary role from {source} to {target}: the primary is "
                 f"{shard.primary}, in sync are {', '.join(shard.in_sync)}"
             )
         if not node.is_serving:
-            raise _precondition(f"worker {target} is {node.state.name.lower()} and cannot become primary")
+            raise precondition(f"worker {target} is {node.state.name.lower()} and cannot become primary")
         return
     if target in shard.replicas:
-        raise _precondition(f"worker {target} already holds shard {shard.id}")
+        raise precondition(f"worker {target} already holds shard {shard.id}")
     if not node.may_receive:
         suffix = ", suspect" if node.is_suspect else ""
-        raise _precondition(f"worker {target} is {node.state.name.lower()}{suffix} and cannot receive a shard")
+        raise precondition(f"worker {target} is {node.state.name.lower()}{suffix} and cannot receive a shard")
 
 
 def promote_replica(draft: Draft, command: command_pb2.PromoteReplica) -> None:
     """The target has caught up: joining becomes in sync."""
     move = draft.move(command.move_id)
     shard = draft.shard(move.shard_id)
-    _require_epoch(shard, command.expected_epoch)
+    require_epoch(shard, command.expected_epoch)
     if move.phase is not MovePhase.COPYING:
-        raise _precondition(f"move {move.id} is {move.phase.name.lower()}, its target is already in sync")
-    in_sync = _with(shard.in_sync, move.target)
+        raise precondition(f"move {move.id} is {move.phase.name.lower()}, its target is already in sync")
+    in_sync = with_name(shard.in_sync, move.target)
     # A place is kept only until the shard is whole: afterwards the worker that was away is one candidate among others.
     leaving = 1 if move.source in in_sync else 0
     whole = len(in_sync) - leaving >= draft.settings.replicas
@@ -131,13 +145,13 @@ def promote_replica(draft: Draft, command: command_pb2.PromoteReplica) -> None:
             shard,
             epoch=shard.epoch + 1,
             in_sync=in_sync,
-            joining=_without(shard.joining, move.target),
+            joining=without_name(shard.joining, move.target),
             absent=() if whole else shard.absent,
         )
     )
     draft.record("shard", shard.id, f"{move.target} is in sync (move {move.id}), epoch {shard.epoch}")
     if not move.source:
-        _end(draft, move, MovePhase.DONE, f"{move.target} holds the shard")
+        end_move(draft, move, MovePhase.DONE, f"{move.target} holds the shard")
     elif move.source == shard.primary:
         draft.put_move(replace(move, phase=MovePhase.CEDING))
     else:
@@ -148,13 +162,14 @@ def cut_over(draft: Draft, command: command_pb2.CutOver) -> None:
     """The old primary has ceded: the target becomes primary."""
     move = draft.move(command.move_id)
     shard = draft.shard(move.shard_id)
-    _require_epoch(shard, command.expected_epoch)
-    if move.phase is not MovePhase.CEDING:
-        raise _precondition(f"move {move.id} is {move.phase.name.lower()}, not ceding")
+    require_epoch(shard, command.expected_epoch)
+    if move.phase is not MovePhase.CEDING or move.kind.is_reshape:
+        what = f"a {move.kind.name.lower()}" if move.kind.is_reshape else move.phase.name.lower()
+        raise precondition(f"move {move.id} is {what}, not ceding")
     shard = draft.put_shard(replace(shard, epoch=shard.epoch + 1, primary=move.target))
     draft.record("shard", shard.id, f"{move.target} is primary, was {move.source} (move {move.id})")
     if move.kind is MoveKind.TRANSFER:
-        _end(draft, move, MovePhase.DONE, f"{move.target} is primary")
+        end_move(draft, move, MovePhase.DONE, f"{move.target} is primary")
     else:
         draft.put_move(replace(move, phase=MovePhase.REMOVING))
 
@@ -163,110 +178,49 @@ def remove_replica(draft: Draft, command: command_pb2.RemoveReplica) -> None:
     """The source gives its copy up; the move ends."""
     move = draft.move(command.move_id)
     shard = draft.shard(move.shard_id)
-    _require_epoch(shard, command.expected_epoch)
+    require_epoch(shard, command.expected_epoch)
     if move.phase is not MovePhase.REMOVING:
-        raise _precondition(f"move {move.id} is {move.phase.name.lower()}, not removing")
-    if move.source == shard.primary or _without(shard.in_sync, move.source) == ():
-        raise _precondition(f"worker {move.source} is still needed by shard {shard.id}")
-    draft.put_shard(replace(shard, epoch=shard.epoch + 1, in_sync=_without(shard.in_sync, move.source)))
-    _end(draft, move, MovePhase.DONE, f"{move.source} gave the shard up")
+        raise precondition(f"move {move.id} is {move.phase.name.lower()}, not removing")
+    if move.source == shard.primary or without_name(shard.in_sync, move.source) == ():
+        raise precondition(f"worker {move.source} is still needed by shard {shard.id}")
+    draft.put_shard(replace(shard, epoch=shard.epoch + 1, in_sync=without_name(shard.in_sync, move.source)))
+    end_move(draft, move, MovePhase.DONE, f"{move.source} gave the shard up")
 
 
 def abort_move(draft: Draft, command: command_pb2.AbortMove) -> None:
     """Rolls a move back; after its cutover it can only go forward."""
     move = draft.move(command.move_id)
     if move.phase is MovePhase.REMOVING:
-        raise _precondition(f"move {move.id} is past its cutover and goes forward; it cannot be aborted")
-    _roll_back(draft, move, command.reason or "aborted")
+        raise precondition(f"move {move.id} is past its cutover and goes forward; it cannot be aborted")
+    roll_back(draft, move, command.reason or "aborted")
 
 
-def _roll_back(draft: Draft, move: Move, why: str) -> None:
+def roll_back(draft: Draft, move: Move, why: str) -> None:
     """Takes the target out again. The epoch grows in any case, so that a primary that has ceded serves again."""
+    if move.kind.is_reshape:
+        for shard_id in move.shard_ids:
+            sealed = draft.shard(shard_id)
+            draft.put_shard(replace(sealed, epoch=sealed.epoch + 1))
+        end_move(draft, move, MovePhase.ABORTED, why)
+        return
     shard = draft.shard(move.shard_id)
     in_sync = shard.in_sync
     if move.kind is not MoveKind.TRANSFER and move.target != shard.primary and len(in_sync) > 1:
-        in_sync = _without(in_sync, move.target)
+        in_sync = without_name(in_sync, move.target)
     draft.put_shard(
-        replace(shard, epoch=shard.epoch + 1, in_sync=in_sync, joining=_without(shard.joining, move.target))
+        replace(shard, epoch=shard.epoch + 1, in_sync=in_sync, joining=without_name(shard.joining, move.target))
     )
-    _end(draft, move, MovePhase.ABORTED, why)
+    end_move(draft, move, MovePhase.ABORTED, why)
 
 
-def _end(draft: Draft, move: Move, phase: MovePhase, outcome: str) -> None:
+def end_move(draft: Draft, move: Move, phase: MovePhase, outcome: str) -> None:
+    """Files the move under the ended ones."""
     draft.put_move(replace(move, phase=phase, outcome=outcome))
     shard = draft.shard(move.shard_id)
     # The dwell time protects a placement that was chosen; a repair fills a hole and says nothing of what is best.
     if phase is MovePhase.DONE and move.kind is not MoveKind.REPAIR:
         draft.put_shard(replace(shard, moved_ms=draft.time_ms))
     draft.record("move", move.id, f"{phase.name.lower()}: {outcome}")
-
-
-def lose_replicas(draft: Draft, node_id: str, why: str) -> None:
-    """Takes every role away from a worker that may be gone, wherever another in-sync worker serves.
-
-    A shard of which it has the only good copy is left as it is: its data comes back with the worker.
-    """
-    for shard in sorted(draft.shards.values(), key=lambda shard: shard.id):
-        if node_id in shard.joining:
-            _lose_joining(draft, shard, node_id, why)
-        elif node_id in shard.in_sync:
-            _lose_in_sync(draft, shard, node_id, why)
-
-
-def _lose_joining(draft: Draft, shard: Shard, node_id: str, why: str) -> None:
-    move = draft.move_on(shard.id)
-    if move is not None and move.target == node_id:
-        _roll_back(draft, move, f"its target {node_id} is {why}")
-
-
-def _lose_in_sync(draft: Draft, shard: Shard, node_id: str, why: str) -> None:
-    others = [name for name in shard.in_sync if name != node_id and draft.node(name).is_serving]
-    move = draft.move_on(shard.id)
-    if not others:
-        if move is not None and move.phase is MovePhase.COPYING:
-            _roll_back(draft, move, f"the only good copy is on {node_id}, which is {why}")
-        return
-    primary = shard.primary
-    if primary == node_id:
-        leaving = move.source if move is not None else ""
-        staying = [name for name in others if name != leaving] or others
-        primary = move.target if move is not None and move.target in others else staying[0]
-    is_leaving = move is not None and move.source == node_id and move.phase in (MovePhase.CEDING, MovePhase.REMOVING)
-    is_leaving = is_leaving and move is not None and move.kind is not MoveKind.TRANSFER
-    shard = draft.put_shard(
-        replace(
-            shard,
-            epoch=shard.epoch + 1,
-            primary=primary,
-            in_sync=_without(shard.in_sync, node_id),
-            absent=shard.absent if is_leaving else _with(shard.absent, node_id),
-        )
-    )
-    if primary != node_id and shard.primary == primary:
-        draft.record("shard", shard.id, f"lost {node_id} ({why}); primary is {primary}, epoch {shard.epoch}")
-    if move is not None:
-        _adjust_move(draft, move, node_id, why)
-
-
-def _adjust_move(draft: Draft, move: Move, node_id: str, why: str) -> None:
-    """What becomes of a shard's move when a worker has left its in-sync set by a fault."""
-    if move.target == node_id:
-        if move.kind is MoveKind.TRANSFER or move.phase is MovePhase.CEDING:
-            _end(draft, move, MovePhase.ABORTED, f"its target {node_id} is {why}")
-        else:
-            _end(draft, move, MovePhase.ABORTED, f"its target {node_id} is {why} after the cutover; the source stays")
-    elif move.source == node_id:
-        if move.phase is MovePhase.COPYING:
-            # Nothing is left to take away: what remains is a repair that has already begun.
-            draft.put_move(replace(move, source="", kind=MoveKind.REPAIR))
-        else:
-            _end(draft, move, MovePhase.DONE, f"its source {node_id} is {why}; {move.target or 'the rest'} serves")
-    elif move.phase is MovePhase.REMOVING and draft.shard(move.shard_id).primary == move.source:
-        # The source had to take over as the last one that serves, so it must cede before it may go.
-        if move.target in draft.shard(move.shard_id).in_sync:
-            draft.put_move(replace(move, phase=MovePhase.CEDING))
-        else:
-            _end(draft, move, MovePhase.ABORTED, f"its source took over from {node_id}, which is {why}")
 
 
 def assign_shards(draft: Draft, command: command_pb2.AssignShards) -> None:
@@ -281,6 +235,19 @@ def assign_shards(draft: Draft, command: command_pb2.AssignShards) -> None:
         for name in replicas:
             node = draft.node(name)
             if node.state is not NodeState.ACTIVE or node.is_suspect:
-                raise _precondition(f"worker {name} is {node.state.name.lower()} and cannot receive shard {shard.id}")
+                raise precondition(f"worker {name} is {node.state.name.lower()} and cannot receive shard {shard.id}")
         draft.put_shard(replace(shard, epoch=1, primary=replicas[0], in_sync=tuple(sorted(replicas))))
     draft.record("shard", "all", f"{len(command.assignments)} shards got their first workers")
+
+
+def form_shards(draft: Draft, command: command_pb2.FormShards) -> None:
+    """Every replica of these shards has made its store: they are served, or need their parents no longer."""
+    formed = 0
+    for report in command.shards:
+        shard = draft.shards.get(report.shard_id)
+        if shard is None or shard.epoch != report.epoch or not shard.in_sync:
+            continue
+        formed += not shard.is_formed
+        draft.put_shard(replace(shard, is_formed=True, parents=()))
+    if formed:
+        draft.record("shard", "all", f"{formed} {'shard is' if formed == 1 else 'shards are'} formed and served")

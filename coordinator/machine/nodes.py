@@ -12,7 +12,7 @@ from dataclasses import replace
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.codec import node_from_proto
 from coordinator.machine.draft import Draft
-from coordinator.machine.moves import lose_replicas
+from coordinator.machine.losses import Loss, forgive, lose_replicas
 from coordinator.model import NEVER_MS, Node, NodeState
 from coordinator.model.errors import RefusalReason, Refused
 
@@ -67,8 +67,9 @@ def register_node(draft: Draft, command: command_pb2.RegisterNode) -> None:
         draft.record("node", said.id, f"registered{zone}, weight {said.weight:g}, at {said.grpc_address}")
         return
     restarted = before.incarnation != said.incarnation
-    if restarted and before.state in (NodeState.ACTIVE, NodeState.DRAINING):
-        lose_replicas(draft, before.id, "restarted")
+    if restarted and before.state is not NodeState.DOWN:
+        # Also one that was not admitted yet: it may have served what nobody took over.
+        lose_replicas(draft, Loss(before.id, "restarted", command.loss, is_process_gone=True))
     keeps_state = not restarted and before.state is not NodeState.DOWN
     draft.put_node(
         replace(
@@ -98,6 +99,7 @@ def activate_node(draft: Draft, command: command_pb2.ActivateNode) -> None:
         draft.record("node", node.id, f"is {state.name.lower()}")
     elif node.is_suspect:
         draft.record("node", node.id, "is heard again")
+        forgive(draft, node.id)
     draft.put_node(replace(node, state=state, suspect_since_ms=NEVER_MS))
 
 
@@ -112,7 +114,7 @@ def suspect_node(draft: Draft, command: command_pb2.SuspectNode) -> None:
         return
     draft.put_node(replace(node, suspect_since_ms=draft.time_ms))
     draft.record("node", node.id, f"is suspect: {command.reason or 'not heard'}")
-    lose_replicas(draft, node.id, "suspect")
+    lose_replicas(draft, Loss(node.id, "suspect", command.loss))
 
 
 def expire_node(draft: Draft, command: command_pb2.ExpireNode) -> None:
@@ -122,7 +124,7 @@ def expire_node(draft: Draft, command: command_pb2.ExpireNode) -> None:
         return
     draft.put_node(replace(node, state=NodeState.DOWN, suspect_since_ms=NEVER_MS))
     draft.record("node", node.id, f"is down: {command.reason or 'its session lease ended'}")
-    lose_replicas(draft, node.id, "down")
+    lose_replicas(draft, Loss(node.id, "down", command.loss, is_process_gone=True))
 
 
 def drain_node(draft: Draft, command: command_pb2.DrainNode) -> None:

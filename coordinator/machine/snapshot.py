@@ -119,7 +119,7 @@ def _build(message: snapshot_pb2.Snapshot) -> State:
         next_move_id=message.next_move_id,
         next_event_sequence=message.next_event_sequence,
         masters=Map((master.id, master) for master in masters),
-        move_of_shard=Map((move.shard_id, move.id) for move in moves),
+        move_of_shard=Map((shard_id, move.id) for move in moves for shard_id in move.shard_ids),
         launch_times=Map(launch_times(launches)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.machine.snapshot import launch_times
 from coordinator.machine.state import State
-from coordinator.model import HASH_SPACE, MoveKind, MovePhase, NodeState, Shard
+from coordinator.model import HASH_SPACE, Move, MoveKind, MovePhase, NodeState, Shard
 
 
 def validate(state: State) -> None:
@@ -30,11 +30,29 @@ def validate_step(before: State, after: State) -> None:
         assert shard.epoch >= old.epoch, f"the epoch of shard {shard_id} went from {old.epoch} to {shard.epoch}"
         changed = (shard.primary, shard.in_sync, shard.joining) != (old.primary, old.in_sync, old.joining)
         assert not changed or shard.epoch > old.epoch, f"shard {shard_id} changed its replicas within {shard.epoch}"
+        assert shard.is_formed or not old.is_formed, f"shard {shard_id} is no longer formed"
+    _check_children(before, after)
     for move_id in after.moves:
         assert move_id in before.moves or move_id >= before.next_move_id, f"move id {move_id} is used again"
     for job_id, job in after.jobs.items():
         earlier = before.jobs.get(job_id)
         assert earlier is None or job.decided_until_ms >= earlier.decided_until_ms, f"{job_id} is undecided again"
+
+
+def _check_children(before: State, after: State) -> None:
+    """Shards that are new in `after` stand where those that they were made of stood, with what those held."""
+    for shard in after.shards.values():
+        if shard.id in before.shards or not before.shards:
+            continue
+        old = [other for other in before.shards.values() if other.lo < shard.hi and shard.lo < other.hi]
+        assert all(other.id not in after.shards for other in old), f"shard {shard.id} overlaps one that stays"
+        if not shard.is_formed:
+            assert not any(other.is_formed for other in old), f"shard {shard.id} forgets what {old} held"
+            continue
+        assert set(shard.parents) == {other.id for other in old}, f"shard {shard.id} has the parents {shard.parents}"
+        for other in old:
+            assert (shard.in_sync, other.joining) == (other.in_sync, ()), f"shard {shard.id} is not where {other} was"
+            assert shard.epoch > other.epoch, f"shard {shard.id} begins at epoch {shard.epoch}, after {other.epoch}"
 
 
 def _check_ranges(state: State) -> None:
@@ -61,20 +79,30 @@ def _check_shard(state: State, shard: Shard) -> None:
     if shard.epoch == 0:
         assert names == (), f"shard {shard.id} has workers at epoch 0: {names}"
         assert shard.primary == "", f"shard {shard.id} has the primary {shard.primary} at epoch 0"
+        assert not shard.is_formed, f"shard {shard.id} is formed at epoch 0"
+        assert not shard.quarantine, f"shard {shard.id} is in quarantine at epoch 0"
     else:
         assert shard.primary in shard.in_sync, f"shard {shard.id}: {shard.primary} is not in sync: {shard.in_sync}"
+    assert shard.is_formed or not shard.parents, f"shard {shard.id} has parents and is not formed"
+    assert all(parent < shard.id for parent in shard.parents), f"shard {shard.id} is older than {shard.parents}"
+    lost = [lost.node_id for lost in shard.lost_primaries]
+    assert len(set(lost)) == len(lost), f"shard {shard.id} lost a primary twice: {lost}"
 
 
 def _check_moves(state: State) -> None:
-    assert {move.shard_id: move.id for move in state.moves.values()} == dict(state.move_of_shard), "move_of_shard"
-    assert len(state.move_of_shard) == len(state.moves), "two moves of one shard"
+    held = [(shard_id, move.id) for move in state.moves.values() for shard_id in move.shard_ids]
+    assert dict(held) == dict(state.move_of_shard), "move_of_shard"
+    assert len(state.move_of_shard) == len(held), "two moves of one shard"
     joining = {(shard.id, name) for shard in state.shards.values() for name in shard.joining}
     expected = set()
     for move in state.moves.values():
         assert not move.has_ended, f"move {move.id} has ended and is in progress"
         assert move.shard_id in state.shards, f"move {move.id} is of shard {move.shard_id}, which is gone"
         shard = state.shards[move.shard_id]
-        if move.phase is MovePhase.COPYING:
+        assert not shard.quarantine, f"move {move.id} is of shard {shard.id}, which is in quarantine"
+        if move.kind.is_reshape:
+            _check_reshape(state, move)
+        elif move.phase is MovePhase.COPYING:
             expected.add((move.shard_id, move.target))
             assert not move.source or move.source in shard.in_sync, f"move {move.id}: the source is not in sync"
         elif move.phase is MovePhase.CEDING:
@@ -87,6 +115,20 @@ def _check_moves(state: State) -> None:
     assert joining == expected, f"joining without a move, or the other way round: {joining ^ expected}"
     for move in state.ended_moves.values():
         assert move.has_ended, f"move {move.id} is filed as ended"
+
+
+def _check_reshape(state: State, move: Move) -> None:
+    assert move.phase is MovePhase.CEDING, f"move {move.id} is a {move.kind} and {move.phase}"
+    assert (move.source, move.target) == ("", ""), f"move {move.id} goes from {move.source!r} to {move.target!r}"
+    shards = [state.shards[shard_id] for shard_id in move.shard_ids]
+    assert all(shard.is_formed and not shard.parents for shard in shards), f"move {move.id} of {shards}"
+    assert all(shard.in_sync == shards[0].in_sync for shard in shards), f"move {move.id}: other replicas: {shards}"
+    if move.kind is MoveKind.SPLIT:
+        assert shards[0].lo < move.at < shards[0].hi, f"move {move.id} cuts at {move.at}"
+        assert len(shards) == 1, f"move {move.id} cuts {move.shard_ids}"
+    else:
+        lower, upper = shards
+        assert lower.hi == upper.lo, f"move {move.id} joins {lower} and {upper}, which are no neighbours"
 
 
 def _check_nodes(state: State) -> None:

@@ -16,7 +16,7 @@ from coordinator.model.keys import HASH_SPACE, KEY_BYTES_MAX, check_key, key_has
 from coordinator.model.master import AdmittedMaster
 from coordinator.model.move import Move, MoveKind, MovePhase
 from coordinator.model.node import Node, NodeState
-from coordinator.model.shard import Shard
+from coordinator.model.shard import LostPrimary, Shard
 
 __all__ = [
     "HASH_SPACE",
@@ -32,6 +32,7 @@ __all__ = [
     "LaunchState",
     "LaunchTrigger",
     "LogRecord",
+    "LostPrimary",
     "ManualClock",
     "Monotonic",
     "Move",

@@ -15,6 +15,7 @@ class ClusterSettings:
     rebalance_paused: bool = False
     cron_paused: bool = False
     launches_kept: int = 200
+    copy_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

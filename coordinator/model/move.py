@@ -5,6 +5,7 @@
     DRAIN, ZONE, BALANCE      COPYING -> [CEDING, when the source is primary] -> REMOVING -> DONE
     TRANSFER (role only)      CEDING -> DONE
     SURPLUS (no target)       REMOVING -> DONE
+    SPLIT, MERGE (neither)    CEDING -> DONE
     any, before the cutover   -> ABORTED
 
 DESIGN.md section 7. coordinator/machine/moves.py is the one place that makes these transitions.
@@ -27,6 +28,13 @@ class MoveKind(enum.Enum):
     BALANCE = 4
     TRANSFER = 5
     SURPLUS = 6
+    SPLIT = 7
+    MERGE = 8
+
+    @property
+    def is_reshape(self) -> bool:
+        """True for those that change ranges where they are, and no replica set."""
+        return self in (MoveKind.SPLIT, MoveKind.MERGE)
 
 
 class MovePhase(enum.Enum):
@@ -54,6 +62,17 @@ class Move:
     started_ms: WallMs = NEVER_MS
     phase_since_ms: WallMs = NEVER_MS
     outcome: str = ""
+    at: int = 0
+    """SPLIT: first key hash of the upper half."""
+    other_shard_id: int = 0
+    """MERGE: the upper neighbour."""
+    created_shard_ids: tuple[int, ...] = ()
+    """SPLIT and MERGE: the shards that it made, by range."""
+
+    @property
+    def shard_ids(self) -> tuple[int, ...]:
+        """The shards that it holds on to, by range."""
+        return (self.shard_id, self.other_shard_id) if self.other_shard_id else (self.shard_id,)
 
     @property
     def has_ended(self) -> bool:

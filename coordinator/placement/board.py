@@ -106,7 +106,9 @@ class Board:
 
     def _apply_running(self, shard: Shard, move: Move) -> None:
         """The effect that a running move will have had in the end."""
-        self.busy.add(shard.id)
+        self.busy.update(move.shard_ids)
+        if move.kind.is_reshape:
+            return
         self._change(shard, move.source if move.kind is not MoveKind.TRANSFER else "", move.target, move.source)
 
     def _change(self, shard: Shard, leaving: str, coming: str, ceding: str) -> None:
@@ -192,9 +194,9 @@ class Board:
         return name in self._serving
 
     def free_shards(self) -> Iterator[Shard]:
-        """Shards that have no move, by id."""
+        """Shards that may get a move: they have none, are formed and not in quarantine. By id."""
         busy = self.busy
-        return (shard for shard in self.shards if shard.id not in busy)
+        return (shard for shard in self.shards if shard.id not in busy and shard.may_change)
 
     def changing(self) -> set[str]:
         """Workers that hold, or will hold, a shard with a move."""

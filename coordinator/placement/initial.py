@@ -62,7 +62,9 @@ def _polish(
 ) -> tuple[Board, dict[int, Choice]] | None:
     """One round of mending on paper; None when nothing was to be mended."""
     shards = {
-        shard_id: replace(state.shards[shard_id], epoch=1, primary=primary, in_sync=tuple(sorted(holders)))
+        shard_id: replace(
+            state.shards[shard_id], epoch=1, primary=primary, in_sync=tuple(sorted(holders)), is_formed=True
+        )
         for shard_id, (primary, holders) in chosen.items()
     }
     trial = replace(state, shards=state.shards.update(shards))

@@ -135,7 +135,8 @@ class _Budget:
     def _count_running(self, state: State, move: Move) -> None:
         self._running += 1
         shard = state.shards.get(move.shard_id)
-        if shard is not None and move.kind not in (MoveKind.TRANSFER, MoveKind.SURPLUS):
+        is_copied = move.kind not in (MoveKind.TRANSFER, MoveKind.SURPLUS) and not move.kind.is_reshape
+        if shard is not None and is_copied:
             self._into[move.target] += 1
             self._out_of[move.source or shard.primary] += 1
         if move.kind is MoveKind.BALANCE and shard is not None:

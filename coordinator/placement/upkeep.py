@@ -61,6 +61,9 @@ def _worst(board: Board, shard: Shard, victims: list[str]) -> str:
 
 def repair(board: Board) -> None:
     """Adds a copy to each shard that has too few, those with the fewest first."""
+    for shard in board.shards:
+        if shard.quarantine and len(shard.in_sync) < board.replicas:
+            _refuse_quarantined(board, shard, "gets|get no further copy")
     waiting = []
     for shard in board.free_shards():
         if len(shard.in_sync) < board.replicas:
@@ -128,11 +131,20 @@ def empty_drained(board: Board) -> None:
     drained = {node.id for node in board.nodes.values() if is_drained(node)}
     if not drained:
         return
+    for shard in board.shards:
+        if shard.quarantine:
+            for source in drained.intersection(shard.in_sync):
+                _refuse_quarantined(board, shard, f"cannot leave {source}", source)
     for shard in board.free_shards():
         for source in shard.in_sync:
             if source in drained:
                 _drain_one(board, shard, source)
                 break
+
+
+def _refuse_quarantined(board: Board, shard: Shard, what: str, node_id: str = "") -> None:
+    why = "in quarantine; see `clusterctl shards show`, and `clusterctl shards release` ends it"
+    board.refusals.shard(shard.id, what, why, node_id)
 
 
 def _drain_one(board: Board, shard: Shard, source: str) -> None:

@@ -36,6 +36,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CLUSTER + "LocateKeys": _LOOKS,
     _CLUSTER + "SplitShard": _CHANGES,
     _CLUSTER + "MergeShards": _CHANGES,
+    _CLUSTER + "ReleaseShard": _CHANGES,
     _CLUSTER + "PlanRebalance": _LOOKS,
     _CLUSTER + "ChangeSettings": _CHANGES,
     _CLUSTER + "ListMoves": _LOOKS,

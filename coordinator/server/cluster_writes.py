@@ -12,11 +12,14 @@ import uuid
 
 from coordinator.api.v1 import cluster_pb2, command_pb2
 from coordinator.machine.codec import settings_to_proto
-from coordinator.model.errors import RefusalReason, Refused
+from coordinator.model import MovePhase
+from coordinator.model.errors import RefusalReason, Refused, TimedOut
 from coordinator.server.cluster_parts import ClusterParts, not_found, planned_move_to_proto
-from coordinator.server.context import Call
+from coordinator.server.context import Call, time_left_s
 
 LINEARIZABLE = cluster_pb2.CONSISTENCY_LINEARIZABLE
+MOVE_POLL_S = 0.02
+"""How often a split or a merge is looked at by who waits for its end; a look costs one read of a map."""
 
 
 class ClusterWrites:
@@ -77,22 +80,60 @@ class ClusterWrites:
     # Shards and moves
 
     async def SplitShard(self, request: cluster_pb2.SplitShardRequest, context: Call) -> cluster_pb2.SplitShardResponse:
+        async def here() -> cluster_pb2.SplitShardResponse:
+            return await self._split(request, context)
+
+        _name(request)
+        return await self._parts.forwarder.answer(context, here, "SplitShard", request)
+
+    async def _split(self, request: cluster_pb2.SplitShardRequest, context: Call) -> cluster_pb2.SplitShardResponse:
         state = await self._master.read(LINEARIZABLE, context)
         shard = state.shards.get(request.shard_id)
         # Without the shard it may still be the retry of a split that was made; the machine remembers those.
         split = command_pb2.SplitShard(
-            shard_id=request.shard_id, at=request.at, expected_epoch=shard.epoch if shard is not None else 0
+            shard_id=request.shard_id,
+            at=request.at,
+            expected_epoch=shard.epoch if shard is not None else 0,
+            reason="an operator asked for it",
         )
         applied = await self._master.submit(command_pb2.Command(split_shard=split), request.request_id, context)
-        lower_shard_id, upper_shard_id = applied.created_ids
+        lower_shard_id, upper_shard_id = await self._created(applied, context)
         return cluster_pb2.SplitShardResponse(lower_shard_id=lower_shard_id, upper_shard_id=upper_shard_id)
 
     async def MergeShards(
         self, request: cluster_pb2.MergeShardsRequest, context: Call
     ) -> cluster_pb2.MergeShardsResponse:
-        merge = command_pb2.MergeShards(lower_shard_id=request.lower_shard_id, upper_shard_id=request.upper_shard_id)
+        merge = command_pb2.MergeShards(
+            lower_shard_id=request.lower_shard_id,
+            upper_shard_id=request.upper_shard_id,
+            reason="an operator asked for it",
+        )
         applied = await self._master.submit(command_pb2.Command(merge_shards=merge), request.request_id, context)
-        return cluster_pb2.MergeShardsResponse(shard_id=applied.created_ids[0])
+        (shard_id,) = await self._created(applied, context)
+        return cluster_pb2.MergeShardsResponse(shard_id=shard_id)
+
+    async def _created(self, applied: command_pb2.Applied, context: Call) -> tuple[int, ...]:
+        """The shards that a split or a merge made, once it has. Raises Refused when it is rolled back."""
+        if not applied.move_id:
+            return tuple(applied.created_ids)
+        give_up_at_s = asyncio.get_running_loop().time() + time_left_s(context)
+        while (move := self._master.raft.state.ended_moves.get(applied.move_id)) is None:
+            if asyncio.get_running_loop().time() >= give_up_at_s:
+                raise TimedOut(
+                    f"move {applied.move_id} has started and goes on; `clusterctl moves show {applied.move_id}` "
+                    "says how it ends"
+                )
+            await asyncio.sleep(MOVE_POLL_S)
+        if move.phase is not MovePhase.DONE:
+            raise Refused(RefusalReason.PRECONDITION, f"nothing was cut or joined: {move.outcome}")
+        return move.created_shard_ids
+
+    async def ReleaseShard(
+        self, request: cluster_pb2.ReleaseShardRequest, context: Call
+    ) -> cluster_pb2.ReleaseShardResponse:
+        command = command_pb2.Command(release_shard=command_pb2.ReleaseShard(shard_id=request.shard_id))
+        await self._master.submit(command, request.request_id, context)
+        return cluster_pb2.ReleaseShardResponse()
 
     async def AbortMove(self, request: cluster_pb2.AbortMoveRequest, context: Call) -> cluster_pb2.AbortMoveResponse:
         reason = request.reason or "aborted by an operator"
@@ -125,11 +166,15 @@ class ClusterWrites:
             settings.cron_paused = request.cron_paused
         if request.HasField("replicas"):
             settings.replicas = request.replicas
+        if request.HasField("copy_bytes_per_s"):
+            settings.copy_bytes_per_s = request.copy_bytes_per_s
         change = command_pb2.ChangeSettings(settings=settings)
         await self._master.submit(command_pb2.Command(change_settings=change), request.request_id, context)
         return cluster_pb2.ChangeSettingsResponse(settings=settings_to_proto(self._master.raft.state.settings))
 
 
-def _name(request: cluster_pb2.DrainNodeRequest | cluster_pb2.ChangeSettingsRequest) -> None:
+def _name(
+    request: cluster_pb2.DrainNodeRequest | cluster_pb2.ChangeSettingsRequest | cluster_pb2.SplitShardRequest,
+) -> None:
     """Gives a request without an id one before it is passed on, since it may be passed on more than once."""
     request.request_id = request.request_id or uuid.uuid4().hex

@@ -42,7 +42,7 @@ class DirectoryLock:
         # Not "w": opening must not empty the file of the daemon that holds the lock.
         file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         try:
-            _lock(file)
+            lock_file(file)
         except OSError:
             holder = file.read(32).decode("ascii", "replace").strip()
             file.close()
@@ -75,7 +75,8 @@ class DirectoryLock:
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(file: BinaryIO) -> None:
+    def lock_file(file: BinaryIO) -> None:
+        """Locks an open file for as long as it is open, without waiting. Raises OSError when it is locked."""
         file.seek(_LOCKED_BYTE_OFFSET)
         msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         file.seek(0)
@@ -83,5 +84,6 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(file: BinaryIO) -> None:
+    def lock_file(file: BinaryIO) -> None:
+        """Locks an open file for as long as it is open, without waiting. Raises OSError when it is locked."""
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -78,7 +78,8 @@ def content(assignment: session_pb2.Assignment) -> bytes:
     copy.generation = 0
     for entry in copy.shards:
         entry.shard.generation = entry.shard.moved_unix_ms = 0
-        del entry.shard.absent[:]
+        entry.shard.quarantine = ""
+        del entry.shard.absent[:], entry.shard.lost_primaries[:]
     return copy.SerializeToString(deterministic=True)
 
 

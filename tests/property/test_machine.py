@@ -20,6 +20,11 @@ shard_ids = st.integers(1, 12)
 move_ids = st.integers(1, 12)
 jobs = st.sampled_from(["j", "k"])
 times = st.integers(START_MS, START_MS + 60_000)
+rules = st.builds(
+    lambda heirs, workers: command_pb2.LossRules(heirs=heirs, quarantine_workers=workers, quarantine_window_ms=20_000),
+    st.dictionaries(shard_ids, names, max_size=2),
+    st.sampled_from([0, 2]),
+)
 
 
 def commands() -> st.SearchStrategy[command_pb2.Command]:
@@ -30,10 +35,10 @@ def commands() -> st.SearchStrategy[command_pb2.Command]:
             st.sampled_from([1.0, 2.0])),
         st.builds(lambda n, i: command_pb2.Command(activate_node=command_pb2.ActivateNode(
             node_id=n, incarnation=i)), names, incarnations),
-        st.builds(lambda n, i: command_pb2.Command(suspect_node=command_pb2.SuspectNode(
-            node_id=n, incarnation=i)), names, incarnations),
-        st.builds(lambda n, i: command_pb2.Command(expire_node=command_pb2.ExpireNode(
-            node_id=n, incarnation=i)), names, incarnations),
+        st.builds(lambda n, i, r: command_pb2.Command(suspect_node=command_pb2.SuspectNode(
+            node_id=n, incarnation=i, loss=r)), names, incarnations, rules),
+        st.builds(lambda n, i, r: command_pb2.Command(expire_node=command_pb2.ExpireNode(
+            node_id=n, incarnation=i, loss=r)), names, incarnations, rules),
         st.builds(lambda n: command_pb2.Command(drain_node=command_pb2.DrainNode(node_id=n)), names),
         st.builds(lambda n: command_pb2.Command(undrain_node=command_pb2.UndrainNode(node_id=n)), names),
         st.builds(lambda n: command_pb2.Command(leave_node=command_pb2.LeaveNode(node_id=n)), names),
@@ -48,6 +53,12 @@ def commands() -> st.SearchStrategy[command_pb2.Command]:
         st.builds(lambda m: command_pb2.Command(cut_over=command_pb2.CutOver(move_id=m)), move_ids),
         st.builds(lambda m: command_pb2.Command(remove_replica=command_pb2.RemoveReplica(move_id=m)), move_ids),
         st.builds(lambda m: command_pb2.Command(abort_move=command_pb2.AbortMove(move_id=m)), move_ids),
+        st.builds(lambda m: command_pb2.Command(reshape=command_pb2.Reshape(move_id=m)), move_ids),
+        st.builds(lambda s: command_pb2.Command(form_shards=command_pb2.FormShards(shards=[
+            command_pb2.FormShards.Formed(shard_id=s)])), shard_ids),
+        st.builds(lambda s, n: command_pb2.Command(drop_replica=command_pb2.DropReplica(
+            shard_id=s, node_id=n)), shard_ids, names),
+        st.builds(lambda s: command_pb2.Command(release_shard=command_pb2.ReleaseShard(shard_id=s)), shard_ids),
         st.builds(lambda s: command_pb2.Command(split_shard=command_pb2.SplitShard(shard_id=s)), shard_ids),
         st.builds(lambda s, t: command_pb2.Command(merge_shards=command_pb2.MergeShards(
             lower_shard_id=s, upper_shard_id=t)), shard_ids, shard_ids),
@@ -73,13 +84,22 @@ def commands() -> st.SearchStrategy[command_pb2.Command]:
 def with_epoch(state: State, command: command_pb2.Command) -> command_pb2.Command:
     """The command as a controller that sees the present state would decide it."""
     operation = command.WhichOneof("operation")
-    if operation == "start_move":
-        shard = state.shards.get(command.start_move.shard_id)
-        command.start_move.expected_epoch = shard.epoch if shard else 0
+    if operation in ("start_move", "drop_replica"):
+        body = getattr(command, operation)
+        shard = state.shards.get(body.shard_id)
+        body.expected_epoch = shard.epoch if shard else 0
     elif operation in ("promote_replica", "cut_over", "remove_replica"):
         body = getattr(command, operation)
         move = state.moves.get(body.move_id)
         body.expected_epoch = state.shards[move.shard_id].epoch if move else 0
+    elif operation == "reshape":
+        move = state.moves.get(command.reshape.move_id)
+        shards = [state.shards[shard_id] for shard_id in move.shard_ids] if move else []
+        command.reshape.expected_epochs[:] = [shard.epoch for shard in shards]
+    elif operation == "form_shards":
+        for formed in command.form_shards.shards:
+            shard = state.shards.get(formed.shard_id)
+            formed.epoch = shard.epoch if shard else 0
     return command
 
 
@@ -96,6 +116,8 @@ def beginning() -> list[command_pb2.Command]:
         command_pb2.AssignShards.Assignment(shard_id=number, replicas=pair) for number, pair in enumerate(pairs, 1)
     ]
     entries.append(command_pb2.Command(assign_shards=command_pb2.AssignShards(assignments=assignments)))
+    formed = [command_pb2.FormShards.Formed(shard_id=number, epoch=1) for number in (1, 2, 3)]
+    entries.append(command_pb2.Command(form_shards=command_pb2.FormShards(shards=formed)))
     return entries
 
 

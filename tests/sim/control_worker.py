@@ -31,6 +31,10 @@ class FakeWorker:
         self.copies_s = 0.2
         """Longest time that a copy takes."""
         self.cedes = True
+        self.caught_up: set[tuple[int, int, str]] = set()
+        """(shard, epoch, joining worker) that this primary says has caught up."""
+        self.failing: dict[tuple[int, int], session_pb2.ReplicaReport] = {}
+        """What it says of a shard at one epoch instead: that its copy is lost, or that another one lags."""
         self.has_left = False
         self.is_stopping = False
         self.launched: list[tuple[str, int, int]] = []
@@ -54,6 +58,7 @@ class FakeWorker:
         self.is_running, self.is_silent, self.has_left, self.is_stopping = True, False, False, False
         self.session, self.is_welcome, self.lease_until, self.generation = 0, False, 0.0, 0
         self.held, self._sent_at, self._unread, self._unsaid = {}, {}, [], {}
+        self.caught_up, self.failing = set(), {}
         self._later(0.01, self._connect)
         self._later(1.0, self._repeat)
 
@@ -165,23 +170,50 @@ class FakeWorker:
         before, self.held = self.held, {entry.shard.id: entry for entry in assignment.shards}
         for shard_id, entry in self.held.items():
             if before.get(shard_id) != entry:
-                slow = entry.role == session_pb2.REPLICA_ROLE_JOINING
-                delay_s = self.world.rng.uniform(0.001, self.copies_s if slow else 0.02)
-                self._later(delay_s, lambda entry=entry: self._report([entry]))
+                self._later(self.world.rng.uniform(0.001, 0.02), lambda entry=entry: self._report([entry]))
+                if entry.role == session_pb2.REPLICA_ROLE_PRIMARY:
+                    for name in entry.shard.joining:
+                        delay_s = self.world.rng.uniform(0.001, self.world.workers[name].copies_s)
+                        self._later(delay_s, lambda entry=entry, name=name: self._catch_up(entry, name))
 
-    def _progress(self, entry: session_pb2.ShardAssignment) -> session_pb2.ReplicaProgress.ValueType:
-        if entry.role == session_pb2.REPLICA_ROLE_JOINING:
-            return session_pb2.REPLICA_PROGRESS_CAUGHT_UP
-        if entry.cede_to and self.cedes:
-            return session_pb2.REPLICA_PROGRESS_CEDED
-        return session_pb2.REPLICA_PROGRESS_ACCEPTED
+    def _catch_up(self, entry: session_pb2.ShardAssignment, name: str) -> None:
+        """A joining replica has everything."""
+        self.caught_up.add((entry.shard.id, entry.shard.epoch, name))
+        self._report([self.held.get(entry.shard.id, entry)])
+
+    def fail(self, shard_id: int, lagging: str = "") -> None:
+        """Its copy is lost, or it says as the primary that another one lags."""
+        entry = self.held[shard_id]
+        epoch = entry.shard.epoch
+        lost = session_pb2.REPLICA_PROGRESS_LOST
+        self.failing[shard_id, epoch] = session_pb2.ReplicaReport(
+            shard_id=shard_id,
+            epoch=epoch,
+            progress=session_pb2.REPLICA_PROGRESS_ACCEPTED if lagging else lost,
+            lagging=[lagging] if lagging else [],
+            reason="simulated",
+        )
+        self._report([entry])
+
+    def _said(self, entry: session_pb2.ShardAssignment) -> session_pb2.ReplicaReport:
+        shard = entry.shard
+        failing = self.failing.get((shard.id, shard.epoch))
+        if failing is not None:
+            return failing
+        progress = session_pb2.REPLICA_PROGRESS_ACCEPTED
+        if (entry.cede_to or entry.seal) and self.cedes:
+            progress = session_pb2.REPLICA_PROGRESS_CEDED
+        caught_up = [name for name in shard.joining if (shard.id, shard.epoch, name) in self.caught_up]
+        return session_pb2.ReplicaReport(
+            shard_id=shard.id, epoch=shard.epoch, progress=progress, caught_up=caught_up
+        )
 
     def _report_all(self) -> None:
         self._report(list(self.held.values()))
 
     def _report(self, entries: list[session_pb2.ShardAssignment]) -> None:
         reports = tuple(
-            session_pb2.ReplicaReport(shard_id=entry.shard.id, epoch=entry.shard.epoch, progress=self._progress(entry))
+            self._said(entry)
             for entry in entries
             if self.held.get(entry.shard.id) == entry
         )

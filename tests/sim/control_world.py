@@ -271,6 +271,7 @@ class World:
             bool(self.state.shards)
             and not self.state.moves
             and all(len(shard.in_sync) == wanted for shard in self.state.shards.values())
+            and all(shard.is_formed and not shard.parents for shard in self.state.shards.values())
             and all(set(shard.in_sync) <= keepers for shard in self.state.shards.values())
             and all(job.owner in keepers for job in self.state.jobs.values())
         )

@@ -111,15 +111,41 @@ def test_a_new_leader_resumes_every_move(seed: int) -> None:
     world.run_until(world.is_known, 5, "every worker holds what it shall hold")
 
 
+FAULTS = (
+    *("crash", "start", "pause", "resume", "break", "leader", "drain", "undrain", "stop", "slow"),
+    *("lost", "lags", "split", "merge"),
+)
+
+
+def harm_a_shard(world: World, fault: str) -> None:
+    """A copy is lost, a replica lags, or somebody has a shard cut or joined."""
+    shards = sorted(world.state.shards.values(), key=lambda shard: shard.lo)
+    position = world.rng.randrange(len(shards) - 1)
+    shard, upper = shards[position : position + 2]
+    name = world.rng.choice(shard.in_sync)
+    primary = world.workers[shard.primary]
+    if fault == "lost" and shard.id in world.workers[name].held:
+        world.workers[name].fail(shard.id)
+    elif fault == "lags" and shard.id in primary.held and name != shard.primary:
+        primary.fail(shard.id, lagging=name)
+    elif fault == "split" and len(shards) < 40:
+        world.command(split_shard=command_pb2.SplitShard(shard_id=shard.id))
+    elif fault == "merge":
+        world.command(merge_shards=command_pb2.MergeShards(lower_shard_id=shard.id, upper_shard_id=upper.id))
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_faults_end_in_a_whole_cluster(seed: int) -> None:
-    """Crashes, pauses, broken streams, drains, lost answers and new leaders, at random; then quiet makes it whole."""
+    """Crashes, pauses, broken streams, drains, lost answers, lost copies, cuts, joins and new leaders, at random; then
+    quiet makes it whole."""
     world = start_cluster(seed, workers=4, faults=Faults(proposal_lost=0.05, proposal_unknown=0.05))
     rng = world.rng
     for _ in range(30):
         worker = world.workers[f"w{rng.randint(1, 4)}"]
-        fault = rng.choice(("crash", "start", "pause", "resume", "break", "leader", "drain", "undrain", "stop", "slow"))
-        if fault == "crash" and worker.is_running:
+        fault = rng.choice(FAULTS)
+        if fault in ("lost", "lags", "split", "merge"):
+            harm_a_shard(world, fault)
+        elif fault == "crash" and worker.is_running:
             worker.crash()
         elif fault == "start" and not worker.is_running:
             worker.start()
@@ -142,6 +168,8 @@ def test_faults_end_in_a_whole_cluster(seed: int) -> None:
             worker.copies_s, worker.cedes = rng.choice((0.1, 2.0, 30.0)), rng.random() < 0.7
         world.run(rng.uniform(0.0, 4.0))
     calm(world)
+    world.run(10)
+    release(world)
     world.run_until(world.is_settled, 120, "the cluster is whole after the faults")
     world.run_until(world.is_known, 5, "every worker holds what it shall hold")
     check_cron(world)
@@ -154,13 +182,20 @@ def calm(world: World) -> None:
     if world.control is None:
         world.lead()
     for worker in world.workers.values():
-        worker.copies_s, worker.cedes = 0.2, True
+        worker.copies_s, worker.cedes, worker.failing = 0.2, True, {}
         if worker.is_silent and worker.is_running:
             worker.resume()
         if not worker.is_running:
             worker.start()
         if worker.id in world.state.nodes:
             world.command(undrain_node=command_pb2.UndrainNode(node_id=worker.id))
+
+
+def release(world: World) -> None:
+    """Ends every quarantine, as an operator would who has seen that the workers are well."""
+    for shard in sorted(world.state.shards.values(), key=lambda shard: shard.id):
+        if shard.quarantine:
+            world.command(release_shard=command_pb2.ReleaseShard(shard_id=shard.id))
 
 
 def check_cron(world: World) -> None:

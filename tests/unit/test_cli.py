@@ -150,6 +150,10 @@ class TestStructure:
             "absent": [],
             "generation": 0,
             "moved_unix_ms": 0,
+            "formed": False,
+            "parents": [],
+            "lost_primaries": [],
+            "quarantine": "",
         }
         assert json.loads(json.dumps(plain)) == plain
 

@@ -55,11 +55,20 @@ class Scene(ControlDriver):
         spec = types_pb2.CronJobSpec(id=name, schedule="* * * * *", command=["true"])
         return self.run(apply_job=command_pb2.ApplyJob(spec=spec, source="api"))
 
+    def form_all(self) -> None:
+        """Every first replica has made its store."""
+        formed = [
+            command_pb2.FormShards.Formed(shard_id=shard.id, epoch=shard.epoch)
+            for shard in self.machine.state.shards.values()
+        ]
+        self.settle(self.run(form_shards=command_pb2.FormShards(shards=formed)))
+
     def assign_all(self, *names: str) -> None:
         """Workers that hold every shard, and a controller that is done."""
         for name in names:
             self.come(name)
         self.settle(self.advance(SETTLE_S_MAX))
+        self.form_all()
         self.settle(self.advance(0.2))
 
 

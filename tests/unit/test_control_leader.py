@@ -42,6 +42,14 @@ class Scene(ControlDriver):
         self.controller = self.leader
         return self.leader
 
+    def form_all(self) -> None:
+        """Every first replica has made its store."""
+        formed = [
+            command_pb2.FormShards.Formed(shard_id=shard.id, epoch=shard.epoch)
+            for shard in self.machine.state.shards.values()
+        ]
+        self.settle(self.run(form_shards=command_pb2.FormShards(shards=formed)))
+
     def join(self, session: int, name: str) -> None:
         """A worker's session, with its first heartbeat."""
         self.settle(self.tell(SessionOpened(session, hello(name))))
@@ -54,7 +62,9 @@ def founded(*names: str) -> Scene:
     scene.settle(scene.advance())
     for session, name in enumerate(names, start=1):
         scene.join(session, name)
-    for _ in range(12):
+    for round_number in range(12):
+        if round_number == 10:
+            scene.form_all()
         scene.settle(scene.advance(0.5))
         for session, name in enumerate(names, start=1):
             scene.settle(scene.tell(heartbeat(session, name)))

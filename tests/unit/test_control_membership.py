@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.api.v1 import command_pb2, types_pb2
-from coordinator.config import SessionSettings
+from coordinator.config import MoveSettings, SessionSettings
 from coordinator.control.assignment import AssignmentIndex
 from coordinator.control.interface import (
     Action,
@@ -18,6 +18,7 @@ from coordinator.control.interface import (
     SessionOpened,
 )
 from coordinator.control.membership import Membership
+from coordinator.control.reports import LossWishes
 from coordinator.model import NodeState
 from coordinator.model.errors import NoLeader, OutcomeUnknown
 from tests.control_driver import ControlDriver, grants, heartbeat, hello, only, operations, welcomes
@@ -47,6 +48,7 @@ class Scene(ControlDriver):
             self.tokens,
             self.now,
             index=AssignmentIndex(self.machine.state),
+            losses=LossWishes(self.reports, MoveSettings(), heirs_max=100),
             needs_discovery=self.needs_discovery,
             leader_id="m1",
             term=3,
@@ -361,6 +363,7 @@ def test_nothing_happens_before_the_cluster_exists() -> None:
         driver.tokens,
         driver.now,
         index=AssignmentIndex(machine.state),
+        losses=LossWishes(driver.reports, MoveSettings(), heirs_max=100),
         needs_discovery=False,
     )
     assert driver.tell(SessionOpened(1, hello("w1"))) == []

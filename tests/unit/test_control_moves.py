@@ -8,6 +8,7 @@ from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
 from coordinator.config import MoveSettings
 from coordinator.control.interface import ReplicasReported, SessionOpened
 from coordinator.control.moves import MoveControl
+from coordinator.control.reports import Reports
 from coordinator.model import MovePhase
 from coordinator.model.errors import NoLeader
 from tests.control_driver import ControlDriver, hello, operations, report
@@ -34,7 +35,8 @@ class Scene(ControlDriver):
 
     def begin(self) -> None:
         """A new leader."""
-        self.controller = MoveControl(self.machine.state, SETTINGS, self.tokens, self.now)
+        self.reports = Reports()
+        self.controller = MoveControl(self.machine.state, SETTINGS, self.reports, self.tokens, self.now)
 
     def start(self, kind: types_pb2.MoveKind.ValueType, source: str, target: str, shard_id: int = 1) -> int:
         """A move, started by an operator; its id."""
@@ -49,10 +51,17 @@ class Scene(ControlDriver):
         self.settle(self.run(start_move=command))
         return self.machine.state.next_move_id - 1
 
-    def said(self, name: str, progress: session_pb2.ReplicaProgress.ValueType, shard_id: int = 1) -> list[str]:
+    def said(
+        self, name: str, progress: session_pb2.ReplicaProgress.ValueType, shard_id: int = 1, caught_up: str = ""
+    ) -> list[str]:
         """A report on the shard's present epoch; what is committed because of it."""
         epoch = self.machine.shard(shard_id).epoch
-        return operations(self.settle(self.tell(report(1, name, shard_id, epoch, progress))))
+        said = report(1, name, shard_id, epoch, progress, caught_up=caught_up)
+        return operations(self.settle(self.tell(said)))
+
+    def caught_up(self, target: str, primary: str = "w1") -> list[str]:
+        """The primary says that the target has everything."""
+        return self.said(primary, ACCEPTED, caught_up=target)
 
     def ended(self, move_id: int) -> tuple[MovePhase, str]:
         """How the move ended."""
@@ -61,11 +70,12 @@ class Scene(ControlDriver):
 
 
 def test_a_primary_moves_through_all_phases() -> None:
-    """Caught up -> promote; ceded -> cutover; noted by the new primary -> remove."""
+    """Caught up by the primary's word -> promote; ceded -> cutover; noted by the new primary -> remove."""
     scene = Scene()
     move = scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
-    assert scene.said("w3", ACCEPTED) == []
-    assert scene.said("w3", CAUGHT_UP) == ["promote_replica"]
+    assert scene.said("w3", CAUGHT_UP) == []
+    assert scene.said("w1", ACCEPTED) == []
+    assert scene.caught_up("w3") == ["promote_replica"]
     assert scene.said("w1", ACCEPTED) == []
     assert scene.said("w1", CEDED) == ["cut_over"]
     assert scene.said("w3", ACCEPTED) == ["remove_replica"]
@@ -79,7 +89,7 @@ def test_a_secondary_moves_without_a_cutover() -> None:
     """When the source is not primary, the primary's note of the new set is all that the removal waits for."""
     scene = Scene()
     scene.start(types_pb2.MOVE_KIND_BALANCE, "w2", "w3")
-    assert scene.said("w3", CAUGHT_UP) == ["promote_replica"]
+    assert scene.caught_up("w3") == ["promote_replica"]
     assert scene.said("w3", ACCEPTED) == []
     assert scene.said("w1", ACCEPTED) == ["remove_replica"]
 
@@ -89,7 +99,7 @@ def test_a_repair_ends_with_the_promotion() -> None:
     scene = Scene()
     scene.settle(scene.run(change_settings=command_pb2.ChangeSettings(settings=types_pb2.Settings(replicas=3))))
     move = scene.start(types_pb2.MOVE_KIND_REPAIR, "", "w3")
-    assert scene.said("w3", CAUGHT_UP) == ["promote_replica"]
+    assert scene.caught_up("w3") == ["promote_replica"]
     assert scene.ended(move)[0] is MovePhase.DONE
 
 
@@ -115,8 +125,8 @@ def test_reports_of_other_epochs_are_ignored() -> None:
     scene = Scene()
     scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
     epoch = scene.machine.shard(1).epoch
-    assert scene.tell(report(1, "w3", 1, epoch - 1, CAUGHT_UP)) == []
-    assert scene.tell(report(1, "w3", 1, epoch + 1, CAUGHT_UP)) == []
+    assert scene.tell(report(1, "w1", 1, epoch - 1, ACCEPTED, caught_up="w3")) == []
+    assert scene.tell(report(1, "w1", 1, epoch + 1, ACCEPTED, caught_up="w3")) == []
 
 
 def test_a_late_report_does_not_hide_a_newer_one() -> None:
@@ -124,8 +134,8 @@ def test_a_late_report_does_not_hide_a_newer_one() -> None:
     scene = Scene()
     scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
     epoch = scene.machine.shard(1).epoch
-    first = scene.tell(report(1, "w3", 1, epoch, CAUGHT_UP))
-    assert scene.tell(report(1, "w3", 1, epoch - 1, ACCEPTED)) == []
+    first = scene.tell(report(1, "w1", 1, epoch, ACCEPTED, caught_up="w3"))
+    assert scene.tell(report(1, "w1", 1, epoch - 1, ACCEPTED)) == []
     assert operations(scene.settle(first)) == ["promote_replica"]
 
 
@@ -133,8 +143,8 @@ def test_a_new_session_voids_old_reports() -> None:
     """What a worker said on an earlier session is said again after the Welcome, or it is not true any more."""
     scene = Scene()
     epoch = scene.machine.shard(1).epoch + 1
-    scene.tell(report(1, "w3", 1, epoch, CAUGHT_UP))
-    scene.tell(SessionOpened(2, hello("w3", "2")))
+    scene.tell(report(1, "w1", 1, epoch, ACCEPTED, caught_up="w3"))
+    scene.tell(SessionOpened(2, hello("w1", "2")))
     scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
     assert scene.machine.shard(1).epoch == epoch
     assert [move.phase for move in scene.machine.state.moves.values()] == [MovePhase.COPYING]
@@ -167,7 +177,7 @@ def test_after_the_cutover_a_deadline_goes_forward() -> None:
     """A new primary that does not say that it has noted its role holds the removal up no longer than the deadline."""
     scene = Scene()
     move = scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
-    scene.said("w3", CAUGHT_UP)
+    scene.caught_up("w3")
     scene.said("w1", CEDED)
     assert scene.advance(4.9) == []
     scene.settle(scene.advance(0.2))
@@ -178,7 +188,7 @@ def test_a_source_that_is_not_heard_has_not_ceded() -> None:
     """The suspicion gives the role away by the rules for failures, and ends the move; no cutover is made for it."""
     scene = Scene()
     move = scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
-    scene.said("w3", CAUGHT_UP)
+    scene.caught_up("w3")
     suspect = command_pb2.SuspectNode(node_id="w1", incarnation="1", reason="silent")
     assert operations(scene.settle(scene.run(suspect_node=suspect))) == []
     assert scene.ended(move)[0] is MovePhase.DONE
@@ -207,13 +217,13 @@ def test_a_new_leader_resumes_from_the_state(steps: int) -> None:
     """Cut at every phase: the new leader hears all reports again and finishes the move."""
     scene = Scene()
     move = scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
-    script = [("w3", CAUGHT_UP), ("w1", CEDED), ("w3", ACCEPTED)]
-    for name, progress in script[:steps]:
-        scene.said(name, progress)
+    script = [("w1", ACCEPTED, "w3"), ("w1", CEDED, ""), ("w3", ACCEPTED, "")]
+    for name, progress, caught_up in script[:steps]:
+        scene.said(name, progress, caught_up=caught_up)
     scene.begin()
     assert scene.advance() == []
-    for name, progress in script[steps:]:
-        assert len(scene.said(name, progress)) == 1
+    for name, progress, caught_up in script[steps:]:
+        assert len(scene.said(name, progress, caught_up=caught_up)) == 1
     assert scene.ended(move)[0] is MovePhase.DONE
 
 
@@ -234,9 +244,9 @@ def test_a_command_that_failed_is_proposed_again() -> None:
     scene = Scene()
     scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
     epoch = scene.machine.shard(1).epoch
-    first = scene.tell(report(1, "w3", 1, epoch, CAUGHT_UP))
+    first = scene.tell(report(1, "w1", 1, epoch, ACCEPTED, caught_up="w3"))
     assert operations(first) == ["promote_replica"]
-    assert scene.tell(report(1, "w3", 1, epoch, CAUGHT_UP)) == []
+    assert scene.tell(report(1, "w1", 1, epoch, ACCEPTED, caught_up="w3")) == []
     assert scene.fail(first[0], NoLeader("nobody leads")) == []
     assert operations(scene.settle(scene.advance(0.11))) == ["promote_replica"]
 

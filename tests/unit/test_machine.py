@@ -316,12 +316,17 @@ def test_losing_the_source_goes_on_without_it() -> None:
     assert driver.state.ended_moves[move_id].phase is MovePhase.DONE
 
 
-def test_split_and_merge() -> None:
+def test_what_was_never_formed_is_cut_and_joined_at_once() -> None:
     """Shows that a cut keeps the replicas under new ids, and that only neighbours on the same workers are joined."""
-    driver = cluster()
+    driver = MachineDriver()
+    driver.bootstrap()
+    for name in "ab":
+        driver.add_worker(name)
+    driver.assign(1, "a", "b", is_formed=False)
     lower, upper = driver.accept(split_shard=command_pb2.SplitShard(shard_id=1)).result.applied.created_ids
     assert driver.shard(lower).in_sync == driver.shard(upper).in_sync == ("a", "b")
     assert driver.shard(lower).hi == driver.shard(upper).lo
+    assert driver.shard(lower).parents == ()
     wrong = command_pb2.MergeShards(lower_shard_id=upper, upper_shard_id=lower)
     assert "neighbours" in driver.refuse(merge_shards=wrong).message
     other = command_pb2.MergeShards(lower_shard_id=upper, upper_shard_id=2)
@@ -330,6 +335,7 @@ def test_split_and_merge() -> None:
     new_id = driver.accept(merge_shards=joined).result.applied.created_ids[0]
     assert new_id not in (1, lower, upper)
     assert driver.shard(new_id).in_sync == ("a", "b")
+    assert not driver.shard(new_id).is_formed
 
 
 def job(driver: MachineDriver, **fields: object) -> None:

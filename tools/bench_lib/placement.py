@@ -84,7 +84,9 @@ def _ours(emit: Emit, workers: int, shards: int, params: Params) -> None:
         state,
         shards=state.shards.update(
             {
-                shard_id: replace(state.shards[shard_id], epoch=1, primary=names[0], in_sync=tuple(sorted(names)))
+                shard_id: replace(
+                    state.shards[shard_id], epoch=1, primary=names[0], in_sync=tuple(sorted(names)), is_formed=True
+                )
                 for shard_id, names in first
             }
         ),

@@ -726,10 +726,13 @@ class ListShardsRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     SHARD_IDS_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
+    WITH_FIGURES_FIELD_NUMBER: _builtins.int
     consistency: Global___Consistency.ValueType
     """How fresh the answer must be."""
     node_id: _builtins.str
     """Only shards that this worker holds or receives; empty for all."""
+    with_figures: _builtins.bool
+    """True to be told how much is in them too, as far as the leader has heard."""
     @_builtins.property
     def shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Only these shards; empty for all."""
@@ -740,10 +743,11 @@ class ListShardsRequest(_message.Message):
         consistency: Global___Consistency.ValueType = ...,
         shard_ids: _abc.Iterable[_builtins.int] | None = ...,
         node_id: _builtins.str = ...,
+        with_figures: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "node_id", b"node_id", "shard_ids", b"shard_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "node_id", b"node_id", "shard_ids", b"shard_ids", "with_figures", b"with_figures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -757,21 +761,27 @@ class ListShardsResponse(_message.Message):
 
     SHARDS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Raft index that the answer shows."""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Shard]:
         """Sorted by range."""
 
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.ShardFigure]:
+        """How much is in those of the shards whose primary has said so, when that was asked for."""
+
     def __init__(
         self,
         *,
         shards: _abc.Iterable[_types_pb2.Shard] | None = ...,
         generation: _builtins.int = ...,
+        figures: _abc.Iterable[_session_pb2.ShardFigure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "generation", b"generation", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -891,7 +901,7 @@ class SplitShardRequest(_message.Message):
     shard_id: _builtins.int
     """The shard."""
     at: _builtins.int
-    """First key hash of the upper half; 0 cuts in the middle."""
+    """First key hash of the upper half; 0 cuts at the median of the users that it holds, or in the middle of an empty one."""
     request_id: _builtins.str
     """Name of the request, for safe retries."""
     def __init__(
@@ -911,7 +921,7 @@ Global___SplitShardRequest: _TypeAlias = SplitShardRequest  # noqa: Y015
 
 @_typing.final
 class SplitShardResponse(_message.Message):
-    """The two halves."""
+    """The two halves. Comes when the shard is cut."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -967,7 +977,7 @@ Global___MergeShardsRequest: _TypeAlias = MergeShardsRequest  # noqa: Y015
 
 @_typing.final
 class MergeShardsResponse(_message.Message):
-    """The joined shard."""
+    """The joined shard. Comes when it is there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -986,6 +996,49 @@ class MergeShardsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeShardsResponse: _TypeAlias = MergeShardsResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseShardRequest(_message.Message):
+    """Ends a quarantine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.int
+    """The shard."""
+    request_id: _builtins.str
+    """Name of the request, for safe retries."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseShardRequest: _TypeAlias = ReleaseShardRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseShardResponse(_message.Message):
+    """The quarantine has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseShardResponse: _TypeAlias = ReleaseShardResponse  # noqa: Y015
 
 @_typing.final
 class PlanRebalanceRequest(_message.Message):
@@ -1155,6 +1208,7 @@ class ChangeSettingsRequest(_message.Message):
     CRON_PAUSED_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    COPY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     rebalance_paused: _builtins.bool
     """True or false to pause or resume the planner; absent to leave it."""
     cron_paused: _builtins.bool
@@ -1163,6 +1217,8 @@ class ChangeSettingsRequest(_message.Message):
     """How many workers hold each shard; absent to leave it."""
     request_id: _builtins.str
     """Name of the request, for safe retries."""
+    copy_bytes_per_s: _builtins.int
+    """How fast each worker may send copies, in bytes per second, 0 for as fast as it can; absent to leave it."""
     def __init__(
         self,
         *,
@@ -1170,17 +1226,22 @@ class ChangeSettingsRequest(_message.Message):
         cron_paused: _builtins.bool | None = ...,
         replicas: _builtins.int | None = ...,
         request_id: _builtins.str = ...,
+        copy_bytes_per_s: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cron_paused", b"_cron_paused", "_rebalance_paused", b"_rebalance_paused", "_replicas", b"_replicas", "cron_paused", b"cron_paused", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_copy_bytes_per_s", b"_copy_bytes_per_s", "_cron_paused", b"_cron_paused", "_rebalance_paused", b"_rebalance_paused", "_replicas", b"_replicas", "copy_bytes_per_s", b"copy_bytes_per_s", "cron_paused", b"cron_paused", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cron_paused", b"_cron_paused", "_rebalance_paused", b"_rebalance_paused", "_replicas", b"_replicas", "cron_paused", b"cron_paused", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_copy_bytes_per_s", b"_copy_bytes_per_s", "_cron_paused", b"_cron_paused", "_rebalance_paused", b"_rebalance_paused", "_replicas", b"_replicas", "copy_bytes_per_s", b"copy_bytes_per_s", "cron_paused", b"cron_paused", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__copy_bytes_per_s: _TypeAlias = _typing.Literal["copy_bytes_per_s"]  # noqa: Y015
+    _WhichOneofArgType__copy_bytes_per_s: _TypeAlias = _typing.Literal["_copy_bytes_per_s", b"_copy_bytes_per_s"]  # noqa: Y015
     _WhichOneofReturnType__cron_paused: _TypeAlias = _typing.Literal["cron_paused"]  # noqa: Y015
     _WhichOneofArgType__cron_paused: _TypeAlias = _typing.Literal["_cron_paused", b"_cron_paused"]  # noqa: Y015
     _WhichOneofReturnType__rebalance_paused: _TypeAlias = _typing.Literal["rebalance_paused"]  # noqa: Y015
     _WhichOneofArgType__rebalance_paused: _TypeAlias = _typing.Literal["_rebalance_paused", b"_rebalance_paused"]  # noqa: Y015
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__copy_bytes_per_s) -> _WhichOneofReturnType__copy_bytes_per_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cron_paused) -> _WhichOneofReturnType__cron_paused | None: ...
     @_typing.overload
@@ -1223,26 +1284,72 @@ class ListMovesRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     INCLUDE_ENDED_FIELD_NUMBER: _builtins.int
     MOVE_ID_FIELD_NUMBER: _builtins.int
+    WITH_PROGRESS_FIELD_NUMBER: _builtins.int
     consistency: Global___Consistency.ValueType
     """How fresh the answer must be."""
     include_ended: _builtins.bool
     """True for the moves that ended as well."""
     move_id: _builtins.int
     """Only this move; 0 for all."""
+    with_progress: _builtins.bool
+    """True to be told how far the copies are too, as far as the leader has heard."""
     def __init__(
         self,
         *,
         consistency: Global___Consistency.ValueType = ...,
         include_ended: _builtins.bool = ...,
         move_id: _builtins.int = ...,
+        with_progress: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "include_ended", b"include_ended", "move_id", b"move_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "include_ended", b"include_ended", "move_id", b"move_id", "with_progress", b"with_progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListMovesRequest: _TypeAlias = ListMovesRequest  # noqa: Y015
+
+@_typing.final
+class MoveProgress(_message.Message):
+    """How far the copy of a move is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVE_ID_FIELD_NUMBER: _builtins.int
+    COPIED_ROWS_FIELD_NUMBER: _builtins.int
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    COPY_ROWS_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    REMAINING_S_FIELD_NUMBER: _builtins.int
+    move_id: _builtins.int
+    """The move."""
+    copied_rows: _builtins.int
+    """Rows that were sent."""
+    copied_bytes: _builtins.int
+    """Bytes of them."""
+    copy_rows: _builtins.int
+    """Rows of the whole copy, about."""
+    bytes_per_s: _builtins.float
+    """Bytes per second of late; 0 while nothing is known."""
+    remaining_s: _builtins.float
+    """Seconds until the copy is whole at this rate; negative while nothing is known."""
+    def __init__(
+        self,
+        *,
+        move_id: _builtins.int = ...,
+        copied_rows: _builtins.int = ...,
+        copied_bytes: _builtins.int = ...,
+        copy_rows: _builtins.int = ...,
+        bytes_per_s: _builtins.float = ...,
+        remaining_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "copied_bytes", b"copied_bytes", "copied_rows", b"copied_rows", "copy_rows", b"copy_rows", "move_id", b"move_id", "remaining_s", b"remaining_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveProgress: _TypeAlias = MoveProgress  # noqa: Y015
 
 @_typing.final
 class ListMovesResponse(_message.Message):
@@ -1251,18 +1358,24 @@ class ListMovesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MOVES_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def moves(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Move]:
         """Sorted by id."""
+
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedCompositeFieldContainer[Global___MoveProgress]:
+        """Of those that copy and whose primary has said how far it is, when that was asked for."""
 
     def __init__(
         self,
         *,
         moves: _abc.Iterable[_types_pb2.Move] | None = ...,
+        progress: _abc.Iterable[Global___MoveProgress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,6 +95,11 @@ class ClusterServiceStub:
                 request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsRequest.SerializeToString,
                 response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsResponse.FromString,
                 _registered_method=True)
+        self.ReleaseShard = channel.unary_unary(
+                '/coordinator.api.v1.ClusterService/ReleaseShard',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardResponse.FromString,
+                _registered_method=True)
         self.PlanRebalance = channel.unary_unary(
                 '/coordinator.api.v1.ClusterService/PlanRebalance',
                 request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.PlanRebalanceRequest.SerializeToString,
@@ -225,6 +230,13 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseShard(self, request, context):
+        """End the quarantine of a shard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanRebalance(self, request, context):
         """What the planner would do now, and what it would do to the balance.
         """
@@ -343,6 +355,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.MergeShards,
                     request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsRequest.FromString,
                     response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsResponse.SerializeToString,
+            ),
+            'ReleaseShard': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseShard,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardResponse.SerializeToString,
             ),
             'PlanRebalance': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanRebalance,
@@ -710,6 +727,33 @@ class ClusterService:
             '/coordinator.api.v1.ClusterService/MergeShards',
             coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsRequest.SerializeToString,
             coordinator_dot_api_dot_v1_dot_cluster__pb2.MergeShardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseShard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.api.v1.ClusterService/ReleaseShard',
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReleaseShardResponse.FromString,
             options,
             channel_credentials,
             insecure,

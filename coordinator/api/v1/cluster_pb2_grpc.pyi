@@ -60,6 +60,8 @@ class ClusterServiceStub:
     """Cut a shard in two."""
     MergeShards: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.MergeShardsRequest, _cluster_pb2.MergeShardsResponse]
     """Join two neighbours."""
+    ReleaseShard: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ReleaseShardRequest, _cluster_pb2.ReleaseShardResponse]
+    """End the quarantine of a shard."""
     PlanRebalance: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]
     """What the planner would do now, and what it would do to the balance."""
     ChangeSettings: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ChangeSettingsRequest, _cluster_pb2.ChangeSettingsResponse]
@@ -106,6 +108,8 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Cut a shard in two."""
     MergeShards: _aio.UnaryUnaryMultiCallable[_cluster_pb2.MergeShardsRequest, _cluster_pb2.MergeShardsResponse]  # type: ignore[assignment]
     """Join two neighbours."""
+    ReleaseShard: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ReleaseShardRequest, _cluster_pb2.ReleaseShardResponse]  # type: ignore[assignment]
+    """End the quarantine of a shard."""
     PlanRebalance: _aio.UnaryUnaryMultiCallable[_cluster_pb2.PlanRebalanceRequest, _cluster_pb2.PlanRebalanceResponse]  # type: ignore[assignment]
     """What the planner would do now, and what it would do to the balance."""
     ChangeSettings: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ChangeSettingsRequest, _cluster_pb2.ChangeSettingsResponse]  # type: ignore[assignment]
@@ -221,6 +225,14 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.MergeShardsResponse, _abc.Awaitable[_cluster_pb2.MergeShardsResponse]]:
         """Join two neighbours."""
+
+    @_abc_1.abstractmethod
+    def ReleaseShard(
+        self,
+        request: _cluster_pb2.ReleaseShardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ReleaseShardResponse, _abc.Awaitable[_cluster_pb2.ReleaseShardResponse]]:
+        """End the quarantine of a shard."""
 
     @_abc_1.abstractmethod
     def PlanRebalance(

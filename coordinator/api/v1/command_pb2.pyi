@@ -89,6 +89,10 @@ class Command(_message.Message):
     ABORT_MOVE_FIELD_NUMBER: _builtins.int
     SPLIT_SHARD_FIELD_NUMBER: _builtins.int
     MERGE_SHARDS_FIELD_NUMBER: _builtins.int
+    FORM_SHARDS_FIELD_NUMBER: _builtins.int
+    DROP_REPLICA_FIELD_NUMBER: _builtins.int
+    RELEASE_SHARD_FIELD_NUMBER: _builtins.int
+    RESHAPE_FIELD_NUMBER: _builtins.int
     APPLY_JOB_FIELD_NUMBER: _builtins.int
     DELETE_JOB_FIELD_NUMBER: _builtins.int
     SET_JOB_PAUSED_FIELD_NUMBER: _builtins.int
@@ -188,6 +192,22 @@ class Command(_message.Message):
         """Join two neighbours with the same replicas."""
 
     @_builtins.property
+    def form_shards(self) -> Global___FormShards:
+        """Every replica of these shards has made its store."""
+
+    @_builtins.property
+    def drop_replica(self) -> Global___DropReplica:
+        """Take a replica out that does not follow, or lost its data."""
+
+    @_builtins.property
+    def release_shard(self) -> Global___ReleaseShard:
+        """End the quarantine of a shard."""
+
+    @_builtins.property
+    def reshape(self) -> Global___Reshape:
+        """The shards of a split or a merge are sealed: replace them."""
+
+    @_builtins.property
     def apply_job(self) -> Global___ApplyJob:
         """Create or replace a job's definition."""
 
@@ -253,6 +273,10 @@ class Command(_message.Message):
         abort_move: Global___AbortMove | None = ...,
         split_shard: Global___SplitShard | None = ...,
         merge_shards: Global___MergeShards | None = ...,
+        form_shards: Global___FormShards | None = ...,
+        drop_replica: Global___DropReplica | None = ...,
+        release_shard: Global___ReleaseShard | None = ...,
+        reshape: Global___Reshape | None = ...,
         apply_job: Global___ApplyJob | None = ...,
         delete_job: Global___DeleteJob | None = ...,
         set_job_paused: Global___SetJobPaused | None = ...,
@@ -264,11 +288,11 @@ class Command(_message.Message):
         lose_launch: Global___LoseLaunch | None = ...,
         admit_master: Global___AdmitMaster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "admit_master"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "form_shards", "drop_replica", "release_shard", "reshape", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "admit_master"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -316,10 +340,13 @@ class Applied(_message.Message):
     CREATED_IDS_FIELD_NUMBER: _builtins.int
     SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
+    MOVE_ID_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Raft index at which it was applied."""
     scheduled_at_unix_ms: _builtins.int
     """Scheduled time of the launch that a CommitLaunch made."""
+    move_id: _builtins.int
+    """The move that a SplitShard or MergeShards started; 0 when the shards were cut or joined at once."""
     @_builtins.property
     def created_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids that the command made (moves, shards), in its order."""
@@ -335,10 +362,11 @@ class Applied(_message.Message):
         created_ids: _abc.Iterable[_builtins.int] | None = ...,
         scheduled_at_unix_ms: _builtins.int = ...,
         results: _abc.Iterable[Global___CommandResult] | None = ...,
+        move_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ids", b"created_ids", "index", b"index", "results", b"results", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ids", b"created_ids", "index", b"index", "move_id", b"move_id", "results", b"results", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,24 +498,86 @@ class Batch(_message.Message):
 Global___Batch: _TypeAlias = Batch  # noqa: Y015
 
 @_typing.final
+class LossRules(_message.Message):
+    """How the roles of a lost worker go to others."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeirsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    HEIRS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_WORKERS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_WINDOW_MS_FIELD_NUMBER: _builtins.int
+    quarantine_workers: _builtins.int
+    """A shard that lost so many different workers as primaries within the window is quarantined; 0 for never, and for a loss
+    that says nothing of the shard.
+    """
+    quarantine_window_ms: _builtins.int
+    """The window, in milliseconds."""
+    @_builtins.property
+    def heirs(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """By shard: who of the in-sync replicas shall be primary, because its log reaches furthest as far as the leader knows. Only
+        a wish: who cannot serve is passed over.
+        """
+
+    def __init__(
+        self,
+        *,
+        heirs: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        quarantine_workers: _builtins.int = ...,
+        quarantine_window_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heirs", b"heirs", "quarantine_window_ms", b"quarantine_window_ms", "quarantine_workers", b"quarantine_workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LossRules: _TypeAlias = LossRules  # noqa: Y015
+
+@_typing.final
 class RegisterNode(_message.Message):
     """A worker opened a session; makes or renews its record, in state JOINING."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NODE_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> _types_pb2.Node:
         """What the worker says of itself; state and times are ignored."""
+
+    @_builtins.property
+    def loss(self) -> Global___LossRules:
+        """How its roles go to others when this is another process of a worker that had some."""
 
     def __init__(
         self,
         *,
         node: _types_pb2.Node | None = ...,
+        loss: Global___LossRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "node", b"node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "node", b"node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -528,22 +618,28 @@ class SuspectNode(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The worker."""
     incarnation: _builtins.str
     """The process that is meant."""
     reason: _builtins.str
     """What was seen, for people."""
+    @_builtins.property
+    def loss(self) -> Global___LossRules:
+        """How its roles go to others."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         reason: _builtins.str = ...,
+        loss: Global___LossRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "loss", b"loss", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -558,22 +654,28 @@ class ExpireNode(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The worker."""
     incarnation: _builtins.str
     """The process that is meant."""
     reason: _builtins.str
     """What was seen, for people."""
+    @_builtins.property
+    def loss(self) -> Global___LossRules:
+        """How its roles go to others."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         reason: _builtins.str = ...,
+        loss: Global___LossRules | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "loss", b"loss", "node_id", b"node_id", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -895,29 +997,33 @@ Global___AbortMove: _TypeAlias = AbortMove  # noqa: Y015
 
 @_typing.final
 class SplitShard(_message.Message):
-    """Cut a shard in two; both halves keep the replicas."""
+    """Cut a shard in two; both halves keep the replicas. One that holds data is sealed first: a move of kind SPLIT does that."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARD_ID_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     EXPECTED_EPOCH_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """The shard."""
     at: _builtins.int
     """First key hash of the upper half; 0 cuts in the middle."""
     expected_epoch: _builtins.int
-    """Epoch of the shard on which this was decided."""
+    """Epoch of the shard on which this was decided; 0 for any."""
+    reason: _builtins.str
+    """Why, for people."""
     def __init__(
         self,
         *,
         shard_id: _builtins.int = ...,
         at: _builtins.int = ...,
         expected_epoch: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "expected_epoch", b"expected_epoch", "shard_id", b"shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "expected_epoch", b"expected_epoch", "reason", b"reason", "shard_id", b"shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -925,29 +1031,171 @@ Global___SplitShard: _TypeAlias = SplitShard  # noqa: Y015
 
 @_typing.final
 class MergeShards(_message.Message):
-    """Join two neighbours with the same replicas."""
+    """Join two neighbours with the same replicas. Those that hold data are sealed first: a move of kind MERGE does that."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     LOWER_SHARD_ID_FIELD_NUMBER: _builtins.int
     UPPER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     lower_shard_id: _builtins.int
     """The lower shard."""
     upper_shard_id: _builtins.int
     """The upper shard."""
+    reason: _builtins.str
+    """Why, for people."""
     def __init__(
         self,
         *,
         lower_shard_id: _builtins.int = ...,
         upper_shard_id: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lower_shard_id", b"lower_shard_id", "upper_shard_id", b"upper_shard_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lower_shard_id", b"lower_shard_id", "reason", b"reason", "upper_shard_id", b"upper_shard_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MergeShards: _TypeAlias = MergeShards  # noqa: Y015
+
+@_typing.final
+class Reshape(_message.Message):
+    """The primaries of a SPLIT or MERGE have sealed their shards: the new ones take their place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVE_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_EPOCHS_FIELD_NUMBER: _builtins.int
+    move_id: _builtins.int
+    """The move."""
+    @_builtins.property
+    def expected_epochs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Epochs of its shards on which this was decided, by range."""
+
+    def __init__(
+        self,
+        *,
+        move_id: _builtins.int = ...,
+        expected_epochs: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_epochs", b"expected_epochs", "move_id", b"move_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reshape: _TypeAlias = Reshape  # noqa: Y015
+
+@_typing.final
+class FormShards(_message.Message):
+    """Every in-sync replica of these shards has made its store at this epoch: from now on they are served, or forget their
+    parents. Shards that are gone or at another epoch are passed over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Formed(_message.Message):
+        """One shard."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SHARD_ID_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        shard_id: _builtins.int
+        """The shard."""
+        epoch: _builtins.int
+        """Epoch at which every replica has reported."""
+        def __init__(
+            self,
+            *,
+            shard_id: _builtins.int = ...,
+            epoch: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "shard_id", b"shard_id"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SHARDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___FormShards.Formed]:
+        """The shards."""
+
+    def __init__(
+        self,
+        *,
+        shards: _abc.Iterable[Global___FormShards.Formed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FormShards: _TypeAlias = FormShards  # noqa: Y015
+
+@_typing.final
+class DropReplica(_message.Message):
+    """Take a replica out of the in-sync set; its place is kept. Refused for the last one that serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    EXPECTED_EPOCH_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    HEIR_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.int
+    """The shard."""
+    expected_epoch: _builtins.int
+    """Epoch of the shard on which this was decided."""
+    node_id: _builtins.str
+    """The worker."""
+    reason: _builtins.str
+    """Why, for people."""
+    heir: _builtins.str
+    """Who shall be primary when it was the primary; only a wish."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.int = ...,
+        expected_epoch: _builtins.int = ...,
+        node_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        heir: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_epoch", b"expected_epoch", "heir", b"heir", "node_id", b"node_id", "reason", b"reason", "shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropReplica: _TypeAlias = DropReplica  # noqa: Y015
+
+@_typing.final
+class ReleaseShard(_message.Message):
+    """End the quarantine of a shard: it is given to whom it can be given, and moves again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_ID_FIELD_NUMBER: _builtins.int
+    shard_id: _builtins.int
+    """The shard."""
+    def __init__(
+        self,
+        *,
+        shard_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard_id", b"shard_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseShard: _TypeAlias = ReleaseShard  # noqa: Y015
 
 @_typing.final
 class ApplyJob(_message.Message):

@@ -444,7 +444,9 @@ class ShardAssignment(_message.Message):
     CEDED once that is so.
     """
     formed: _builtins.bool
-    """True once every first replica has said that its store is made; nothing is served before."""
+    """True once every first replica has said that its store is made; nothing is served before. A replica says ACCEPTED when its
+    store is made; so do those of a shard with parents.
+    """
     @_builtins.property
     def shard(self) -> _types_pb2.Shard:
         """The shard."""

@@ -79,6 +79,10 @@ class _MoveKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MoveKind.Val
     """Only the primary role changes hands; both workers already hold the shard."""
     MOVE_KIND_SURPLUS: _MoveKind.ValueType  # 6
     """The shard has more replicas than it should."""
+    MOVE_KIND_SPLIT: _MoveKind.ValueType  # 7
+    """The shard is cut in two where it is."""
+    MOVE_KIND_MERGE: _MoveKind.ValueType  # 8
+    """The shard is joined with its upper neighbour where both are."""
 
 class MoveKind(_MoveKind, metaclass=_MoveKindEnumTypeWrapper):
     """Why a move was started, in the planner's order of urgency."""
@@ -97,6 +101,10 @@ MOVE_KIND_TRANSFER: MoveKind.ValueType  # 5
 """Only the primary role changes hands; both workers already hold the shard."""
 MOVE_KIND_SURPLUS: MoveKind.ValueType  # 6
 """The shard has more replicas than it should."""
+MOVE_KIND_SPLIT: MoveKind.ValueType  # 7
+"""The shard is cut in two where it is."""
+MOVE_KIND_MERGE: MoveKind.ValueType  # 8
+"""The shard is joined with its upper neighbour where both are."""
 Global___MoveKind: _TypeAlias = MoveKind  # noqa: Y015
 
 class _MovePhase:
@@ -110,7 +118,7 @@ class _MovePhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MovePhase.V
     MOVE_PHASE_COPYING: _MovePhase.ValueType  # 1
     """The target is joining and copies; waits for its report that it has caught up."""
     MOVE_PHASE_CEDING: _MovePhase.ValueType  # 2
-    """The target is in sync; waits for the old primary to cede."""
+    """The target is in sync; waits for the old primary to cede. For a cut or a join: waits for the primaries to be sealed."""
     MOVE_PHASE_REMOVING: _MovePhase.ValueType  # 3
     """The source is no longer primary; waits for its removal."""
     MOVE_PHASE_DONE: _MovePhase.ValueType  # 4
@@ -126,7 +134,7 @@ MOVE_PHASE_UNSPECIFIED: MovePhase.ValueType  # 0
 MOVE_PHASE_COPYING: MovePhase.ValueType  # 1
 """The target is joining and copies; waits for its report that it has caught up."""
 MOVE_PHASE_CEDING: MovePhase.ValueType  # 2
-"""The target is in sync; waits for the old primary to cede."""
+"""The target is in sync; waits for the old primary to cede. For a cut or a join: waits for the primaries to be sealed."""
 MOVE_PHASE_REMOVING: MovePhase.ValueType  # 3
 """The source is no longer primary; waits for its removal."""
 MOVE_PHASE_DONE: MovePhase.ValueType  # 4
@@ -395,6 +403,10 @@ class Shard(_message.Message):
     ABSENT_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     MOVED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FORMED_FIELD_NUMBER: _builtins.int
+    PARENTS_FIELD_NUMBER: _builtins.int
+    LOST_PRIMARIES_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Never reused."""
     lo: _builtins.int
@@ -409,6 +421,12 @@ class Shard(_message.Message):
     """Raft index of the last change."""
     moved_unix_ms: _builtins.int
     """When a planned move of this shard last ended; the dwell time counts from it."""
+    formed: _builtins.bool
+    """True once every first replica has said that its store is made; nothing is served before, and a store that is missing
+    afterwards is a loss.
+    """
+    quarantine: _builtins.str
+    """Why the shard is quarantined: it is neither moved nor given to further workers. Empty when it is not."""
     @_builtins.property
     def in_sync(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers with every acknowledged write, the primary among them, sorted."""
@@ -420,6 +438,14 @@ class Shard(_message.Message):
     @_builtins.property
     def absent(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that fell out of the in-sync set and whose place is kept, sorted."""
+
+    @_builtins.property
+    def parents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Shards that this one was cut or joined from, until every replica has made its store of theirs."""
+
+    @_builtins.property
+    def lost_primaries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LostPrimary]:
+        """Workers that were lost while they were primary of this shard, the latest last; bounded."""
 
     def __init__(
         self,
@@ -434,18 +460,48 @@ class Shard(_message.Message):
         absent: _abc.Iterable[_builtins.str] | None = ...,
         generation: _builtins.int = ...,
         moved_unix_ms: _builtins.int = ...,
+        formed: _builtins.bool = ...,
+        parents: _abc.Iterable[_builtins.int] | None = ...,
+        lost_primaries: _abc.Iterable[Global___LostPrimary] | None = ...,
+        quarantine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "epoch", b"epoch", "generation", b"generation", "hi", b"hi", "id", b"id", "in_sync", b"in_sync", "joining", b"joining", "lo", b"lo", "moved_unix_ms", b"moved_unix_ms", "primary", b"primary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent", b"absent", "epoch", b"epoch", "formed", b"formed", "generation", b"generation", "hi", b"hi", "id", b"id", "in_sync", b"in_sync", "joining", b"joining", "lo", b"lo", "lost_primaries", b"lost_primaries", "moved_unix_ms", b"moved_unix_ms", "parents", b"parents", "primary", b"primary", "quarantine", b"quarantine"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Shard: _TypeAlias = Shard  # noqa: Y015
 
 @_typing.final
+class LostPrimary(_message.Message):
+    """A worker that was lost while it was primary of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The worker."""
+    at_unix_ms: _builtins.int
+    """When it was lost."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        at_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LostPrimary: _TypeAlias = LostPrimary  # noqa: Y015
+
+@_typing.final
 class Move(_message.Message):
-    """A migration of one replica of one shard."""
+    """A migration of one replica of one shard, or a cut or join of shards in their place."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,6 +516,9 @@ class Move(_message.Message):
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     PHASE_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    OTHER_SHARD_ID_FIELD_NUMBER: _builtins.int
+    CREATED_SHARD_IDS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Never reused."""
     shard_id: _builtins.int
@@ -482,6 +541,14 @@ class Move(_message.Message):
     """When it entered `phase`."""
     outcome: _builtins.str
     """How it ended, for people; empty while it runs."""
+    at: _builtins.int
+    """SPLIT: first key hash of the upper half."""
+    other_shard_id: _builtins.int
+    """MERGE: the upper neighbour; 0 otherwise."""
+    @_builtins.property
+    def created_shard_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """SPLIT and MERGE: the shards that it made, by range."""
+
     def __init__(
         self,
         *,
@@ -496,10 +563,13 @@ class Move(_message.Message):
         started_unix_ms: _builtins.int = ...,
         phase_since_unix_ms: _builtins.int = ...,
         outcome: _builtins.str = ...,
+        at: _builtins.int = ...,
+        other_shard_id: _builtins.int = ...,
+        created_shard_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "id", b"id", "kind", b"kind", "outcome", b"outcome", "phase", b"phase", "phase_since_unix_ms", b"phase_since_unix_ms", "reason", b"reason", "shard_id", b"shard_id", "source", b"source", "started_unix_ms", b"started_unix_ms", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "cause", b"cause", "created_shard_ids", b"created_shard_ids", "id", b"id", "kind", b"kind", "other_shard_id", b"other_shard_id", "outcome", b"outcome", "phase", b"phase", "phase_since_unix_ms", b"phase_since_unix_ms", "reason", b"reason", "shard_id", b"shard_id", "source", b"source", "started_unix_ms", b"started_unix_ms", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -749,6 +819,7 @@ class Settings(_message.Message):
     REBALANCE_PAUSED_FIELD_NUMBER: _builtins.int
     CRON_PAUSED_FIELD_NUMBER: _builtins.int
     LAUNCHES_KEPT_FIELD_NUMBER: _builtins.int
+    COPY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """How many workers hold each shard."""
     rebalance_paused: _builtins.bool
@@ -757,6 +828,8 @@ class Settings(_message.Message):
     """True while no job is launched by its schedule."""
     launches_kept: _builtins.int
     """How many launches are kept per job, beside those in progress."""
+    copy_bytes_per_s: _builtins.int
+    """How fast each worker may send copies of shards, in bytes per second; 0 for as fast as it can."""
     def __init__(
         self,
         *,
@@ -764,10 +837,11 @@ class Settings(_message.Message):
         rebalance_paused: _builtins.bool = ...,
         cron_paused: _builtins.bool = ...,
         launches_kept: _builtins.int = ...,
+        copy_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cron_paused", b"cron_paused", "launches_kept", b"launches_kept", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_bytes_per_s", b"copy_bytes_per_s", "cron_paused", b"cron_paused", "launches_kept", b"launches_kept", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

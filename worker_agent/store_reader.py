@@ -1,0 +1,107 @@
+"""Reads of what a store has applied, on the event loop's thread, beside the thread that writes.
+
+Each call sees one moment. Every row is checked against its digest before it is given away.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker_agent.shard_interface import StateItem, UserSize
+from worker_agent.store_codec import from_stored, request_digest, row_digest, size_digest, user_hash
+from worker_agent.store_database import connect_reader, read_meta, told
+from worker_agent.store_files import damaged
+
+_GET = "SELECT version, value, digest FROM entries WHERE hash = ? AND user = ? AND key = ?"
+_SCAN = (
+    "SELECT key, version, value, digest FROM entries"
+    " WHERE hash = ? AND user = ? AND key >= ? AND key < ? AND value IS NOT NULL ORDER BY key LIMIT ?"
+)
+_SIZE = "SELECT keys, bytes, digest, proof FROM users WHERE hash = ? AND user = ?"
+_REQUEST = "SELECT version, time_ms, digest FROM requests WHERE hash = ? AND user = ? AND request_id = ?"
+
+
+class StoreReader:
+    """`Reader` of a store. For one thread; the store closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection = connect_reader(path)
+
+    def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
+        """The keys that exist, in the order asked."""
+        name = user.encode()
+        stored = user_hash(name)
+        with told(self._path):
+            if len(keys) == 1:
+                return self._get(stored, name, keys)
+            self._connection.execute("BEGIN")
+            try:
+                return self._get(stored, name, keys)
+            finally:
+                self._connection.execute("COMMIT")
+
+    def _get(self, stored: int, user: bytes, keys: Sequence[str]) -> list[StateItem]:
+        items: list[StateItem] = []
+        for key in keys:
+            encoded = key.encode()
+            found = self._connection.execute(_GET, (stored, user, encoded)).fetchone()
+            if found is not None:
+                self._check(user, encoded, *found)
+                if found[1] is not None:
+                    items.append(StateItem(key, found[1], found[0]))
+        return items
+
+    def scan(self, user: str, from_key: str, prefix: str, limit: int) -> list[StateItem]:
+        """Items in the order of the keys' UTF-8 bytes, at most `limit`."""
+        name, start = user.encode(), prefix.encode()
+        items: list[StateItem] = []
+        with told(self._path):
+            # No UTF-8 has the byte 0xff, so it is behind everything that begins with the prefix.
+            where = (user_hash(name), name, max(start, from_key.encode()), start + b"\xff", limit)
+            for key, version, value, digest in self._connection.execute(_SCAN, where).fetchall():
+                self._check(name, key, version, value, digest)
+                items.append(StateItem(key.decode(), value, version))
+        return items
+
+    def _check(self, user: bytes, key: bytes, version: int, value: bytes | None, digest: int) -> None:
+        if row_digest(user, key, version, value) != from_stored(digest):
+            raise damaged(self._path, f"key {key!r} of user {user!r} does not match its checksum")
+
+    def size(self, user: str) -> UserSize:
+        """How much the user keeps."""
+        name = user.encode()
+        with told(self._path):
+            found = self._connection.execute(_SIZE, (user_hash(name), name)).fetchone()
+            if found is None:
+                return UserSize()
+            keys, size_bytes, digest, proof = found
+            if size_digest(name, keys, size_bytes, from_stored(digest)) != from_stored(proof):
+                raise damaged(self._path, f"the size of user {name!r} does not match its checksum")
+            return UserSize(keys, size_bytes)
+
+    def request(self, user: str, request_id: str) -> int | None:
+        """Version that an earlier write with this request id got; None when it is not known (any more)."""
+        name, encoded = user.encode(), request_id.encode()
+        with told(self._path):
+            found = self._connection.execute(_REQUEST, (user_hash(name), name, encoded)).fetchone()
+            if found is None:
+                return None
+            version, time_ms, digest = found
+            if request_digest(name, encoded, version, time_ms) != from_stored(digest):
+                raise damaged(self._path, f"request {encoded!r} of user {name!r} does not match its checksum")
+            return int(version)
+
+    def applied(self) -> int:
+        """Sequence that these answers show."""
+        with told(self._path):
+            return read_meta(self._connection, self._path).applied
+
+    def close(self) -> None:
+        """Ends it. Closing twice does nothing."""
+        try:
+            self._connection.close()
+        except sqlite3.Error as error:
+            raise damaged(self._path, str(error)) from error
