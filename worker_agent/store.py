@@ -190,6 +190,11 @@ class ShardStore:
             bool(meta.is_complete), meta.copy_start, meta.copy_cursor, meta.copy_read_at,
         )  # fmt: skip
 
+    @property
+    def newest_ms(self) -> int:
+        """Latest time of any applied record."""
+        return self._meta.newest_ms
+
     def digest(self) -> Digest:
         """Of what is applied; from memory."""
         return Digest(self._meta.applied, from_stored(self._meta.digest), self._meta.rows)

@@ -29,14 +29,15 @@ import sqlite3
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
 from worker_agent.shard_interface import StoreFull
-from worker_agent.store_files import damaged
+from worker_agent.store_files import beside, damaged
 
 FORMAT_VERSION = 1
 ROOM_BYTES_MIN = 1 << 20
@@ -103,13 +104,15 @@ class Meta:
     """Latest time of any applied record; what is remembered of requests ages by it."""
 
 
-_META_COLUMNS = ", ".join(field.name for field in fields(Meta))
-_META_INSERT = f"INSERT OR REPLACE INTO meta(id, {_META_COLUMNS}, crc) VALUES (1{', ?' * (len(fields(Meta)) + 1)})"
+_META_FIELDS = tuple(field.name for field in fields(Meta))
+_META_COLUMNS = ", ".join(_META_FIELDS)
+_meta_values = attrgetter(*_META_FIELDS)
+_META_INSERT = f"INSERT OR REPLACE INTO meta(id, {_META_COLUMNS}, crc) VALUES (1{', ?' * (len(_META_FIELDS) + 1)})"
 
 
 def write_meta(connection: sqlite3.Connection, meta: Meta) -> None:
     """Replaces the row, inside a transaction."""
-    values = astuple(meta)
+    values = _meta_values(meta)
     connection.execute(_META_INSERT, (*values, crc32(repr(values).encode())))
 
 
@@ -201,7 +204,9 @@ def make_database(new_path: Path, meta: Meta) -> sqlite3.Connection:
     """A new database under a name that counts for nothing: no sync, no log; `close_made` ends that."""
     for leftover in (new_path, new_path.with_name(new_path.name + "-journal")):
         leftover.unlink(missing_ok=True)
-    connection = sqlite3.connect(new_path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        f"{new_path.absolute().as_uri()}?mode=rwc", uri=True, isolation_level=None, check_same_thread=False
+    )
     try:
         connection.executescript("PRAGMA synchronous=OFF; PRAGMA journal_mode=MEMORY;" + SCHEMA)
         write_meta(connection, meta)
@@ -225,8 +230,9 @@ class Writer:
         self.connection = connection
         self._checkpoint_pages = checkpoint_pages
         self._is_full = False
-        self._pages = checkpoint_pages
-        """Pages that the write-ahead log may have by now; not known at first, so one checkpoint comes soon."""
+        wal_path = beside(path, "wal")
+        self._pages = wal_path.stat().st_size >> 12 if wal_path.exists() else 0
+        """Pages that the write-ahead log may have by now, rather too many: after a crash those that were left."""
         self._failure: SyncFailed | None = None
         connection.executescript("PRAGMA synchronous=NORMAL")
 

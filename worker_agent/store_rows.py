@@ -49,6 +49,9 @@ _PUT = (
     " digest = excluded.digest"
 )
 _REMOVE = "DELETE FROM entries WHERE hash = ? AND user = ? AND key = ?"
+_SIZES_BETWEEN = (
+    "SELECT hash, user, keys, bytes, digest, proof FROM users WHERE (hash, user) >= (?, ?) AND (hash, user) <= (?, ?)"
+)
 _SIZE = "SELECT keys, bytes, digest, proof FROM users WHERE hash = ? AND user = ?"
 _PUT_SIZE = (
     "INSERT INTO users(hash, user, keys, bytes, digest, proof) VALUES (?, ?, ?, ?, ?, ?)"
@@ -56,11 +59,12 @@ _PUT_SIZE = (
     " digest = excluded.digest, proof = excluded.proof"
 )
 _REMOVE_SIZE = "DELETE FROM users WHERE hash = ? AND user = ?"
-_REQUEST_VERSION = "SELECT version FROM requests WHERE hash = ? AND user = ? AND request_id = ?"
-_PUT_REQUEST = (
-    "INSERT INTO requests(hash, user, request_id, version, time_ms, digest) VALUES (?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT(hash, user, request_id) DO UPDATE SET version = excluded.version, time_ms = excluded.time_ms,"
-    " digest = excluded.digest"
+_ADD_REQUEST = (
+    "INSERT OR IGNORE INTO requests(hash, user, request_id, version, time_ms, digest) VALUES (?, ?, ?, ?, ?, ?)"
+)
+_RAISE_REQUEST = (
+    "UPDATE requests SET version = ?4, time_ms = ?5, digest = ?6"
+    " WHERE hash = ?1 AND user = ?2 AND request_id = ?3 AND version < ?4"
 )
 _OLDEST_REQUESTS = (
     "SELECT hash, user, request_id, time_ms FROM requests"
@@ -112,7 +116,12 @@ class Tables:
             found = self._connection.execute(_HELD, change[:3]).fetchone()
             if found is not None:
                 held[where] = found
-        self._put(latest.values(), held)
+        sizes: dict[tuple[int, bytes], Size] = {}
+        for of_user in {change[:2] for change in latest.values()}:
+            found = self._connection.execute(_SIZE, of_user).fetchone()
+            if found is not None:
+                sizes[of_user] = self._size(of_user[1], *found)
+        self._put(latest.values(), held, sizes)
 
     def put_rows(self, rows: Sequence[replication_pb2.Row]) -> None:
         """Rows of a copy; those of entries are near each other. Raises ValueError for what is no row of this shard."""
@@ -131,23 +140,29 @@ class Tables:
                 raise ValueError(f"a row of a copy is of table {row.table}, which this version does not know")
         if changes:
             places = [change[:3] for change in changes]
-            held = self._connection.execute(_HELD_BETWEEN, (*min(places), *max(places)))
-            self._put(changes, {(user, key): (version, length, digest) for user, key, version, length, digest in held})
+            first, last = min(places), max(places)
+            held = self._connection.execute(_HELD_BETWEEN, (*first, *last))
+            sizes = self._connection.execute(_SIZES_BETWEEN, (*first[:2], *last[:2]))
+            self._put(
+                changes,
+                {(user, key): (version, length, digest) for user, key, version, length, digest in held},
+                {(stored, user): self._size(user, *size) for stored, user, *size in sizes},
+            )
         self.put_requests(requests)
 
     def put_requests(self, requests: Iterable[tuple[bytes, bytes, int, int]]) -> None:
         """User, request id, version and time of requests that were answered."""
-        count = self.meta.requests
-        for user, request_id, version, time_ms in requests:
-            where = (user_hash(user), user, request_id)
-            found = self._connection.execute(_REQUEST_VERSION, where).fetchone()
-            if found is None:
-                count += 1
-            elif found[0] >= version:
-                continue
-            digest = to_stored(request_digest(user, request_id, version, time_ms))
-            self._connection.execute(_PUT_REQUEST, (*where, version, time_ms, digest))
-        self.meta = replace(self.meta, requests=count)
+        rows = [
+            (user_hash(user), user, request_id, version, time_ms,
+             to_stored(request_digest(user, request_id, version, time_ms)))
+            for user, request_id, version, time_ms in requests
+        ]  # fmt: skip
+        if not rows:
+            return
+        added = self._connection.executemany(_ADD_REQUEST, rows).rowcount
+        if added < len(rows):
+            self._connection.executemany(_RAISE_REQUEST, rows)
+        self.meta = replace(self.meta, requests=self.meta.requests + added)
 
     def forget_requests(self, remembered_ms: int, requests_kept: int, limit: int) -> None:
         """Forgets the oldest requests that are too old, by the time of the latest record, or too many."""
@@ -173,16 +188,18 @@ class Tables:
         self._connection.executemany(_REMOVE, leaving)
         self.meta = replace(self.meta, tombstones=self.meta.tombstones - len(leaving))
 
-    def _put(self, changes: Iterable[Change], held: dict[tuple[bytes, bytes], Held]) -> None:
+    def _put(
+        self, changes: Iterable[Change], held: dict[tuple[bytes, bytes], Held], sizes: dict[tuple[int, bytes], Size]
+    ) -> None:
+        """`held` and `sizes` are what is there of the rows and users of `changes`, and maybe of others."""
         puts: list[tuple[int, bytes, bytes, int, bytes | None, int]] = []
         removals: list[tuple[int, bytes, bytes]] = []
-        sizes: dict[tuple[int, bytes], Size] = {}
         tombstones = 0
         for stored, user, key, version, value in changes:
             found = held.get((user, key))
             if found is not None and found[0] >= version:
                 continue
-            size = sizes.get((stored, user)) or sizes.setdefault((stored, user), self._size(stored, user))
+            size = sizes.get((stored, user)) or sizes.setdefault((stored, user), Size())
             if found is not None and found[1] is not None:
                 size.change(-1, -len(key) - found[1], -from_stored(found[2]))
             elif found is not None:
@@ -201,11 +218,7 @@ class Tables:
         self._connection.executemany(_PUT, puts)
         self._put_sizes(sizes, tombstones)
 
-    def _size(self, stored: int, user: bytes) -> Size:
-        found = self._connection.execute(_SIZE, (stored, user)).fetchone()
-        if found is None:
-            return Size()
-        keys, size_bytes, digest, proof = found
+    def _size(self, user: bytes, keys: int, size_bytes: int, digest: int, proof: int) -> Size:
         if size_digest(user, keys, size_bytes, from_stored(digest)) != from_stored(proof):
             raise damaged(self._path, f"the size of user {user!r} does not match its checksum")
         return Size(keys, size_bytes, from_stored(digest), keys, size_bytes, from_stored(digest))
@@ -215,6 +228,8 @@ class Tables:
         puts: list[tuple[int, bytes, int, int, int, int]] = []
         removals: list[tuple[int, bytes]] = []
         for (stored, user), size in sizes.items():
+            if (size.keys, size.bytes, size.digest) == (size.keys_before, size.bytes_before, size.digest_before):
+                continue
             rows += size.keys - size.keys_before
             total_bytes += size.bytes - size.bytes_before
             digest = to_stored(add_digests(from_stored(digest), size.digest - size.digest_before))

@@ -107,11 +107,15 @@ def scrub(connection: sqlite3.Connection, path: Path, cursor: bytes) -> bytes:
         connection.execute("ROLLBACK")
 
 
+def sum_users(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
+    """Users, rows, bytes and digest, added up over the table of users."""
+    users, rows, size_bytes, high, low = connection.execute(_TOTALS).fetchone()
+    return users, rows, size_bytes, add_digests((high << 32) + low, users << 63)
+
+
 def _scrub_totals(connection: sqlite3.Connection, path: Path) -> None:
     meta = read_meta(connection, path)
-    users, keys, size_bytes, high, low = connection.execute(_TOTALS).fetchone()
-    digest = add_digests((high << 32) + low, users << 63)
-    if (users, keys, size_bytes, to_stored(digest)) != (meta.users, meta.rows, meta.bytes, meta.digest):
+    if sum_users(connection) != (meta.users, meta.rows, meta.bytes, from_stored(meta.digest)):
         raise damaged(path, "the sums over all users do not match those that were kept")
 
 

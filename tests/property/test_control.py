@@ -33,6 +33,31 @@ commands = st.one_of(
     st.builds(lambda shard: ("remove_replica", shard), shard_ids),
     st.builds(lambda shard: ("abort_move", shard), shard_ids),
     st.builds(lambda shard: ("split_shard", command_pb2.SplitShard(shard_id=shard)), shard_ids),
+    st.builds(
+        lambda lower, upper: ("merge_shards", command_pb2.MergeShards(lower_shard_id=lower, upper_shard_id=upper)),
+        shard_ids,
+        shard_ids,
+    ),
+    st.builds(lambda shard: ("reshape", shard), shard_ids),
+    st.builds(lambda shard, name: ("drop_replica", (shard, name)), shard_ids, names),
+    st.builds(lambda shard: ("form_shards", shard), st.integers(1, 8)),
+    st.builds(
+        lambda rate: (
+            "change_settings",
+            command_pb2.ChangeSettings(settings=types_pb2.Settings(replicas=2, copy_bytes_per_s=rate)),
+        ),
+        st.integers(0, 2),
+    ),
+    st.builds(
+        lambda name, address: (
+            "register_node",
+            command_pb2.RegisterNode(
+                node=types_pb2.Node(id=name, incarnation="1", weight=1.0, grpc_address=address)
+            ),
+        ),
+        names,
+        st.sampled_from(["x:1", "y:1"]),
+    ),
     st.builds(lambda name: ("suspect_node", command_pb2.SuspectNode(node_id=name)), names),
     st.builds(lambda name: ("expire_node", command_pb2.ExpireNode(node_id=name)), names),
     st.builds(lambda name: ("activate_node", command_pb2.ActivateNode(node_id=name)), names),
@@ -57,6 +82,19 @@ def prepare(machine: MachineDriver, operation: str, argument: object) -> dict[st
         shard = state.shards.get(argument.shard_id)
         argument.expected_epoch = shard.epoch if shard is not None else 0
         return {operation: argument}
+    if operation == "drop_replica" and isinstance(argument, tuple):
+        shard_id, name = argument
+        shard = state.shards.get(shard_id)
+        epoch = shard.epoch if shard is not None else 0
+        return {operation: command_pb2.DropReplica(shard_id=shard_id, expected_epoch=epoch, node_id=name)}
+    if operation == "form_shards" and isinstance(argument, int):
+        shard = state.shards.get(argument)
+        formed = command_pb2.FormShards.Formed(shard_id=argument, epoch=shard.epoch if shard is not None else 0)
+        return {operation: command_pb2.FormShards(shards=[formed])}
+    if operation == "reshape" and isinstance(argument, int):
+        move = state.moves.get(state.move_of_shard.get(argument, 0))
+        epochs = [state.shards[shard_id].epoch for shard_id in move.shard_ids] if move is not None else []
+        return {operation: command_pb2.Reshape(move_id=move.id if move is not None else 0, expected_epochs=epochs)}
     if isinstance(argument, int):
         move_id = state.move_of_shard.get(argument, 0)
         if operation == "abort_move":

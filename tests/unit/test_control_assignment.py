@@ -94,3 +94,59 @@ def test_what_is_lost_raises_the_generation_too() -> None:
     assert after.generation > before.generation
     assert list(after.shards) == []
     assert index.holds_nothing("w2")
+
+
+def test_a_cut_seals_its_primary_and_names_the_parents() -> None:
+    """The primary alone is told to seal; the halves say whom they come from, to every replica."""
+    machine = make_machine()
+    index = AssignmentIndex(machine.state)
+    transition = machine.accept(split_shard=command_pb2.SplitShard(shard_id=1))
+    assert index.take(transition.state, transition.changes) == {"w1", "w2"}
+    seals = {name: build_assignment(machine.state, name, index).shards[0].seal for name in ("w1", "w2")}
+    assert seals == {"w1": True, "w2": False}
+    epochs = [machine.shard(1).epoch]
+    move_id = transition.result.applied.move_id
+    transition = machine.accept(reshape=command_pb2.Reshape(move_id=move_id, expected_epochs=epochs))
+    assert index.take(transition.state, transition.changes) == {"w1", "w2"}
+    halves = [entry for entry in build_assignment(machine.state, "w2", index).shards if entry.shard.id > 2]
+    assert [(list(entry.parents), entry.formed, entry.seal) for entry in halves] == [([1], True, False)] * 2
+
+
+def test_the_forming_of_a_shard_is_told() -> None:
+    """Its replicas hear that they may serve, without a new epoch."""
+    machine = MachineDriver()
+    machine.bootstrap()
+    machine.add_worker("w1")
+    machine.assign(3, "w1", is_formed=False)
+    index = AssignmentIndex(machine.state)
+    assert not build_assignment(machine.state, "w1", index).shards[0].formed
+    formed = command_pb2.FormShards(shards=[command_pb2.FormShards.Formed(shard_id=3, epoch=1)])
+    transition = machine.accept(form_shards=formed)
+    assert index.take(transition.state, transition.changes) == {"w1"}
+    assert build_assignment(machine.state, "w1", index).shards[0].formed
+
+
+def test_peers_are_told_with_their_addresses() -> None:
+    """Every other worker of a shard, joining ones too; and again when one has another address."""
+    machine = make_machine()
+    index = AssignmentIndex(machine.state)
+
+    def peers(name: str) -> list[tuple[str, str]]:
+        return [(peer.node_id, peer.grpc_address) for peer in build_assignment(machine.state, name, index).peers]
+
+    assert peers("w1") == [("w2", "w2:1")]
+    assert peers("w2") == [("w1", "w1:1"), ("w3", "w3:1")]
+    moved = types_pb2.Node(id="w3", incarnation="1", weight=1.0, grpc_address="w3:9")
+    transition = machine.accept(register_node=command_pb2.RegisterNode(node=moved))
+    assert index.take(transition.state, transition.changes) == {"w2", "w3"}
+    assert peers("w2") == [("w1", "w1:1"), ("w3", "w3:9")]
+
+
+def test_the_copy_rate_is_told_to_everybody() -> None:
+    """A change at run time reaches every worker."""
+    machine = make_machine()
+    index = AssignmentIndex(machine.state)
+    settings = types_pb2.Settings(replicas=2, copy_bytes_per_s=1_000_000)
+    transition = machine.accept(change_settings=command_pb2.ChangeSettings(settings=settings))
+    assert index.take(transition.state, transition.changes) == {"w1", "w2", "w3"}
+    assert build_assignment(machine.state, "w1", index).copy_bytes_per_s == 1_000_000

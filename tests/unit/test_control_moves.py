@@ -25,7 +25,7 @@ class Scene(ControlDriver):
 
     def __init__(self) -> None:
         machine = MachineDriver()
-        machine.bootstrap(shards=2)
+        machine.bootstrap(shards=4)
         for name in ("w1", "w2", "w3", "w4"):
             machine.add_worker(name)
         machine.assign(1, "w1", "w2")
@@ -257,3 +257,46 @@ def test_reports_on_shards_that_do_not_move_cost_nothing() -> None:
     reports = tuple(session_pb2.ReplicaReport(shard_id=shard, epoch=1, progress=ACCEPTED) for shard in (1, 2))
     assert scene.tell(ReplicasReported(1, "w1", reports)) == []
     assert scene.next_wake is None
+
+
+@pytest.mark.parametrize("kind", ["split", "merge"])
+def test_a_reshape_waits_for_every_seal(kind: str) -> None:
+    """A cut follows its primary's report, a join both; reports of another epoch seal nothing."""
+    scene = Scene()
+    scene.machine.assign(3, "w1", "w2")
+    if kind == "split":
+        scene.settle(scene.run(split_shard=command_pb2.SplitShard(shard_id=3)))
+    else:
+        scene.machine.assign(4, "w1", "w2")
+        scene.settle(scene.run(merge_shards=command_pb2.MergeShards(lower_shard_id=3, upper_shard_id=4)))
+        assert scene.said("w1", CEDED, shard_id=4) == []
+    (move_id,) = scene.machine.state.moves
+    assert scene.tell(report(1, "w1", 3, scene.machine.shard(3).epoch - 1, CEDED)) == []
+    assert scene.said("w2", CEDED, shard_id=3) == []
+    assert scene.said("w1", CEDED, shard_id=3) == ["reshape"]
+    assert scene.ended(move_id)[0] is MovePhase.DONE
+    assert scene.next_wake is None
+
+
+def test_a_primary_that_does_not_seal_serves_again() -> None:
+    """The deadline rolls a cut back, at a new epoch."""
+    scene = Scene()
+    scene.settle(scene.run(split_shard=command_pb2.SplitShard(shard_id=1)))
+    (move_id,) = scene.machine.state.moves
+    epoch = scene.machine.shard(1).epoch
+    scene.settle(scene.advance(5.1))
+    assert scene.ended(move_id) == (MovePhase.ABORTED, "w1 did not seal within 5 s")
+    assert scene.machine.shard(1).epoch == epoch + 1
+
+
+def test_a_new_leader_finishes_a_join() -> None:
+    """From the state and the reports that come again."""
+    scene = Scene()
+    scene.machine.assign(3, "w1", "w2")
+    scene.machine.assign(4, "w1", "w2")
+    scene.settle(scene.run(merge_shards=command_pb2.MergeShards(lower_shard_id=3, upper_shard_id=4)))
+    scene.said("w1", CEDED, shard_id=3)
+    scene.begin()
+    assert scene.advance() == []
+    assert scene.said("w1", CEDED, shard_id=4) == []
+    assert scene.said("w1", CEDED, shard_id=3) == ["reshape"]
