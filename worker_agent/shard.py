@@ -30,6 +30,8 @@ from worker_agent.store_cut import merge_stores, split_store
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
 Result = TypeVar("Result")
+OPEN_ATTEMPTS = 5
+OPEN_AGAIN_S = 1.0
 NEVER_PROMISED = Monotonic(-math.inf)
 
 _log = logging.getLogger(__name__)
@@ -104,11 +106,17 @@ class Shard:
     async def open(self, parents: Sequence[Path] = ()) -> None:
         """Opens or makes the store, and begins; or reports the replica as lost."""
         view = self.view
-        try:
-            store = await self._in_thread(partial(self._find_store, view, parents))
-        except (OSError, CoordinatorError) as error:
-            self._lose(str(error))
-            return
+        for attempt in range(1, OPEN_ATTEMPTS + 1):
+            try:
+                store = await self._in_thread(partial(self._find_store, view, parents))
+                break
+            except (OSError, CoordinatorError) as error:
+                if isinstance(error, Damaged) or attempt == OPEN_ATTEMPTS:
+                    self._lose(str(error))
+                    return
+                # A full disk, or too many open files: that may pass, and to lose a copy costs more than to wait.
+                _log.warning("shard %d cannot be opened yet: %s", view.shard_id, error)
+                await asyncio.sleep(OPEN_AGAIN_S)
         if store is None:
             self._lose(f"{self._path.name} is not there")
             return

@@ -69,6 +69,7 @@ class Shards:
         """When a shard was given up: a lease that its replica gave may run since."""
         self._started_at = clock.monotonic()
         self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         self._settings = settings
         self._shards: dict[int, Shard] = {}
         self._by_range: list[Shard] = []
