@@ -70,8 +70,8 @@ class Tries:
             self.hint = error.primary_address
         if self._is_write and not error.DEFINITE:
             self._doubt = error
-        # "Accepts no connection" says less than what a worker has said before.
-        if self._last is None or not isinstance(error, Unreachable):
+        # "Accepts no connection", or no answer, says less than what a worker has said before.
+        if self._last is None or not isinstance(error, Unreachable | TimedOut):
             self._last = error
         return may_retry(error)
 
@@ -80,7 +80,7 @@ class Tries:
         last = self._last or TimedOut("the time was over before anything was done")
         if self._doubt is None or not last.DEFINITE or self._is_certain(last):
             return last
-        return OutcomeUnknown(f"{self._doubt}; then: {last}")
+        return OutcomeUnknown(f"{self._doubt}; and: {last}")
 
     def _is_certain(self, error: CoordinatorError) -> bool:
         """True when the error also says that no earlier attempt was or will be applied.

@@ -126,7 +126,7 @@ async def test_what_was_written_is_read() -> None:
         assert await c.client.get(ANN, "a") is None
         found = await c.client.get_many(ANN, ["c", "a", "b"])
         assert list(found) == ["c", "b"]
-        assert {(entry.key, entry.value, entry.version) for entry in found.values()} == {("b", b"2", 2), ("c", b"\xff", 2)}
+        assert [(entry.value, entry.version) for entry in found.values()] == [(b"\xff", 2), (b"2", 2)]
         assert [entry.key async for entry in c.client.scan(ANN, page_size=1)] == ["b", "c"]
         about = await c.client.describe_user(ANN)
         assert (about.keys, about.bytes, about.shard_id, about.key_hash) == (2, 4, 1, key_hash(ANN))
