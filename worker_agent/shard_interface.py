@@ -261,8 +261,10 @@ class Barrier:
 
 @dataclass(frozen=True, slots=True)
 class PeerConnected:
-    """A stream to a worker is open; nothing that was on its way over an older one will come. A machine that is made while
-    a stream is open hears of it after its first Assigned."""
+    """A stream to a worker is open; nothing that was on its way over an older one will come.
+
+    A machine that is made while a stream is open hears of it after its first Assigned.
+    """
 
     node_id: str
 
@@ -285,7 +287,7 @@ class PeerSaid:
 
 @dataclass(frozen=True, slots=True)
 class StoreDone:
-    """A store operation of an action ended well; operations end in the order of their actions."""
+    """A store operation of an action ended well; operations but ReadChunk end in the order of their actions."""
 
     operation: StoreOperation
     position: StorePosition
@@ -296,8 +298,10 @@ class StoreDone:
 
 @dataclass(frozen=True, slots=True)
 class StoreFailed:
-    """A store operation failed; those behind it, up to this event, were not begun and are dropped. `position` is None when
-    the store cannot say it any more: then nothing in it is trusted."""
+    """A store operation failed; all others that have not ended were not begun, and are dropped.
+
+    `position` is None when the store cannot say it any more: then nothing in it is trusted.
+    """
 
     operation: StoreOperation
     error: Exception

@@ -282,6 +282,8 @@ class Append(_message.Message):
     DIGEST_SEQUENCE_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     DIGEST_ROWS_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    HAS_DIGEST_FIELD_NUMBER: _builtins.int
     previous_sequence: _builtins.int
     """Sequence and epoch of the record before the first one; a replica that has another one there answers with its Standing."""
     previous_epoch: _builtins.int
@@ -291,11 +293,15 @@ class Append(_message.Message):
     sent_at_us: _builtins.int
     """When it was sent, on the sender's monotonic clock, in microseconds; echoed, the lease counts from there."""
     digest_sequence: _builtins.int
-    """Sequence that `digest` is of; 0 when there is none."""
+    """Sequence that `digest` is of."""
     digest: _builtins.int
     """Digest of all rows as of `digest_sequence`."""
     digest_rows: _builtins.int
     """Number of rows as of `digest_sequence`."""
+    last_sequence: _builtins.int
+    """Last sequence of the primary's log: what the receiver's log has behind it was never committed, and goes."""
+    has_digest: _builtins.bool
+    """True when there is a digest."""
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
         """The records, contiguous."""
@@ -311,10 +317,12 @@ class Append(_message.Message):
         digest_sequence: _builtins.int = ...,
         digest: _builtins.int = ...,
         digest_rows: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        has_digest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_sequence", b"committed_sequence", "digest", b"digest", "digest_rows", b"digest_rows", "digest_sequence", b"digest_sequence", "previous_epoch", b"previous_epoch", "previous_sequence", b"previous_sequence", "records", b"records", "sent_at_us", b"sent_at_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_sequence", b"committed_sequence", "digest", b"digest", "digest_rows", b"digest_rows", "digest_sequence", b"digest_sequence", "has_digest", b"has_digest", "last_sequence", b"last_sequence", "previous_epoch", b"previous_epoch", "previous_sequence", b"previous_sequence", "records", b"records", "sent_at_us", b"sent_at_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -331,6 +339,7 @@ class Acknowledge(_message.Message):
     SENT_AT_US_FIELD_NUMBER: _builtins.int
     LEASE_S_FIELD_NUMBER: _builtins.int
     IS_DIFFERENT_FIELD_NUMBER: _builtins.int
+    COMPARED_UNTIL_FIELD_NUMBER: _builtins.int
     durable_sequence: _builtins.int
     """Its log is the primary's up to here, and on disk."""
     applied_sequence: _builtins.int
@@ -341,6 +350,8 @@ class Acknowledge(_message.Message):
     """How long the receiver may rely on that nobody else answers for the shard, from `sent_at_us`; 0 for no lease."""
     is_different: _builtins.bool
     """True once the replica has compared a digest and found it different."""
+    compared_until: _builtins.int
+    """One past the highest `digest_sequence` of this epoch that it has compared and found equal; 0 for none yet."""
     def __init__(
         self,
         *,
@@ -349,10 +360,11 @@ class Acknowledge(_message.Message):
         sent_at_us: _builtins.int = ...,
         lease_s: _builtins.float = ...,
         is_different: _builtins.bool = ...,
+        compared_until: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "durable_sequence", b"durable_sequence", "is_different", b"is_different", "lease_s", b"lease_s", "sent_at_us", b"sent_at_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "compared_until", b"compared_until", "durable_sequence", b"durable_sequence", "is_different", b"is_different", "lease_s", b"lease_s", "sent_at_us", b"sent_at_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -405,6 +417,7 @@ class CopyChunk(_message.Message):
     READ_AT_SEQUENCE_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     CHECKSUM_FIELD_NUMBER: _builtins.int
+    START_EPOCH_FIELD_NUMBER: _builtins.int
     start_sequence: _builtins.int
     """Applied sequence of the primary when the copy began; the log goes on behind it."""
     cursor: _builtins.bytes
@@ -417,6 +430,8 @@ class CopyChunk(_message.Message):
     """Applied sequence of the primary when it read this chunk."""
     checksum: _builtins.int
     """CRC-32 of the rows' keys and values, in order."""
+    start_epoch: _builtins.int
+    """Epoch of the record at `start_sequence`."""
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Row]:
         """The rows."""
@@ -431,10 +446,11 @@ class CopyChunk(_message.Message):
         read_at_sequence: _builtins.int = ...,
         rows: _abc.Iterable[Global___Row] | None = ...,
         checksum: _builtins.int = ...,
+        start_epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "cursor", b"cursor", "is_last", b"is_last", "next_cursor", b"next_cursor", "read_at_sequence", b"read_at_sequence", "rows", b"rows", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "cursor", b"cursor", "is_last", b"is_last", "next_cursor", b"next_cursor", "read_at_sequence", b"read_at_sequence", "rows", b"rows", "start_epoch", b"start_epoch", "start_sequence", b"start_sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
