@@ -331,7 +331,7 @@ def doubtful(request: Any, *failures: CoordinatorError) -> CoordinatorError:
         (None, InvalidRequest("faulty"), InvalidRequest),
         (4, VersionConflict("other"), VersionConflict),
         (0, VersionConflict("other"), OutcomeUnknown),
-        (None, errors.TimedOut("late"), errors.TimedOut),
+        (None, errors.TimedOut("late"), OutcomeUnknown),
     ],
 )
 def test_doubt_stays_until_it_is_answered(
