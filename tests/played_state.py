@@ -80,6 +80,7 @@ class PlayedShard:
         self.age_s: float | None = 0.0
         self.is_held = False
         self.barriers = 0
+        self._has_barrier = asyncio.Event()
         self.barrier_gate = asyncio.Event()
         self.barrier_gate.set()
         self.barrier_error: CoordinatorError | None = None
@@ -93,8 +94,15 @@ class PlayedShard:
     def may_read(self) -> bool:
         return self.is_serving and self.has_lease
 
+    async def has_barriers(self, count: int) -> None:
+        """Returns once so many reads stand behind a barrier."""
+        while self.barriers < count:
+            self._has_barrier.clear()
+            await self._has_barrier.wait()
+
     async def barrier(self) -> None:
         self.barriers += 1
+        self._has_barrier.set()
         await self.barrier_gate.wait()
         if self.barrier_error is not None:
             raise self.barrier_error

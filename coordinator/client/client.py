@@ -84,6 +84,7 @@ class AsyncClusterClient:
         rebalance_paused: bool | None = None,
         cron_paused: bool | None = None,
         replicas: int | None = None,
+        copy_bytes_per_s: int | None = None,
         request_id: str = "",
     ) -> cluster_pb2.ChangeSettingsResponse:
         """Changes the settings that are named; the answer has all of them."""
@@ -91,6 +92,7 @@ class AsyncClusterClient:
             rebalance_paused=rebalance_paused,
             cron_paused=cron_paused,
             replicas=replicas,
+            copy_bytes_per_s=copy_bytes_per_s,
             request_id=request_id or _new_id(),
         )
         return await self._masters.call(lambda link: link.cluster.ChangeSettings, request)
@@ -218,10 +220,13 @@ class AsyncClusterClient:
         *,
         shard_ids: Iterable[int] = (),
         node_id: str = "",
+        with_figures: bool = False,
         consistency: Consistency = LINEARIZABLE,
     ) -> cluster_pb2.ListShardsResponse:
-        """The shards: all, or those named, or those that a worker holds or receives."""
-        request = cluster_pb2.ListShardsRequest(consistency=consistency, shard_ids=shard_ids, node_id=node_id)
+        """The shards: all, or those named, or those that a worker holds or receives; with how much is in them."""
+        request = cluster_pb2.ListShardsRequest(
+            consistency=consistency, shard_ids=shard_ids, node_id=node_id, with_figures=with_figures
+        )
         return await self._masters.call(lambda link: link.cluster.ListShards, request)
 
     async def locate_keys(
@@ -245,6 +250,11 @@ class AsyncClusterClient:
         )
         return await self._masters.call(lambda link: link.cluster.MergeShards, request)
 
+    async def release_shard(self, shard_id: int, *, request_id: str = "") -> cluster_pb2.ReleaseShardResponse:
+        """Ends the quarantine of a shard."""
+        request = cluster_pb2.ReleaseShardRequest(shard_id=shard_id, request_id=request_id or _new_id())
+        return await self._masters.call(lambda link: link.cluster.ReleaseShard, request)
+
     async def plan_rebalance(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.PlanRebalanceResponse:
         """What the planner would do now, and what that would do to the balance."""
         request = cluster_pb2.PlanRebalanceRequest(consistency=consistency)
@@ -255,10 +265,13 @@ class AsyncClusterClient:
         *,
         include_ended: bool = False,
         move_id: int = 0,
+        with_progress: bool = False,
         consistency: Consistency = LINEARIZABLE,
     ) -> cluster_pb2.ListMovesResponse:
         """The moves in progress, with `include_ended` the latest that ended as well; or the one named."""
-        request = cluster_pb2.ListMovesRequest(consistency=consistency, include_ended=include_ended, move_id=move_id)
+        request = cluster_pb2.ListMovesRequest(
+            consistency=consistency, include_ended=include_ended, move_id=move_id, with_progress=with_progress
+        )
         return await self._masters.call(lambda link: link.cluster.ListMoves, request)
 
     async def abort_move(

@@ -29,6 +29,9 @@ def may_retry(error: CoordinatorError) -> bool:
         error,
         errors.NotLeader
         | errors.NoLeader
+        | errors.NotPrimary
+        | errors.TooFewReplicas
+        | errors.Expired
         | errors.Overloaded
         | errors.Unreachable
         | errors.OutcomeUnknown
@@ -39,29 +42,32 @@ def may_retry(error: CoordinatorError) -> bool:
 class Backoff:
     """The waits of one call."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, wait_s_max: float = WAIT_S_MAX) -> None:
         self._rng = rng
         self._bound_s = WAIT_S_FIRST
+        self._wait_s_max = wait_s_max
 
     def next_s(self) -> float:
         """How long to wait before the next round, in seconds."""
         wait_s = self._rng.uniform(0.0, self._bound_s)
-        self._bound_s = min(WAIT_S_MAX, self._bound_s * 2)
+        self._bound_s = min(self._wait_s_max, self._bound_s * 2)
         return wait_s
 
 
 class RetryBudget:
-    """The retries that one client may still make. Invariant: 0 <= tokens <= BUDGET_TOKENS."""
+    """The retries that one client may still make. Invariant: 0 <= tokens <= tokens_max."""
 
-    def __init__(self) -> None:
-        self._tokens = BUDGET_TOKENS
+    def __init__(self, tokens_max: float = BUDGET_TOKENS, tokens_per_s: float = BUDGET_TOKENS_PER_S) -> None:
+        self._tokens_max = tokens_max
+        self._tokens_per_s = tokens_per_s
+        self._tokens = tokens_max
         self._counted_at_s: float | None = None
 
     def take(self, now_s: float) -> bool:
         """True when one more retry may be made; counts it."""
         if self._counted_at_s is not None:
-            earned = max(0.0, now_s - self._counted_at_s) * BUDGET_TOKENS_PER_S
-            self._tokens = min(BUDGET_TOKENS, self._tokens + earned)
+            earned = max(0.0, now_s - self._counted_at_s) * self._tokens_per_s
+            self._tokens = min(self._tokens_max, self._tokens + earned)
         self._counted_at_s = now_s
         if self._tokens < 1.0:
             return False

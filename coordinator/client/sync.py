@@ -6,18 +6,13 @@ kept alive between calls.
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
 
 from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
 from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
+from coordinator.client.loop_thread import LoopThread
 from coordinator.security.credentials import Credentials
-
-Answer = TypeVar("Answer")
-CLOSE_TIMEOUT_S = 2.0
 
 
 class ClusterClient:
@@ -31,30 +26,11 @@ class ClusterClient:
         Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
         """
         self._client = AsyncClusterClient(addresses, timeout_s=timeout_s, credentials=credentials)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._calls = LoopThread("cluster-client", self._client.close)
 
     def close(self) -> None:
         """Ends all connections and the thread; harmless when there are none."""
-        with self._starting:
-            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(CLOSE_TIMEOUT_S)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-    async def _shut_down(self) -> None:
-        """Ends what other threads wait for, then the connections."""
-        calls = asyncio.all_tasks() - {asyncio.current_task()}
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await self._client.close()
-        # Here and not after the thread's end: the caller may be on an event loop of its own.
-        await asyncio.get_running_loop().shutdown_asyncgens()
+        self._calls.close()
 
     def __enter__(self) -> ClusterClient:
         return self
@@ -64,68 +40,38 @@ class ClusterClient:
     ) -> None:
         self.close()
 
-    def _run(self, call: Coroutine[Any, Any, Answer]) -> Answer:
-        future = asyncio.run_coroutine_threadsafe(call, self._running_loop())
-        try:
-            return future.result()
-        except BaseException:  # Ctrl-C above all: the call must not go on behind the caller's back.
-            future.cancel()
-            raise
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="cluster-client", daemon=True)
-                self._thread.start()
-            return self._loop
-
-    def _iterate(self, answers: AsyncGenerator[Answer, None]) -> Generator[Answer, None, None]:
-        async def next_answer() -> Answer | None:
-            return await anext(answers, None)
-
-        async def close() -> None:
-            await answers.aclose()
-
-        try:
-            while (answer := self._run(next_answer())) is not None:
-                yield answer
-        finally:
-            if self._loop is not None:  # Else the client was closed first, and the stream with it.
-                self._run(close())
-
     def stream_events(
         self, *, from_sequence: int = 0, latest: int = 0, follow: bool = False, kind: str = ""
     ) -> Generator[types_pb2.Event, None, None]:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
-        return self._iterate(events)
+        return self._calls.iterate(events)
 
     def backup(self) -> Generator[cluster_pb2.BackupResponse, None, None]:
         """The whole state as the parts of a backup file, in order; what they are about is in the first."""
-        return self._iterate(self._client.backup())
+        return self._calls.iterate(self._client.backup())
 
     def transfer_leadership(
         self, target_id: str = "", *, leader_id: str = ""
     ) -> cluster_pb2.TransferLeadershipResponse:
         """Hands the leadership to a master, or to the one with most of the log; the answer says who leads now."""
-        return self._run(self._client.transfer_leadership(target_id, leader_id=leader_id))
+        return self._calls.run(self._client.transfer_leadership(target_id, leader_id=leader_id))
 
     def replace_master(self, master_id: str, peer_address: str = "") -> cluster_pb2.ReplaceMasterResponse:
         """Lets a master with a new, empty disk take its place, at another peer port when one is given."""
-        return self._run(self._client.replace_master(master_id, peer_address))
+        return self._calls.run(self._client.replace_master(master_id, peer_address))
 
     def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
         """Who leads, how much there is of everything, and what is wrong."""
-        return self._run(self._client.get_status(consistency=consistency))
+        return self._calls.run(self._client.get_status(consistency=consistency))
 
     def list_masters(self) -> cluster_pb2.ListMastersResponse:
         """The masters with their Raft figures; those that do not answer are listed as unreachable."""
-        return self._run(self._client.list_masters())
+        return self._calls.run(self._client.list_masters())
 
     def get_master(self, address: str) -> cluster_pb2.Master:
         """The figures of the master at `address`, from that master alone; not retried."""
-        return self._run(self._client.get_master(address))
+        return self._calls.run(self._client.get_master(address))
 
     def change_settings(
         self,
@@ -133,12 +79,17 @@ class ClusterClient:
         rebalance_paused: bool | None = None,
         cron_paused: bool | None = None,
         replicas: int | None = None,
+        copy_bytes_per_s: int | None = None,
         request_id: str = "",
     ) -> cluster_pb2.ChangeSettingsResponse:
         """Changes the settings that are named; the answer has all of them."""
-        return self._run(
+        return self._calls.run(
             self._client.change_settings(
-                rebalance_paused=rebalance_paused, cron_paused=cron_paused, replicas=replicas, request_id=request_id
+                rebalance_paused=rebalance_paused,
+                cron_paused=cron_paused,
+                replicas=replicas,
+                copy_bytes_per_s=copy_bytes_per_s,
+                request_id=request_id,
             )
         )
 
@@ -146,85 +97,107 @@ class ClusterClient:
         self, *, node_id: str = "", consistency: Consistency = LINEARIZABLE
     ) -> cluster_pb2.ListNodesResponse:
         """The workers, or the one with `node_id`."""
-        return self._run(self._client.list_nodes(node_id=node_id, consistency=consistency))
+        return self._calls.run(self._client.list_nodes(node_id=node_id, consistency=consistency))
 
     def drain_node(self, node_id: str, *, dry_run: bool = False, request_id: str = "") -> cluster_pb2.DrainNodeResponse:
         """Asks for a worker to be emptied; with `dry_run` only whether that is safe. An unsafe drain is Refused."""
-        return self._run(self._client.drain_node(node_id, dry_run=dry_run, request_id=request_id))
+        return self._calls.run(self._client.drain_node(node_id, dry_run=dry_run, request_id=request_id))
 
     def undrain_node(self, node_id: str, *, request_id: str = "") -> cluster_pb2.UndrainNodeResponse:
         """Takes a drain back."""
-        return self._run(self._client.undrain_node(node_id, request_id=request_id))
+        return self._calls.run(self._client.undrain_node(node_id, request_id=request_id))
 
     def remove_node(self, node_id: str, *, request_id: str = "") -> cluster_pb2.RemoveNodeResponse:
         """Forgets a worker that is down or has left."""
-        return self._run(self._client.remove_node(node_id, request_id=request_id))
+        return self._calls.run(self._client.remove_node(node_id, request_id=request_id))
 
     def set_node_weight(
         self, node_id: str, weight: float, *, request_id: str = ""
     ) -> cluster_pb2.SetNodeWeightResponse:
         """Changes a worker's share of the load; above 0."""
-        return self._run(self._client.set_node_weight(node_id, weight, request_id=request_id))
+        return self._calls.run(self._client.set_node_weight(node_id, weight, request_id=request_id))
 
     def list_shards(
-        self, *, shard_ids: Iterable[int] = (), node_id: str = "", consistency: Consistency = LINEARIZABLE
+        self,
+        *,
+        shard_ids: Iterable[int] = (),
+        node_id: str = "",
+        with_figures: bool = False,
+        consistency: Consistency = LINEARIZABLE,
     ) -> cluster_pb2.ListShardsResponse:
-        """The shards: all, or those named, or those that a worker holds or receives."""
-        return self._run(self._client.list_shards(shard_ids=shard_ids, node_id=node_id, consistency=consistency))
+        """The shards: all, or those named, or those that a worker holds or receives; with how much is in them."""
+        return self._calls.run(
+            self._client.list_shards(
+                shard_ids=shard_ids, node_id=node_id, with_figures=with_figures, consistency=consistency
+            )
+        )
 
     def locate_keys(
         self, keys: Iterable[str], *, consistency: Consistency = LINEARIZABLE
     ) -> cluster_pb2.LocateKeysResponse:
         """Where keys live, in their order; at most 10,000 of them."""
-        return self._run(self._client.locate_keys(keys, consistency=consistency))
+        return self._calls.run(self._client.locate_keys(keys, consistency=consistency))
 
     def split_shard(self, shard_id: int, *, at: int = 0, request_id: str = "") -> cluster_pb2.SplitShardResponse:
         """Cuts a shard in two at key hash `at`; 0 cuts in the middle."""
-        return self._run(self._client.split_shard(shard_id, at=at, request_id=request_id))
+        return self._calls.run(self._client.split_shard(shard_id, at=at, request_id=request_id))
 
     def merge_shards(
         self, lower_shard_id: int, upper_shard_id: int, *, request_id: str = ""
     ) -> cluster_pb2.MergeShardsResponse:
         """Joins two neighbours with the same replicas."""
-        return self._run(self._client.merge_shards(lower_shard_id, upper_shard_id, request_id=request_id))
+        return self._calls.run(self._client.merge_shards(lower_shard_id, upper_shard_id, request_id=request_id))
+
+    def release_shard(self, shard_id: int, *, request_id: str = "") -> cluster_pb2.ReleaseShardResponse:
+        """Ends the quarantine of a shard."""
+        return self._calls.run(self._client.release_shard(shard_id, request_id=request_id))
 
     def plan_rebalance(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.PlanRebalanceResponse:
         """What the planner would do now, and what that would do to the balance."""
-        return self._run(self._client.plan_rebalance(consistency=consistency))
+        return self._calls.run(self._client.plan_rebalance(consistency=consistency))
 
     def list_moves(
-        self, *, include_ended: bool = False, move_id: int = 0, consistency: Consistency = LINEARIZABLE
+        self,
+        *,
+        include_ended: bool = False,
+        move_id: int = 0,
+        with_progress: bool = False,
+        consistency: Consistency = LINEARIZABLE,
     ) -> cluster_pb2.ListMovesResponse:
         """The moves in progress, with `include_ended` the latest that ended as well; or the one named."""
-        return self._run(self._client.list_moves(include_ended=include_ended, move_id=move_id, consistency=consistency))
+        return self._calls.run(
+            self._client.list_moves(
+                include_ended=include_ended, move_id=move_id, with_progress=with_progress, consistency=consistency
+            )
+        )
 
     def abort_move(self, move_id: int, reason: str = "", *, request_id: str = "") -> cluster_pb2.AbortMoveResponse:
         """Rolls a move back; Refused after its cutover."""
-        return self._run(self._client.abort_move(move_id, reason, request_id=request_id))
+        return self._calls.run(self._client.abort_move(move_id, reason, request_id=request_id))
 
     def list_jobs(
         self, *, job_id: str = "", next: int = 0, consistency: Consistency = LINEARIZABLE
     ) -> cron_pb2.ListJobsResponse:
         """The cron jobs, or one, with the `next` scheduled times (0 means 1)."""
-        return self._run(self._client.list_jobs(job_id=job_id, next=next, consistency=consistency))
+        return self._calls.run(self._client.list_jobs(job_id=job_id, next=next, consistency=consistency))
 
     def apply_jobs(
         self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
     ) -> cron_pb2.ApplyJobsResponse:
         """Creates or replaces jobs; with `dry_run` only says what would change."""
-        return self._run(self._client.apply_jobs(jobs, dry_run=dry_run, request_id=request_id))
+        return self._calls.run(self._client.apply_jobs(jobs, dry_run=dry_run, request_id=request_id))
 
     def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
         """Forgets a job and its history."""
-        return self._run(self._client.delete_job(job_id, request_id=request_id))
+        return self._calls.run(self._client.delete_job(job_id, request_id=request_id))
 
     def set_job_paused(self, job_id: str, paused: bool, *, request_id: str = "") -> cron_pb2.SetJobPausedResponse:
         """Pauses or resumes a job."""
-        return self._run(self._client.set_job_paused(job_id, paused, request_id=request_id))
+        return self._calls.run(self._client.set_job_paused(job_id, paused, request_id=request_id))
 
     def trigger_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.TriggerJobResponse:
         """Launches a job now, beside its schedule."""
-        return self._run(self._client.trigger_job(job_id, request_id=request_id))
+        return self._calls.run(self._client.trigger_job(job_id, request_id=request_id))
 
     def list_launches(
         self,
@@ -235,6 +208,6 @@ class ClusterClient:
         consistency: Consistency = LINEARIZABLE,
     ) -> cron_pb2.ListLaunchesResponse:
         """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
-        return self._run(
+        return self._calls.run(
             self._client.list_launches(job_id=job_id, latest=latest, missed=missed, consistency=consistency)
         )
