@@ -124,6 +124,16 @@ class PlacementSettings:
     """How long the place of a lost worker is kept before its shards are copied elsewhere."""
     dwell_s: float = 60.0
     """How long a moved shard stays before balance may move it again."""
+    users_max: int = 1_200
+    """A shard with more users is cut in two."""
+    merge_below_users: int = 400
+    """Two neighbours with fewer users together become one shard; 0 for never. At most half of users_max."""
+    merge_after_s: float = 600.0
+    """How long they must have been so small."""
+    reshapes_max: int = 1
+    """Cuts and joins of shards at once in the cluster."""
+    memory_percent_max: float = 80.0
+    """A worker whose machine uses more of its memory gives shards to workers with room; 100 for never."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ import click
 
 from coordinator.api.v1 import cluster_pb2, types_pb2
 from coordinator.cli.session import Group, Session, now_unix_ms, pass_session
+from coordinator.cli.structure import to_plain
 from coordinator.cli.table import Column, facts, table
-from coordinator.cli.words import NOTHING, age, local_time, word
+from coordinator.cli.words import NOTHING, age, duration, local_time, percent, size, word
 from coordinator.model.errors import RefusalReason, Refused
 
 COLUMNS = (
@@ -20,6 +21,8 @@ COLUMNS = (
     Column("TO"),
     Column("PHASE"),
     Column("SINCE", right=True),
+    Column("COPIED", right=True),
+    Column("LEFT", right=True),
     Column("WHY", wrap=True),
 )
 PLANNED_COLUMNS = (
@@ -32,23 +35,53 @@ PLANNED_COLUMNS = (
 )
 
 
-def moves_table(moves: Iterable[types_pb2.Move]) -> str:
+def copied(progress: cluster_pb2.MoveProgress | None) -> str:
+    """Share of a copy that was sent: "42.0%"; the whole is an estimate."""
+    if progress is None or not progress.copy_rows:
+        return NOTHING
+    return percent(min(1.0, progress.copied_rows / progress.copy_rows))
+
+
+def left(progress: cluster_pb2.MoveProgress | None) -> str:
+    """How long a copy will take: "12s"."""
+    return duration(progress.remaining_s) if progress is not None and progress.remaining_s >= 0 else NOTHING
+
+
+def copy_text(progress: cluster_pb2.MoveProgress | None) -> str:
+    """How far a copy is, in full."""
+    if progress is None:
+        return NOTHING
+    rate = f", {size(progress.bytes_per_s)}/s" if progress.bytes_per_s else ""
+    rest = f", {left(progress)} left" if progress.remaining_s >= 0 else ""
+    rows = f"{progress.copied_rows} of about {progress.copy_rows} rows ({copied(progress)})"
+    return f"{rows}, {size(progress.copied_bytes)}{rate}{rest}"
+
+
+def moves_table(moves: Iterable[types_pb2.Move], progress: Iterable[cluster_pb2.MoveProgress] = ()) -> str:
     """Moves for people."""
     now_ms = now_unix_ms()
+    of_move = {item.move_id: item for item in progress}
     rows = [
         [
             str(move.id),
-            str(move.shard_id),
+            shards_of(move),
             word(types_pb2.MoveKind.DESCRIPTOR, move.kind),
             move.source or NOTHING,
             move.target or NOTHING,
             word(types_pb2.MovePhase.DESCRIPTOR, move.phase),
             age(move.phase_since_unix_ms, now_ms),
+            copied(of_move.get(move.id)),
+            left(of_move.get(move.id)),
             f"{move.reason}; {move.outcome}" if move.outcome else move.reason,
         ]
         for move in moves
     ]
     return table(COLUMNS, rows) if rows else "no move"
+
+
+def shards_of(move: types_pb2.Move) -> str:
+    """The shard of a move, or both of a merge: "17+18"."""
+    return f"{move.shard_id}+{move.other_shard_id}" if move.other_shard_id else str(move.shard_id)
 
 
 def planned_moves_table(moves: Iterable[cluster_pb2.PlannedMove]) -> str:
@@ -67,18 +100,19 @@ def planned_moves_table(moves: Iterable[cluster_pb2.PlannedMove]) -> str:
     return table(PLANNED_COLUMNS, rows)
 
 
-def move_text(move: types_pb2.Move) -> str:
+def move_text(move: types_pb2.Move, progress: cluster_pb2.MoveProgress | None = None) -> str:
     """One move for people."""
     phase = word(types_pb2.MovePhase.DESCRIPTOR, move.phase)
     return facts(
         [
             ("move", str(move.id)),
-            ("shard", str(move.shard_id)),
+            ("shard", shards_of(move)),
             ("kind", word(types_pb2.MoveKind.DESCRIPTOR, move.kind)),
             ("from", move.source or NOTHING),
             ("to", move.target or NOTHING),
             ("phase", f"{phase}, since {local_time(move.phase_since_unix_ms)}"),
             ("started", local_time(move.started_unix_ms)),
+            ("copied", copy_text(progress)),
             ("why", move.reason or NOTHING),
             ("outcome", move.outcome or NOTHING),
             ("cause", move.cause or NOTHING),
@@ -95,15 +129,15 @@ def moves() -> None:
 @click.option("--all", "include_ended", is_flag=True, help="Also the latest moves that have ended, and how.")
 @pass_session
 def list_moves(session: Session, include_ended: bool) -> None:
-    """List the moves that run.
+    """List the moves that run, how far their copies are, and how long they will take.
 
     \b
     Examples:
       clusterctl moves list
       clusterctl moves list --all -o json | jq '.moves[] | select(.phase == "aborted")'
     """
-    answer = session.client().list_moves(include_ended=include_ended)
-    session.show(answer, lambda: moves_table(answer.moves))
+    answer = session.client().list_moves(include_ended=include_ended, with_progress=True)
+    session.show(answer, lambda: moves_table(answer.moves, answer.progress))
 
 
 @moves.command("show")
@@ -116,11 +150,13 @@ def show_move(session: Session, move: int) -> None:
     Example:
       clusterctl moves show 17
     """
-    answer = session.client().list_moves(include_ended=True, move_id=move)
+    answer = session.client().list_moves(include_ended=True, move_id=move, with_progress=True)
     found = next((item for item in answer.moves if item.id == move), None)
     if found is None:
         raise Refused(RefusalReason.NOT_FOUND, f"no move {move} is known; only the latest that ended are kept")
-    session.show(found, lambda: move_text(found))
+    progress = next(iter(answer.progress), None)
+    plain = {**to_plain(found), "progress": to_plain(progress) if progress is not None else None}
+    session.show(plain, lambda: move_text(found, progress))
 
 
 @moves.command("abort")

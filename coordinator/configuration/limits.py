@@ -76,6 +76,11 @@ RANGES: dict[type, dict[str, Range]] = {
         "round_key_share_max": Range(0.0001, 1),
         "hold_s": Range(0, 7 * DAY_S, "seconds"),
         "dwell_s": Range(0, 7 * DAY_S, "seconds"),
+        "users_max": Range(2, 1_000_000_000, "users"),
+        "merge_below_users": Range(0, 500_000_000, "users"),
+        "merge_after_s": Range(0, 7 * DAY_S, "seconds"),
+        "reshapes_max": Range(1, 100, "shards"),
+        "memory_percent_max": Range(1, 100, "percent"),
     },
     MoveSettings: {
         "copy_deadline_s": Range(0.1, 7 * DAY_S, "seconds"),

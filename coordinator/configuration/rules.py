@@ -166,6 +166,15 @@ def _check_placement(findings: Findings, config: ClusterConfig) -> None:
                 f"use at most {placement.moves_max}",
                 total,
             )
+    merge, users = ("placement", "merge_below_users"), ("placement", "users_max")
+    if findings.is_sound(merge, users) and placement.merge_below_users > placement.users_max // 2:
+        findings.refuse(
+            merge,
+            f"{findings.named(merge, placement.merge_below_users)} is more than half of "
+            f"{findings.named_at(users, placement.users_max)}, so that what is cut would be joined again; "
+            f"use at most {placement.users_max // 2}",
+            users,
+        )
     cede, copy = ("moves", "cede_deadline_s"), ("moves", "copy_deadline_s")
     if findings.is_sound(cede, copy) and moves.cede_deadline_s > moves.copy_deadline_s:
         findings.refuse(

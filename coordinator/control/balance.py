@@ -19,7 +19,7 @@ after the first one came: workers that start together share from the start. Jobs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.config import PlacementSettings
@@ -61,9 +61,11 @@ class BalanceControl:
         tokens: Tokens,
         now: Monotonic,
         planner: Planner | None = None,
+        crowded: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._state = state
         self._planner = planner or Planner(settings)
+        self._crowded = crowded
         self._firsts = Proposals("assign", tokens)
         self._starts = Proposals("balance", tokens)
         self._owners = Proposals("jobs", tokens)
@@ -234,7 +236,7 @@ class BalanceControl:
         """Makes a plan and proposes the moves of it that the budgets admit."""
         self._planned_at = now
         now_ms = max(wall, self._state.time_ms)
-        self._plan = plan = self._planner.plan(self._state, now_ms)
+        self._plan = plan = self._planner.plan(self._state, now_ms, self._crowded())
         self._plan_due = self._next_plan_at(now, now_ms, plan)
         for move in plan.moves:
             if move.within_budget:

@@ -73,6 +73,15 @@ class ReplicasReported:
 
 
 @dataclass(frozen=True, slots=True)
+class FiguresReported:
+    """A worker says how much is in the shards that it is primary of."""
+
+    session: int
+    node_id: str
+    figures: tuple[session_pb2.ShardFigure, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchReported:
     """A worker says what became of a launch."""
 
@@ -104,6 +113,7 @@ Event = (
     | HeartbeatReceived
     | GoodbyeReceived
     | ReplicasReported
+    | FiguresReported
     | LaunchReported
     | DiscoveryReported
     | ProposalEnded

@@ -21,12 +21,14 @@ from coordinator.control.assignment import AssignmentIndex, build_assignment
 from coordinator.control.balance import BalanceControl
 from coordinator.control.contacts import NodeLive
 from coordinator.control.cron import CronControl
+from coordinator.control.figures import CopyProgress, Figures
 from coordinator.control.founding import Founding
 from coordinator.control.interface import (
     Action,
     Applied,
     Controller,
     Event,
+    FiguresReported,
     GoodbyeReceived,
     HeartbeatReceived,
     LaunchReported,
@@ -40,11 +42,13 @@ from coordinator.control.interface import (
 )
 from coordinator.control.membership import Membership
 from coordinator.control.moves import MoveControl
+from coordinator.control.relief import ReliefControl
 from coordinator.control.replicas import LostCopy, ReplicaControl
 from coordinator.control.reports import LossWishes, Reports
+from coordinator.control.reshape import ReshapeControl
 from coordinator.control.timers import earliest
 from coordinator.machine.state import State
-from coordinator.model import Monotonic, WallMs
+from coordinator.model import Monotonic, Move, Shard, WallMs
 from coordinator.placement.plan import Plan
 
 BYTES_PER_HEIR = 256
@@ -73,6 +77,7 @@ class LeaderControl:
         self._now = now
         self._index = AssignmentIndex(state)
         self._reports = Reports()
+        self._figures = Figures()
         self._membership = Membership(
             state,
             config.session,
@@ -85,13 +90,16 @@ class LeaderControl:
             term=term,
         )
         self._founding = Founding(state, config, tokens, rng)
-        self._balance = BalanceControl(state, config.placement, tokens, now)
+        relief = ReliefControl(state, config.placement, self._figures, self._membership.metrics, tokens, now)
+        self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded)
         self._replicas = ReplicaControl(state, self._reports, tokens, now, config.raft.command_bytes_max)
         self._others: tuple[Controller, ...] = (
             self._founding,
             self._replicas,
             MoveControl(state, config.moves, self._reports, tokens, now),
             self._balance,
+            ReshapeControl(state, config.placement, self._figures, tokens),
+            relief,
             CronControl(state, config.cron, tokens, now, wall),
         )
         self._wakes: list[Monotonic | None] = [now] * (1 + len(self._others))
@@ -122,6 +130,14 @@ class LeaderControl:
         """What of the configuration could not be applied, one sentence each."""
         return self._founding.problems
 
+    def figure(self, shard: Shard) -> session_pb2.ShardFigure | None:
+        """How much is in a shard; None while its primary has not said so."""
+        return self._figures.of(shard)
+
+    def progress(self, move: Move) -> CopyProgress | None:
+        """How far the copy of a move is; None where nothing is copied, or nothing is known."""
+        return self._figures.progress(self._state, move)
+
     def lost_copies(self) -> tuple[LostCopy, ...]:
         """Shards whose last replica says that its data is lost."""
         return self._replicas.lost_copies()
@@ -139,6 +155,7 @@ class LeaderControl:
         is_for_others = self._concerns_others(event)
         if is_for_others:
             self._reports.take(event)
+            self._figures.take(now, event)
         if isinstance(event, Applied):
             self._state = event.state
             self._unsent |= self._index.take(event.state, event.changes)
@@ -162,7 +179,7 @@ class LeaderControl:
         match event:
             case HeartbeatReceived() | SessionOpened():
                 return False
-            case SessionClosed() | GoodbyeReceived() | ReplicasReported() | LaunchReported():
+            case SessionClosed() | GoodbyeReceived() | ReplicasReported() | FiguresReported() | LaunchReported():
                 return self._membership.is_current(event.node_id, event.session)
             case _:
                 return True

@@ -36,6 +36,7 @@ from coordinator.control.interface import (
     CloseSession,
     DiscoveryReported,
     Event,
+    FiguresReported,
     GoodbyeReceived,
     HeartbeatReceived,
     LaunchReported,
@@ -154,7 +155,7 @@ class Membership:
                     contact = self._contacts[event.node_id]
                     contact.heard_at, contact.goodbye = now, event.reason or "it was stopped"
                     actions += self._look(now, event.node_id)
-            case ReplicasReported() | LaunchReported():
+            case ReplicasReported() | FiguresReported() | LaunchReported():
                 if self.is_current(event.node_id, event.session):
                     self._contacts[event.node_id].heard_at = now
             case DiscoveryReported():
@@ -275,10 +276,8 @@ class Membership:
     # Decisions
 
     def _look_at_all(self, now: Monotonic) -> list[Action]:
-        actions: list[Action] = []
-        for node_id in sorted({*self._contacts, *self._state.nodes}):
-            actions += self._look(now, node_id)
-        return actions
+        known = sorted({*self._contacts, *self._state.nodes})
+        return [action for node_id in known for action in self._look(now, node_id)]
 
     def _look(self, now: Monotonic, node_id: str) -> list[Action]:
         """Decides what the worker's situation asks for, and when to look again. Harmless at any time."""

@@ -103,7 +103,7 @@ class _Balancer:
         board = self._board
         while True:
             givers = [name for name in board.receiving if gives(name)]
-            takers = frozenset(name for name in board.receiving if takes(name))
+            takers = frozenset(name for name in board.receiving if takes(name) and name not in board.crowded)
             if not givers or not takers:
                 return
             applied = 0
@@ -168,7 +168,7 @@ class _Balancer:
         changing = board.changing()
         for name in sorted(board.receiving):
             load, band = board.load[name], board.bands[name]
-            if name in changing:
+            if name in changing or name in board.crowded:
                 continue  # What moves now opens the way for more; the next plan will say.
             if load > band.high:
                 board.refusals.sentence(f"{name} holds {load} copies, above its bound of {band.high}: {why}", name)

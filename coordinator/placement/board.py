@@ -68,6 +68,8 @@ class Board:
         self._holders: dict[int, tuple[str, ...]] = {}
         self._primary: dict[int, str] = {}
         self.busy: set[int] = set()
+        self.crowded: frozenset[str] = frozenset()
+        """Workers to whom balance gives nothing, for want of memory."""
         self.receiving = {
             node.id: member_of(node) for node in self.nodes.values() if node.may_receive and not is_drained(node)
         }

@@ -6,10 +6,12 @@ that run:
     REPAIR    a shard has too few copies          waits `hold_s` for a lost worker unless one copy is left
     DRAIN     a worker is to be emptied           an operator asked, so it goes on while rebalancing is paused
     ZONE      copies share a zone, another is free
-    (split)   a shard is too big                  comes with the issue on shard state, here in the order
     BALANCE   a worker is outside its band        not within `dwell_s` of the shard's last move
     TRANSFER  primary roles are uneven            likewise; nothing is copied
     SURPLUS   a shard has too many copies
+
+Splits of what is too big and joins of what is small follow from figures that are in no state: control/reshape.py.
+Shards that are not formed yet, or in quarantine, are left where they are.
 
 Invariants: at most one move per shard; only workers that may receive are targets; no move leaves a shard
 with fewer in-sync copies than min(wanted, workers that may receive), and none that is not a surplus copy is
@@ -54,12 +56,13 @@ class Planner:
             del self._rings[next(iter(self._rings))]
         return ring
 
-    def plan(self, state: State, now_ms: WallMs) -> Plan:
-        """All moves that the state calls for, at the wall time `now_ms`."""
-        return self._plan(state, now_ms)[0]
+    def plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> Plan:
+        """All moves that the state calls for, at the wall time `now_ms`; balance gives nothing to who is `crowded`."""
+        return self._plan(state, now_ms, crowded)[0]
 
-    def _plan(self, state: State, now_ms: WallMs) -> tuple[Plan, Board]:
+    def _plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> tuple[Plan, Board]:
         board = Board(state, self._settings, now_ms, self.ring_of)
+        board.crowded = crowded
         paused = state.settings.rebalance_paused
         _refuse_unassigned(board)
         drop_surplus(board, paused=paused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coordinator.api.v1 import cluster_pb2, types_pb2
+from coordinator.control.figures import CopyProgress
 from coordinator.discovery.interface import Discovery
 from coordinator.model.errors import RefusalReason, Refused
 from coordinator.placement import Planner
@@ -37,6 +38,18 @@ def planned_move_to_proto(move: PlannedMove) -> cluster_pb2.PlannedMove:
         kind=types_pb2.MoveKind.ValueType(move.kind.value),
         reason=move.reason,
         within_budget=move.within_budget,
+    )
+
+
+def progress_to_proto(progress: CopyProgress) -> cluster_pb2.MoveProgress:
+    """How far a copy is, as the API shows it."""
+    return cluster_pb2.MoveProgress(
+        move_id=progress.move_id,
+        copied_rows=progress.copied_rows,
+        copied_bytes=progress.copied_bytes,
+        copy_rows=progress.copy_rows,
+        bytes_per_s=progress.bytes_per_s,
+        remaining_s=progress.remaining_s,
     )
 
 

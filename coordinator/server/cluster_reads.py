@@ -14,12 +14,13 @@ from immutables import Map
 
 from coordinator import __version__
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.replicas import LostCopy
 from coordinator.machine.codec import event_to_proto, move_to_proto, node_to_proto, settings_to_proto, shard_to_proto
 from coordinator.machine.state import State
 from coordinator.model import Node, Shard, key_hash
 from coordinator.model.errors import CoordinatorError, InvalidRequest
 from coordinator.placement import ShardMap
-from coordinator.server.cluster_parts import ClusterParts, not_found, planned_move_to_proto
+from coordinator.server.cluster_parts import ClusterParts, not_found, planned_move_to_proto, progress_to_proto
 from coordinator.server.context import Call
 from coordinator.server.status import Surroundings, fill_status
 
@@ -53,7 +54,9 @@ class ClusterReads:
         view = self._parts.discovery.healthy(discovery.consul.worker_service)
         refusals: tuple[str, ...] = ()
         connected: frozenset[str] | None = None
+        lost_copies: tuple[LostCopy, ...] = ()
         if control is not None:
+            lost_copies = control.lost_copies()
             plan = control.plan()
             refusals = (*control.problems(), *(plan.refusals if plan is not None else ()))
             connected = frozenset(node_id for node_id, live in control.sessions().items() if live.connected)
@@ -70,6 +73,7 @@ class ClusterReads:
             healthy=view.ids if view.known else None,
             connected=connected,
             refusals=refusals,
+            lost_copies=lost_copies,
         )
         fill_status(response, state, around)
         return response
@@ -168,7 +172,14 @@ class ClusterReads:
     # Shards and moves
 
     async def ListShards(self, request: cluster_pb2.ListShardsRequest, context: Call) -> cluster_pb2.ListShardsResponse:
-        state = await self._master.read(request.consistency, context)
+        async def here() -> cluster_pb2.ListShardsResponse:
+            return self._shards(await self._master.read(request.consistency, context), request)
+
+        if request.consistency == STALE or not request.with_figures:
+            return await here()
+        return await self._parts.forwarder.answer(context, here, "ListShards", request)
+
+    def _shards(self, state: State, request: cluster_pb2.ListShardsRequest) -> cluster_pb2.ListShardsResponse:
         shards = state.shards.values()
         if request.shard_ids:
             missing = [shard_id for shard_id in request.shard_ids if shard_id not in state.shards]
@@ -177,10 +188,15 @@ class ClusterReads:
             shards = [state.shards[shard_id] for shard_id in dict.fromkeys(request.shard_ids)]
         if request.node_id:
             shards = [shard for shard in shards if request.node_id in shard.replicas]
-        return cluster_pb2.ListShardsResponse(
-            shards=[shard_to_proto(shard) for shard in sorted(shards, key=lambda shard: shard.lo)],
-            generation=state.index,
+        in_order = sorted(shards, key=lambda shard: shard.lo)
+        response = cluster_pb2.ListShardsResponse(
+            shards=[shard_to_proto(shard) for shard in in_order], generation=state.index
         )
+        control = self._parts.driver.control
+        if request.with_figures and control is not None:
+            found = (control.figure(shard) for shard in in_order)
+            response.figures.extend(figure for figure in found if figure is not None)
+        return response
 
     async def LocateKeys(self, request: cluster_pb2.LocateKeysRequest, context: Call) -> cluster_pb2.LocateKeysResponse:
         if len(request.keys) > KEYS_MAX:
@@ -241,18 +257,28 @@ class ClusterReads:
         return response
 
     async def ListMoves(self, request: cluster_pb2.ListMovesRequest, context: Call) -> cluster_pb2.ListMovesResponse:
-        state = await self._master.read(request.consistency, context)
+        async def here() -> cluster_pb2.ListMovesResponse:
+            return self._moves(await self._master.read(request.consistency, context), request)
+
+        if request.consistency == STALE or not request.with_progress:
+            return await here()
+        return await self._parts.forwarder.answer(context, here, "ListMoves", request)
+
+    def _moves(self, state: State, request: cluster_pb2.ListMovesRequest) -> cluster_pb2.ListMovesResponse:
         if request.move_id:
             move = state.moves.get(request.move_id) or state.ended_moves.get(request.move_id)
             if move is None:
                 raise not_found(f"move {request.move_id}", "only the latest that ended are kept")
-            return cluster_pb2.ListMovesResponse(moves=[move_to_proto(move)])
-        moves = list(state.moves.values())
-        if request.include_ended:
-            moves += state.ended_moves.values()
-        return cluster_pb2.ListMovesResponse(
-            moves=[move_to_proto(move) for move in sorted(moves, key=lambda move: move.id)]
-        )
+            moves = [move]
+        else:
+            moves = [*state.moves.values(), *(state.ended_moves.values() if request.include_ended else ())]
+            moves.sort(key=lambda move: move.id)
+        response = cluster_pb2.ListMovesResponse(moves=[move_to_proto(move) for move in moves])
+        control = self._parts.driver.control
+        if request.with_progress and control is not None:
+            found = (control.progress(move) for move in moves)
+            response.progress.extend(progress_to_proto(progress) for progress in found if progress is not None)
+        return response
 
     # The story
 

@@ -89,10 +89,13 @@ class ClusterWrites:
     async def _split(self, request: cluster_pb2.SplitShardRequest, context: Call) -> cluster_pb2.SplitShardResponse:
         state = await self._master.read(LINEARIZABLE, context)
         shard = state.shards.get(request.shard_id)
+        control = self._parts.driver.control
+        figure = control.figure(shard) if control is not None and shard is not None and not request.at else None
+        is_inside = figure is not None and shard is not None and shard.lo < figure.median_hash < shard.hi
         # Without the shard it may still be the retry of a split that was made; the machine remembers those.
         split = command_pb2.SplitShard(
             shard_id=request.shard_id,
-            at=request.at,
+            at=figure.median_hash if figure is not None and is_inside else request.at,
             expected_epoch=shard.epoch if shard is not None else 0,
             reason="an operator asked for it",
         )

@@ -310,6 +310,8 @@ def _event_of(session: Session, request: session_pb2.OpenRequest) -> interface.E
             return interface.HeartbeatReceived(number, node_id, request.heartbeat)
         case "replica_reports":
             return interface.ReplicasReported(number, node_id, tuple(request.replica_reports.reports))
+        case "shard_figures":
+            return interface.FiguresReported(number, node_id, tuple(request.shard_figures.shards))
         case "launch_report":
             return interface.LaunchReported(number, node_id, request.launch_report)
         case "goodbye":

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import Node, NodeState, Shard, WallMs
 
@@ -30,6 +31,8 @@ class Surroundings:
     """Workers with a session at the leader; None when this master does not lead."""
     refusals: Sequence[str] = field(default_factory=tuple)
     """What the planner would like to do and cannot."""
+    lost_copies: Sequence[LostCopy] = field(default_factory=tuple)
+    """Shards whose last copy is lost."""
 
 
 def is_short(shard: Shard, state: State) -> bool:
@@ -38,7 +41,7 @@ def is_short(shard: Shard, state: State) -> bool:
 
 
 def is_unavailable(shard: Shard, state: State) -> bool:
-    """True when nobody can answer for the shard now."""
+    """True when the worker that should answer for the shard does not."""
     node = state.nodes.get(shard.primary)
     return node is None or not node.is_serving
 
@@ -54,7 +57,7 @@ def fill_status(response: cluster_pb2.GetStatusResponse, state: State, around: S
         response.nodes_by_state[node.state.name.lower()] += 1
     response.shards = len(shards)
     response.shards_short_of_replicas = sum(is_short(shard, state) for shard in shards)
-    response.shards_unavailable = sum(is_unavailable(shard, state) for shard in shards)
+    response.shards_unavailable = sum(is_unavailable(shard, state) or not shard.is_formed for shard in shards)
     response.moves = len(state.moves)
     response.jobs = len(state.jobs)
     response.jobs_without_owner = sum(not job.owner for job in state.jobs.values())
@@ -68,6 +71,7 @@ def problems(state: State, around: Surroundings) -> list[str]:
         return [*_master_problems(around.masters), "the cluster has not been made yet; its first leader will do that"]
     return [
         *_master_problems(around.masters),
+        *_lost_problems(around.lost_copies),
         *_shard_problems(state),
         *_node_problems(state, around),
         *_job_problems(state),
@@ -92,10 +96,27 @@ def _master_problems(masters: Sequence[cluster_pb2.Master]) -> list[str]:
     return found
 
 
+def _lost_problems(lost_copies: Sequence[LostCopy]) -> list[str]:
+    found = []
+    for lost in lost_copies[:NAMES_SHOWN]:
+        reason = f" ({lost.reason})" if lost.reason else ""
+        found.append(
+            f"the last copy of shard {lost.shard_id}, on {lost.node_id}, is damaged or gone{reason}; nothing is done "
+            "about it: bring its files back, or a worker that held the shard before"
+        )
+    if len(lost_copies) > NAMES_SHOWN:
+        found.append(f"the last copies of {len(lost_copies) - NAMES_SHOWN} more shards are damaged or gone")
+    return found
+
+
 def _shard_problems(state: State) -> list[str]:
     shards = sorted(state.shards.values(), key=lambda shard: shard.id)
     never_assigned = [shard for shard in shards if not shard.in_sync]
-    unavailable = [shard for shard in shards if shard.in_sync and is_unavailable(shard, state)]
+    quarantined = [shard for shard in shards if shard.quarantine]
+    unformed = [shard for shard in shards if shard.in_sync and not shard.is_formed and not is_unavailable(shard, state)]
+    unavailable = [
+        shard for shard in shards if shard.in_sync and not shard.quarantine and is_unavailable(shard, state)
+    ]
     short = [shard for shard in shards if shard.in_sync and is_short(shard, state)]
     found = []
     if never_assigned:
@@ -103,6 +124,21 @@ def _shard_problems(state: State) -> list[str]:
             f"no worker holds {_count(never_assigned, 'shard')} yet: {_ids(never_assigned)}; "
             "they are assigned soon after workers are admitted"
         )
+    if unformed:
+        makers = sorted({name for shard in unformed for name in shard.in_sync})
+        found.append(
+            f"{_count(unformed, 'shard')} cannot answer yet: {_ids(unformed)}; "
+            f"{_some(makers)} {'is' if len(makers) == 1 else 'are'} making the first stores"
+        )
+    for shard in quarantined[:NAMES_SHOWN]:
+        silent = ", and cannot answer" if is_unavailable(shard, state) else ""
+        found.append(
+            f"shard {shard.id} is in quarantine{silent}: {shard.quarantine}; when the reason is found, "
+            f"`clusterctl shards release {shard.id}` ends that"
+        )
+    if len(quarantined) > NAMES_SHOWN:
+        more = quarantined[NAMES_SHOWN:]
+        found.append(f"{_count(more, 'more shard')} in quarantine: {_ids(more)}")
     if unavailable:
         primaries = sorted({shard.primary for shard in unavailable})
         found.append(

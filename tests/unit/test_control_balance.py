@@ -24,9 +24,9 @@ class CountingPlanner(Planner):
         super().__init__(SETTINGS)
         self.plans = 0
 
-    def plan(self, state: State, now_ms: WallMs) -> Plan:
+    def plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> Plan:
         self.plans += 1
-        return super().plan(state, now_ms)
+        return super().plan(state, now_ms, crowded)
 
 
 class Scene(ControlDriver):

@@ -25,8 +25,8 @@ def node(node_id: str, state: NodeState = NodeState.ACTIVE, **fields: object) ->
 def whole_cluster() -> State:
     """Two workers that hold two shards and own a job."""
     shards = (
-        Shard(id=1, lo=0, hi=HALF, epoch=1, primary="w1", in_sync=("w1", "w2")),
-        Shard(id=2, lo=HALF, hi=2 * HALF, epoch=1, primary="w2", in_sync=("w1", "w2")),
+        Shard(id=1, lo=0, hi=HALF, epoch=1, primary="w1", in_sync=("w1", "w2"), is_formed=True),
+        Shard(id=2, lo=HALF, hi=2 * HALF, epoch=1, primary="w2", in_sync=("w1", "w2"), is_formed=True),
     )
     return State(
         cluster_id="c",
