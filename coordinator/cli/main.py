@@ -28,6 +28,7 @@ from coordinator.cli import (
     nodes,
     rebalance,
     shards,
+    state,
     status,
 )
 from coordinator.cli.session import Group, Session, output_option
@@ -79,6 +80,7 @@ def cli(
       clusterctl status                     is all well, and what is wrong
       clusterctl nodes list                 the workers and what they carry
       clusterctl shards locate alice bob    where users live
+      clusterctl state scan alice           what a user keeps
       clusterctl cron list                  jobs, owners, next launches
       clusterctl events --follow            what happens, as it happens
 
@@ -96,6 +98,7 @@ for command in (
     shards.shards,
     rebalance.rebalance,
     moves.moves,
+    state.state,
     cron.cron,
     events.events,
     masters.masters,

@@ -21,7 +21,7 @@ import yaml
 from google.protobuf.message import Message
 
 from coordinator.cli.structure import Plain, to_plain
-from coordinator.client import ClusterClient
+from coordinator.client import ClusterClient, StateClient
 from coordinator.config_file import load
 from coordinator.model.errors import ConfigError
 from coordinator.security.credentials import Credentials, of_client, of_person
@@ -44,6 +44,7 @@ class Session:
     certificate_directory: Path | None = None
     identity_name: str = ""
     _client: ClusterClient | None = field(default=None, repr=False)
+    _state: StateClient | None = field(default=None, repr=False)
 
     def found_config(self) -> Path | None:
         """The configuration file that names the masters; None when there is none."""
@@ -92,8 +93,18 @@ class Session:
             self._client = ClusterClient(addresses, timeout_s=self.timeout_s, credentials=self.credentials())
         return self._client
 
+    def state(self) -> StateClient:
+        """The client of users' state; made once. Nothing is sent before the first question."""
+        if self._state is None:
+            addresses = self.masters()[0]
+            self._state = StateClient(addresses, timeout_s=self.timeout_s, credentials=self.credentials())
+        return self._state
+
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connections."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
         if self._client is not None:
             self._client.close()
             self._client = None

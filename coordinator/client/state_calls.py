@@ -78,6 +78,8 @@ class Tries:
     def final(self) -> CoordinatorError:
         """What the caller is told."""
         last = self._last or TimedOut("the time was over before anything was done")
+        if isinstance(last, Unreachable):  # Which is said of masters: without them nothing is found at all.
+            last = NotPrimary(f"{last}, and the shard has no other primary yet; see `clusterctl nodes list`")
         if self._doubt is None or not last.DEFINITE or self._is_certain(last):
             return last
         return OutcomeUnknown(f"{self._doubt}; and: {last}")

@@ -420,7 +420,7 @@ async def test_a_caller_hears_of_its_deadline_before_it_gives_up() -> None:
     async with one_worker() as (shard, worker), stub_of(worker) as stub:
         shard.is_serving = False
         with pytest.raises(aio.AioRpcError) as caught:
-            await stub.Write(put("a"), timeout=0.3)
+            await stub.Write(put("a"), timeout=1.0)
         error = error_of(caught.value, worker.address)
         assert isinstance(error, NotPrimary)
         assert error.DEFINITE
