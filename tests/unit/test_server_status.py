@@ -7,6 +7,7 @@ from dataclasses import replace
 from immutables import Map
 
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import ClusterSettings, CronJob, CronJobSpec, Node, NodeState, Shard, WallMs
 from coordinator.server.status import Surroundings, fill_status, problems
@@ -132,3 +133,19 @@ def test_a_new_cluster_without_workers() -> None:
     first, second = problems(state, ALL_WELL)
     assert first.startswith("no worker holds 8 shards yet: 1, 2, 3, 4, 5 and 3 more;")
     assert second.startswith("no worker is admitted;")
+
+
+def test_quarantine_lost_copies_and_unformed_shards_are_said() -> None:
+    """Each with what it means and what ends it; the worst first."""
+    state = whole_cluster()
+    first = replace(state.shards[1], quarantine="3 workers were lost within 600 s while they were its primary: a, b, c")
+    second = replace(state.shards[2], is_formed=False)
+    state = replace(state, shards=Map({1: first, 2: second}))
+    lost = replace(ALL_WELL, lost_copies=[LostCopy(2, "w2", "its checksum is wrong")])
+    assert problems(state, lost) == [
+        "the last copy of shard 2, on w2, is damaged or gone (its checksum is wrong); nothing is done about it: "
+        "bring its files back, or a worker that held the shard before",
+        "1 shard cannot answer yet: 2; w1, w2 are making the first stores",
+        "shard 1 is in quarantine: 3 workers were lost within 600 s while they were its primary: a, b, c; when the "
+        "reason is found, `clusterctl shards release 1` ends that",
+    ]
