@@ -221,9 +221,9 @@ class Replication(replication_pb2_grpc.ReplicationServiceServicer):
             if node_id not in self._outgoing:
                 self._outgoing[node_id] = _Outgoing(self, node_id, address)
 
-    def is_open(self, node_id: str) -> bool:
-        """True while the stream to a peer is open."""
-        return node_id in self._outgoing and self._outgoing[node_id].is_open
+    def open_peers(self) -> tuple[str, ...]:
+        """The peers to whom a stream of this worker is open."""
+        return tuple(node_id for node_id, outgoing in self._outgoing.items() if outgoing.is_open)
 
     def send(self, node_id: str, message: ShardMessage, *, is_answer: bool) -> None:
         """Sends a message, as an answer down the stream that the peer opened; nowhere when there is no stream."""

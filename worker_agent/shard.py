@@ -68,7 +68,7 @@ class ShardContext:
     has_session_lease: Callable[[Monotonic], bool]
     report: Callable[[session_pb2.ReplicaReport], None]
     send: Callable[[str, replication_pb2.ShardMessage, bool], None]
-    is_connected: Callable[[str], bool]
+    connected_peers: Callable[[], Sequence[str]]
     place: Callable[[str], Place]
     on_changed: Callable[[], None]
     copy_rate: CopyRate = field(default_factory=CopyRate)
@@ -130,9 +130,8 @@ class Shard:
             context.node_id, view.shard_id, context.times, context.has_session_lease, self._promised_from
         )
         self.feed(interface.Assigned(self.view, position))
-        for peer in {*self.view.in_sync, *self.view.joining} - {context.node_id}:
-            if context.is_connected(peer):
-                self.feed(interface.PeerConnected(peer))
+        for peer in context.connected_peers():
+            self.feed(interface.PeerConnected(peer))
 
     def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
         """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
@@ -216,10 +215,6 @@ class Shard:
         self._replica = None
         self._promised_from = self._context.clock.monotonic()
         self._again = asyncio.create_task(again(), name=f"begin shard {self.view.shard_id} anew")
-
-    def concerns(self, node_id: str) -> bool:
-        """True when that worker replicates the shard."""
-        return self.is_open and (node_id in self.view.in_sync or node_id in self.view.joining)
 
     def feed(self, event: interface.ReplicaEvent) -> None:
         """Lets the replica take an event in, and performs what it wants."""

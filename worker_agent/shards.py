@@ -96,7 +96,7 @@ class Shards:
             has_session_lease=has_session_lease,
             report=report,
             send=self._send,
-            is_connected=lambda peer: self._replication is not None and self._replication.is_open(peer),
+            connected_peers=lambda: self._replication.open_peers() if self._replication is not None else (),
             place=self._place,
             on_changed=self._on_changed,
         )
@@ -192,16 +192,14 @@ class Shards:
     # Peers
 
     def on_connected(self, node_id: str) -> None:
-        """A stream that this worker opened is there."""
+        """A stream that this worker opened is there. Every shard hears of it: its next assignment may name the peer."""
         for shard in list(self._shards.values()):
-            if shard.concerns(node_id):
-                shard.feed(PeerConnected(node_id))
+            shard.feed(PeerConnected(node_id))
 
     def on_lost(self, node_id: str) -> None:
         """It has ended."""
         for shard in list(self._shards.values()):
-            if shard.concerns(node_id):
-                shard.feed(PeerLost(node_id))
+            shard.feed(PeerLost(node_id))
 
     def on_message(self, node_id: str, message: replication_pb2.ShardMessage, is_answer: bool) -> None:
         """A peer said something about a shard."""

@@ -11,10 +11,10 @@ from prometheus_client import generate_latest
 from coordinator.api.v1 import session_pb2
 from coordinator.model import Monotonic, WallMs
 from worker_agent.files import read_if_there, write_durably
-from worker_agent.shard_interface import ReplicaRole as Role
 from worker_agent.metrics import Counters, figures, read_counters
 from worker_agent.observe import View, health_document, make_registry
 from worker_agent.session_interface import Phase
+from worker_agent.shard_interface import ReplicaRole as Role
 
 VIEW = View(
     worker_id="w1",
