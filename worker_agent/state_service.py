@@ -9,7 +9,7 @@ A request ends ANSWER_RESERVE_S before its caller gives up, so that the caller h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 from grpc import aio
@@ -83,13 +83,30 @@ class StateService(state_pb2_grpc.StateServiceServicer):
             raise InvalidRequest(f"one call has at most {OPERATIONS_MAX} operations, this one {count}; make several")
         give_up_at_s = _give_up_at_s(context)
         started = [self._start(operation, give_up_at_s) for operation in request.operations]
-        waiting = [one for one in started if not isinstance(one, Outcome)]
-        ended = iter(await asyncio.gather(*waiting))
-        outcomes = [one if isinstance(one, Outcome) else next(ended) for one in started]
-        return state_pb2.ExecuteResponse(outcomes=_fitting(outcomes))
+        # Those that wait for something else than the disks go on meanwhile, each in a task of its own.
+        tasks = {index: asyncio.ensure_future(one) for index, one in enumerate(started) if isinstance(one, Coroutine)}
+        try:
+            submitted = {index: one for index, one in enumerate(started) if isinstance(one, asyncio.Future)}
+            if submitted:
+                await asyncio.wait(submitted.values(), timeout=give_up_at_s - asyncio.get_running_loop().time())
+            outcomes: dict[int, Outcome] = {}
+            for index, one in submitted.items():
+                if one.done() and one.exception() is None:
+                    outcomes[index] = Outcome(write=state_pb2.WriteResponse(version=one.result()))
+                else:
+                    finish = self._finish_write(one, request.operations[index].write, give_up_at_s)
+                    tasks[index] = asyncio.ensure_future(finish)
+            outcomes |= {index: await task for index, task in tasks.items()}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+        in_order = [one if isinstance(one, Outcome) else outcomes[index] for index, one in enumerate(started)]
+        return state_pb2.ExecuteResponse(outcomes=_fitting(in_order))
 
-    def _start(self, operation: state_pb2.Operation, give_up_at_s: float) -> Outcome | Awaitable[Outcome]:
-        """Answers an operation at once, or begins it."""
+    def _start(
+        self, operation: state_pb2.Operation, give_up_at_s: float
+    ) -> Outcome | Submitted | Coroutine[Any, Any, Outcome]:
+        """Answers an operation at once, or submits it, or says how it goes on."""
         kind = operation.WhichOneof("operation")
         try:
             match kind:
@@ -98,7 +115,7 @@ class StateService(state_pb2_grpc.StateServiceServicer):
                     written = self.core.try_write(write)
                     if isinstance(written, state_pb2.WriteResponse):
                         return Outcome(write=written)
-                    return self._finish_write(written, write, give_up_at_s)
+                    return written or self._finish_write(None, write, give_up_at_s)
                 case "read":
                     response = self.core.try_read(operation.read)
                     if response is not None:

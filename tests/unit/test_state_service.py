@@ -404,6 +404,24 @@ def error_of_outcome(outcome: state_pb2.OperationOutcome) -> CoordinatorError:
     return error_of_detail(cluster_pb2.ErrorDetail.FromString(outcome.error))
 
 
+async def test_execute_goes_on_when_the_shard_stops_in_the_middle() -> None:
+    """Writes of a batch that were in flight when the shard stopped are done together once it serves again."""
+    async with one_worker() as (shard, worker), stub_of(worker) as stub:
+        shard.is_held = True
+        operations = [state_pb2.Operation(write=put(f"k{number}", request_id=f"r{number}")) for number in range(3)]
+        operations.append(state_pb2.Operation(write=put("unnamed")))
+        calling = asyncio.ensure_future(_execute(stub, state_pb2.ExecuteRequest(operations=operations)))
+        await shard.has_submitted.wait()
+        shard.stop_serving(OutcomeUnknown("stopped in the middle"))
+        await worker.host.waits.wait()
+        await until(lambda: worker.service.router.held == 3)
+        shard.is_held, shard.is_serving, shard.is_primary = False, True, True
+        worker.host.tell()
+        outcomes = (await calling).outcomes
+        assert sorted(outcome.write.version for outcome in outcomes[:3]) == [1, 2, 3]
+        assert isinstance(error_of_outcome(outcomes[3]), OutcomeUnknown)
+
+
 async def test_execute_answers_no_more_than_a_message_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads that do not fit any more are refused, to be asked again; writes always have their answer."""
     monkeypatch.setattr("worker_agent.state_service.EXECUTE_BYTES_MAX", 1_000)
