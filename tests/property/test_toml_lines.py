@@ -22,7 +22,7 @@ def written_text(draw: st.DrawFn, text: str) -> str:
     ways = [json.dumps(text, ensure_ascii=False)]
     if "'" not in text and "\n" not in text:
         ways.append(f"'{text}'")
-    ways.append('"""\n' + text.replace("\\", "\\\\").replace('"""', '""\\"').removesuffix('"') + '"""')
+    ways.append('"""\n' + text.rstrip('"').replace("\\", "\\\\").replace('"""', '""\\"') + '"""')
     if "''" not in text:
         ways.append("'''\n" + text.rstrip("'") + "'''")
     return draw(st.sampled_from(ways))
