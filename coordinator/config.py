@@ -74,6 +74,18 @@ class DiscoverySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SecuritySettings:
+    """Who may talk to whom. All masters, workers and clients must agree."""
+
+    mode: str = "mtls"
+    """"mtls": every gRPC and peer port asks for a certificate of the cluster's authority. "plaintext": none asks
+    for anything, so everybody who can connect may do everything; only for loopback addresses."""
+    directory: str = "certificates"
+    """Where a daemon or client finds authority.crt and its own ROLE-ID.crt and .key; relative to the configuration
+    file."""
+
+
+@dataclass(frozen=True, slots=True)
 class SessionSettings:
     """Sessions of workers with the leader. All masters must agree."""
 
@@ -176,6 +188,7 @@ class ClusterConfig:
     """Sorted by id; one, three or five."""
     raft: RaftSettings = field(default_factory=RaftSettings)
     discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
+    security: SecuritySettings = field(default_factory=SecuritySettings)
     session: SessionSettings = field(default_factory=SessionSettings)
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     moves: MoveSettings = field(default_factory=MoveSettings)

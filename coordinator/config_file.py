@@ -13,10 +13,11 @@ import re
 import tomllib
 
 from coordinator.config import ClusterConfig, MasterSettings, WorkerSettings
+from coordinator.configuration.addresses import check_address, is_loopback
 from coordinator.configuration.findings import Findings
 from coordinator.configuration.parse import parse_cluster
 from coordinator.configuration.render import describe_defaults, render_cluster
-from coordinator.configuration.rules import check_address, check_cluster, check_id, check_job_spec
+from coordinator.configuration.rules import check_cluster, check_id, check_job_spec
 from coordinator.configuration.toml_lines import key_lines
 from coordinator.model.errors import ConfigError
 
@@ -25,6 +26,7 @@ __all__ = [
     "check_id",
     "check_job_spec",
     "describe_defaults",
+    "is_loopback",
     "load",
     "master_settings",
     "parse",
@@ -39,8 +41,8 @@ TOKEN_VARIABLE = "CONSUL_HTTP_TOKEN"
 def load(path: pathlib.Path) -> ClusterConfig:
     """The settings of a file. Raises ConfigError with one line per fault.
 
-    A relative `data_directory` is taken from the file's folder. The environment's CONSUL_HTTP_TOKEN comes before the
-    file's token, as it does for Consul's own tools.
+    A relative `data_directory` or `security.directory` is taken from the file's folder. The environment's
+    CONSUL_HTTP_TOKEN comes before the file's token, as it does for Consul's own tools.
     """
     try:
         content = path.read_bytes()
@@ -60,9 +62,11 @@ def load(path: pathlib.Path) -> ClusterConfig:
     token = os.environ.get(TOKEN_VARIABLE)
     if token:
         consul = dataclasses.replace(consul, token=token)
+    folder = path.parent.resolve()
     return dataclasses.replace(
         config,
-        data_directory=str(path.parent.resolve() / config.data_directory),
+        data_directory=str(folder / config.data_directory),
+        security=dataclasses.replace(config.security, directory=str(folder / config.security.directory)),
         discovery=dataclasses.replace(config.discovery, consul=consul),
     )
 

@@ -54,4 +54,4 @@ def _decode(data: bytes) -> State:
     return State(cluster_id=lines, index=index, time_ms=WallMs(time_ms))
 
 
-MACHINE = Machine(_apply, _encode, _decode)
+MACHINE = Machine(_apply, _encode, _decode, lambda state: "")

@@ -21,9 +21,11 @@ from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
 from coordinator.model import ManualClock
 from coordinator.raft.consensus import Consensus
+from coordinator.raft.elections import Protections
 from coordinator.raft.frames import Message, pack, parse, to_frame, to_message
 from coordinator.raft.journal import Journal
 from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.voters import Membership
 from tests.raft_machine import MACHINE, command
 
 STEP_S = 0.01
@@ -64,6 +66,9 @@ class MemoryLinks(Transport):  # type: ignore[misc]
         assert message is not None
         self._onMessageReceived(self.nodes[from_id], message)
 
+    def disk_of(self, id: str) -> str:
+        return self._network.disks.get(id, "")
+
     def connected(self, id: str) -> None:
         """The link to a peer is up."""
         self._onNodeConnected(self.nodes[id])
@@ -76,13 +81,18 @@ class MemoryLinks(Transport):  # type: ignore[misc]
 class Network:
     """Some masters, their links and their time. Use through `network`."""
 
-    def __init__(self, directory: Path, ids: tuple[str, ...], settings: RaftSettings, seed: int) -> None:
+    def __init__(
+        self, directory: Path, ids: tuple[str, ...], settings: RaftSettings, seed: int, protections: Protections
+    ) -> None:
         self.directory = directory
         self.ids = ids
         self.settings = settings
+        self.protections = protections
         self.clocks = {id: ManualClock() for id in ids}
         self.masters: dict[str, Consensus] = {}
         self.links: dict[str, MemoryLinks] = {}
+        self.disks: dict[str, str] = {}
+        """Names of the masters' disks, where a test gives them any."""
         self.now_s = 1_000.0
         self._seed = seed
         self._queues: dict[tuple[str, str], deque[bytes]] = {}
@@ -90,7 +100,7 @@ class Network:
         for id in ids:
             self.start(id)
 
-    def start(self, id: str) -> Consensus:
+    def start(self, id: str, membership: Membership | None = None) -> Consensus:
         """Starts a master on what its directory holds."""
         directory = self.directory / id
         directory.mkdir(exist_ok=True)
@@ -104,6 +114,8 @@ class Network:
             settings=self.settings,
             wall_ms=self.clocks[id].wall_ms,
             rng=random.Random(f"{self._seed} {id}"),
+            protections=self.protections,
+            membership=membership,
         )
         for other in self.masters:
             if other != id and frozenset((id, other)) not in self._cut:
@@ -201,14 +213,18 @@ class Network:
 
 @contextmanager
 def network(
-    directory: Path, ids: tuple[str, ...] = ("m1", "m2", "m3"), settings: RaftSettings | None = None, seed: int = 1
+    directory: Path,
+    ids: tuple[str, ...] = ("m1", "m2", "m3"),
+    settings: RaftSettings | None = None,
+    seed: int = 1,
+    protections: Protections | None = None,
 ) -> Iterator[Network]:
     """A network whose time is PySyncObj's time while the block runs."""
     real = pysyncobj.syncobj.monotonicTime
     made: list[Network] = []
     pysyncobj.syncobj.monotonicTime = lambda: made[0].now_s if made else 1_000.0
     try:
-        made.append(Network(directory, ids, settings or RaftSettings(), seed))
+        made.append(Network(directory, ids, settings or RaftSettings(), seed, protections or Protections()))
         yield made[0]
         for id in list(made[0].masters):
             made[0].stop(id)

@@ -31,6 +31,8 @@ from coordinator.config import ClusterConfig, WorkerSettings
 from coordinator.discovery import make_discovery
 from coordinator.discovery.interface import Discovery, Registration
 from coordinator.model import Clock, SystemClock
+from coordinator.security import certificates
+from coordinator.security.credentials import Credentials, of_daemon
 from coordinator.server.http import HttpServer, join_address, split_address
 from coordinator.server.lock import DirectoryLock
 from worker_agent.driver import SessionDriver
@@ -86,12 +88,14 @@ class WorkerAgent:
         clock: Clock | None = None,
         rng: random.Random | None = None,
         times: SessionTimes | None = None,
+        accepted_cluster_id: str = "",
     ) -> None:
         self._config = config
         self._settings = settings
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._times = times
+        self._accepted_cluster_id = accepted_cluster_id
         self._directory = Path(config.data_directory) / settings.id
         self._assignment_path = self._directory / ASSIGNMENT_FILE
         self._stop_reason = ""
@@ -143,8 +147,9 @@ class WorkerAgent:
         await asyncio.to_thread(lock.acquire)
         stack.callback(lock.release)
         stored = await asyncio.to_thread(self._read_assignment)
+        credentials = of_daemon(self._config, certificates.Role.WORKER, self._settings.id)
         discovery = make_discovery(self._config)
-        node = self._join(discovery, stored)
+        node = self._join(discovery, stored, credentials)
         self.grpc_address = node.grpc_address = await self._reachable(await self._server.start())
         stack.push_async_callback(self._server.stop)
         http = HttpServer(self._settings.http_address, self._health, make_registry(self._view))
@@ -163,9 +168,11 @@ class WorkerAgent:
         content = read_if_there(self._assignment_path)
         return None if content is None else decode(content, str(self._assignment_path))
 
-    def _join(self, discovery: Discovery, stored: Stored | None) -> types_pb2.Node:
+    def _join(
+        self, discovery: Discovery, stored: Stored | None, credentials: Credentials | None
+    ) -> types_pb2.Node:
         """Makes the parts; returns the worker's description, whose addresses are known once the servers listen."""
-        self._server = WorkerServer(self._settings.grpc_address)
+        self._server = WorkerServer(self._settings.grpc_address, credentials)
         node = types_pb2.Node(
             id=self._settings.id,
             zone=self._settings.zone,
@@ -178,7 +185,8 @@ class WorkerAgent:
             node,
             self._config.name,
             self._rng,
-            cluster_id="" if stored is None else stored.cluster_id,
+            # Whoever accepts a cluster gives the data to it, so the one that it was of is refused from now on.
+            cluster_id=self._accepted_cluster_id or ("" if stored is None else stored.cluster_id),
             generation=0 if stored is None else stored.assignment.generation,
             times=self._times,
         )
@@ -199,6 +207,7 @@ class WorkerAgent:
             clock=self._clock,
             assignment_path=self._assignment_path,
             metrics=self._node_metrics,
+            credentials=credentials,
         )
         return node
 

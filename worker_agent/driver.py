@@ -17,6 +17,7 @@ from typing import Any, Protocol, assert_never
 from coordinator.api.v1 import session_pb2
 from coordinator.discovery.interface import Discovery
 from coordinator.model import Clock
+from coordinator.security.credentials import Credentials
 from worker_agent import session_interface as interface
 from worker_agent.files import write_durably
 from worker_agent.hosting import Hosting, Persist
@@ -59,6 +60,7 @@ class SessionDriver:
         clock: Clock,
         assignment_path: Path,
         metrics: Callable[[], session_pb2.NodeMetrics],
+        credentials: Credentials | None,
     ) -> None:
         self._session = session
         self._hosting = hosting
@@ -67,6 +69,7 @@ class SessionDriver:
         self._clock = clock
         self._assignment_path = assignment_path
         self._metrics = metrics
+        self._credentials = credentials
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[interface.End] = self._loop.create_future()
         self._takes_orders = True
@@ -204,6 +207,7 @@ class SessionDriver:
     def _dial(self, stream: int, address: str) -> None:
         self._streams[stream] = MasterStream(
             address,
+            self._credentials,
             on_opened=lambda: self._feed(interface.StreamOpened(stream, tuple(self._launcher.pending_reports()))),
             on_response=lambda response: self._receive(stream, response),
             on_ended=lambda code, reason: self._feed(interface.StreamEnded(stream, code, reason)),

@@ -36,8 +36,14 @@ _log = logging.getLogger(__name__)
     help="The cluster's configuration; all masters and workers have the same.",
 )
 @click.option("--id", "worker_id", required=True, help="Name of this worker, for example w1.")
+@click.option(
+    "--accept-cluster",
+    default="",
+    metavar="CLUSTER_ID",
+    help="Join this cluster although the data is of another: after a restore, which prints the id. Data is kept.",
+)
 @click.version_option(__version__, prog_name="worker-agent")
-def main(config_path: Path, worker_id: str) -> None:
+def main(config_path: Path, worker_id: str, accept_cluster: str) -> None:
     """Run one worker of a cluster until it is told to stop.
 
     The worker finds the masters through the configured discovery, keeps a session with the leader, and does
@@ -53,7 +59,7 @@ def main(config_path: Path, worker_id: str) -> None:
         config = load(config_path)
         settings = worker_settings(config, worker_id)
         logs.configure(config.logging, worker_id)
-        end = _run(config, settings)
+        end = _run(config, settings, accept_cluster)
     except (CoordinatorError, OSError) as error:
         _fail(str(error))
     except Exception as error:
@@ -64,16 +70,16 @@ def main(config_path: Path, worker_id: str) -> None:
     _log.info("worker %s ended: %s", worker_id, end.reason)
 
 
-def _run(config: ClusterConfig, settings: WorkerSettings) -> End:
+def _run(config: ClusterConfig, settings: WorkerSettings, accept_cluster: str) -> End:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_run_agent(config, settings))
+        return runner.run(_run_agent(config, settings, accept_cluster))
 
 
-async def _run_agent(config: ClusterConfig, settings: WorkerSettings) -> End:
+async def _run_agent(config: ClusterConfig, settings: WorkerSettings, accept_cluster: str) -> End:
     # Imported here: `--version`, `--help` and a faulty configuration should not wait for gRPC.
     from worker_agent.agent import WorkerAgent
 
-    agent = WorkerAgent(config, settings)
+    agent = WorkerAgent(config, settings, accepted_cluster_id=accept_cluster)
     signals_seen = 0
 
     def on_signal(number: int) -> None:

@@ -1,12 +1,12 @@
 """The worker's own gRPC server: `grpc.health.v1` and reflection now, the services of shard state later.
 
-It refuses a port that another process listens at, and counts the calls and streams that are open.
+It refuses a port that another process listens at, asks every caller for a certificate and holds it to the table of
+roles, and counts the calls and streams that are open.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -16,6 +16,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from coordinator.model.errors import CoordinatorError
+from coordinator.security.credentials import Credentials, add_port
+from coordinator.server.authorize import AuthorizationInterceptor
+from coordinator.server.errors import ErrorInterceptor
+from coordinator.server.handlers import Continuation, around
 from coordinator.server.http import join_address, split_address
 
 STOP_S = 1.0
@@ -23,14 +27,17 @@ STOP_S = 1.0
 
 
 class WorkerServer:
-    """Serves at `address` ("host:port"; port 0 picks a free one)."""
+    """Serves at `address` ("host:port"; port 0 picks a free one); without credentials in plain text, to everybody."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials | None) -> None:
         self._address = address
+        self._credentials = credentials
         self._calls = OpenCalls()
         self._health = health.aio.HealthServicer()
         # Without this option Linux lets two processes share a port, and each would get half of the calls.
-        self._server = aio.server(interceptors=(self._calls,), options=(("grpc.so_reuseport", 0),))
+        guards = () if credentials is None else (AuthorizationInterceptor(credentials.identity.cluster),)
+        interceptors = (ErrorInterceptor(), *guards, self._calls)
+        self._server = aio.server(interceptors=interceptors, options=(("grpc.so_reuseport", 0),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
@@ -45,10 +52,7 @@ class WorkerServer:
         Raises InvalidRequest when the address is none, CoordinatorError when it cannot be bound.
         """
         host, port = split_address(self._address)
-        try:
-            bound_port = self._server.add_insecure_port(join_address(host, port))
-        except RuntimeError:
-            bound_port = 0
+        bound_port = add_port(self._server, join_address(host, port), self._credentials)
         if bound_port == 0:
             await self.stop()
             raise CoordinatorError(
@@ -75,32 +79,10 @@ class OpenCalls(aio.ServerInterceptor):
         self.count = 0
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        behaviour: Any
-        make: Any
-        match handler.request_streaming, handler.response_streaming:
-            case False, False:
-                behaviour, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-            case False, True:
-                behaviour, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
-            case True, False:
-                behaviour, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
-            case _:
-                behaviour, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-        # A streaming handler is an async generator, or a coroutine that writes to its context.
-        wrap = self._generator if inspect.isasyncgenfunction(behaviour) else self._coroutine
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(behaviour),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return wrapped
+        return None if handler is None else around(handler, self._coroutine, self._generator)
 
     def _coroutine(self, behaviour: Any) -> Any:
         async def call(request: Any, context: Any) -> Any:

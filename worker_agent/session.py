@@ -313,7 +313,7 @@ class WorkerSession:
             self._end(
                 1,
                 f"this worker's data belongs to cluster {self._cluster_id}, master {self._address} to cluster "
-                f"{welcome.cluster_id}; point the worker at its own masters or give it an empty data directory",
+                f"{welcome.cluster_id}; use its own masters, an empty data directory, or --accept-cluster if restored",
             )
             return
         self._cluster_id = welcome.cluster_id or self._cluster_id

@@ -15,6 +15,8 @@ import grpc
 from grpc import aio
 
 from coordinator.api.v1 import session_pb2, session_pb2_grpc
+from coordinator.security.credentials import Credentials, open_channel
+from coordinator.security.diagnosis import tls_problem
 
 MESSAGE_BYTES_MAX = 64 << 20
 """An assignment of 65,536 shards on one worker has about 8 MiB; gRPC's own limit is 4."""
@@ -32,12 +34,14 @@ class MasterStream:
     def __init__(
         self,
         address: str,
+        credentials: Credentials | None,
         *,
         on_opened: Callable[[], None],
         on_response: Callable[[session_pb2.OpenResponse], None],
         on_ended: Callable[[str, str], None],
     ) -> None:
         self._address = address
+        self._credentials = credentials
         self._on_opened = on_opened
         self._on_response = on_response
         self._on_ended = on_ended
@@ -54,7 +58,7 @@ class MasterStream:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        channel = aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
+        channel = open_channel(self._address, CHANNEL_OPTIONS, self._credentials)
         try:
             code, reason = await self._talk(channel)
         except aio.AioRpcError as error:
@@ -66,7 +70,8 @@ class MasterStream:
     async def _talk(self, channel: aio.Channel) -> tuple[str, str]:
         """Connects, and moves messages until the master ends the stream; returns the status and its text."""
         if not await _connect(channel):
-            return "UNAVAILABLE", f"no connection to {self._address}"
+            problem = await asyncio.to_thread(tls_problem, self._address, self._credentials)
+            return "UNAVAILABLE", f"no connection to {self._address}{f': {problem}' if problem else ''}"
         self._on_opened()
         call = session_pb2_grpc.SessionServiceStub(channel).Open()
         writer = asyncio.create_task(self._write(call))

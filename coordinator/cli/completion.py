@@ -36,7 +36,13 @@ class ClusterName(TextType):
         self, context: click.Context, parameter: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         root = context.find_root()
-        session = Session(root.params.get("config"), tuple(root.params.get("address") or ()), timeout_s=ANSWER_WITHIN_S)
+        session = Session(
+            root.params.get("config"),
+            tuple(root.params.get("address") or ()),
+            timeout_s=ANSWER_WITHIN_S,
+            certificate_directory=root.params.get("certificate_directory"),
+            identity_name=root.params.get("identity_name") or "",
+        )
         # Whatever is wrong, a key press must not print it into the line that is being typed.
         with contextlib.suppress(CoordinatorError, OSError), contextlib.closing(session):
             return [CompletionItem(name) for name in self._ask(session.client()) if name.startswith(incomplete)]

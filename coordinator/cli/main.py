@@ -15,9 +15,24 @@ from pathlib import Path
 import click
 
 import coordinator
-from coordinator.cli import completion, config, cron, events, masters, moves, nodes, rebalance, shards, status
+import coordinator.cli.quiet
+from coordinator.cli import (
+    backup,
+    certs,
+    completion,
+    config,
+    cron,
+    events,
+    masters,
+    moves,
+    nodes,
+    rebalance,
+    shards,
+    status,
+)
 from coordinator.cli.session import Group, Session, output_option
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError, NoLeader, NotLeader, Unreachable
+from coordinator.security.diagnosis import tls_problem
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -32,15 +47,29 @@ EXIT_UNREACHABLE = 3
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Configuration that names the masters; else $CLUSTER_CONFIG, else ./cluster.toml, else 127.0.0.1:7101-7103.",
+    help="Configuration that names the masters; else $CLUSTER_CONFIG, ./cluster.toml, or this machine's quickstart.",
 )
 @click.option("--address", multiple=True, metavar="HOST:PORT", help="A master to ask; may be repeated.")
+@click.option(
+    "--certificate-directory",
+    type=click.Path(path_type=Path),
+    help="Where your certificate is, operator-NAME.crt with its .key, and authority.crt; else $CLUSTER_CERTIFICATES, "
+    "else the configuration's.",
+)
+@click.option("--as", "identity_name", metavar="NAME", default="", help="Whose certificate, where there are several.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds to wait for an answer."
 )
 @click.version_option(coordinator.__version__, prog_name="clusterctl")
 @click.pass_context
-def cli(context: click.Context, config: Path | None, address: tuple[str, ...], timeout: float) -> None:
+def cli(
+    context: click.Context,
+    config: Path | None,
+    address: tuple[str, ...],
+    certificate_directory: Path | None,
+    identity_name: str,
+    timeout: float,
+) -> None:
     """See and change a cluster: its masters, workers, shards, moves and cron jobs.
 
     Any master will do: the one that is asked finds the leader.
@@ -57,6 +86,7 @@ def cli(context: click.Context, config: Path | None, address: tuple[str, ...], t
     """
     session = context.ensure_object(Session)
     session.config_path, session.addresses, session.timeout_s = config, address, timeout
+    session.certificate_directory, session.identity_name = certificate_directory, identity_name
     context.call_on_close(session.close)
 
 
@@ -69,7 +99,10 @@ for command in (
     cron.cron,
     events.events,
     masters.masters,
+    backup.backup,
+    backup.restore,
     config.config,
+    certs.certs,
     completion.completion,
 ):
     cli.add_command(command)
@@ -82,6 +115,8 @@ def explain(error: CoordinatorError, session: Session) -> tuple[str, int]:
             return "\n".join(error.problems), EXIT_FAILED
         case Unreachable():
             addresses, source = session.masters()
+            if problem := next(filter(None, (tls_problem(one, session.credentials()) for one in addresses)), ""):
+                return f"no master at {', '.join(addresses)} (from {source}) can be talked to: {problem}", EXIT_FAILED
             return (
                 f"cannot reach the cluster at {', '.join(addresses)} (from {source}); start the masters, "
                 "or say where they are with --address HOST:PORT or --config FILE",

@@ -1,4 +1,4 @@
-"""clusterctl masters: the masters and their Raft figures."""
+"""clusterctl masters: the masters, their Raft figures, who leads, and whose disk votes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
 
 @click.group(cls=Group)
 def masters() -> None:
-    """See the masters: who leads, and how far each has come."""
+    """See the masters: who leads, how far each has come; choose who leads; replace a lost disk."""
 
 
 @masters.command("list")
@@ -64,3 +64,43 @@ def list_masters(session: Session) -> None:
     """
     answer = session.client().list_masters()
     session.show(answer, lambda: masters_table(answer.masters))
+
+
+@masters.command("transfer")
+@click.argument("master", default="")
+@pass_session
+def transfer(session: Session, master: str) -> None:
+    """Hand the leadership to MASTER, or to the follower that has most of the log.
+
+    Takes about the time of one message; clients and workers find the new leader by themselves. Use it before work
+    on the leader's machine. Nothing is done when MASTER leads already.
+
+    \b
+    Examples:
+      clusterctl masters transfer
+      clusterctl masters transfer m2
+    """
+    answer = session.client().transfer_leadership(master)
+    session.show(answer, lambda: f"{answer.leader_id} leads in term {answer.term}")
+
+
+@masters.command("replace")
+@click.argument("master")
+@click.option("--with", "address", default="", metavar="HOST:PORT", help="Where its peer port is now, if it moved.")
+@pass_session
+def replace(session: Session, master: str, address: str) -> None:
+    """Give MASTER, whose disk was lost, its place back with a new one.
+
+    Start it with an empty data directory first: it takes in the state from the others, but its disk does not vote
+    (role learner), because an empty disk does not know what the lost one promised. This command waits until it has
+    everything, then admits the new disk; from then on the lost one counts nowhere, should it turn up again. A majority
+    of the other masters has to run. When MASTER moved to another machine, change its addresses in the configuration
+    of all masters and workers as well, and restart them one after the other when it suits you.
+
+    \b
+    Examples:
+      clusterctl masters replace m2
+      clusterctl masters replace m2 --with 10.0.0.7:7152
+    """
+    answer = session.client().replace_master(master, address)
+    session.show(answer, lambda: f"{master} votes with its new disk {answer.disk_id}")

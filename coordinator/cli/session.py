@@ -1,7 +1,10 @@
 """What every command of clusterctl works with: where the cluster is, how to print, and how to ask.
 
 The masters come from --address, else from the configuration: --config, else the environment variable CLUSTER_CONFIG,
-else ./cluster.toml, else the ports of a quickstart on this machine.
+else ./cluster.toml, else the quickstart of this machine.
+
+What is shown to them is an operator's certificate (or a reader's, or a service's) in --certificate-directory, else in
+the directory that the environment variable CLUSTER_CERTIFICATES names, else in the configuration's.
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ from coordinator.cli.structure import Plain, to_plain
 from coordinator.client import ClusterClient
 from coordinator.config_file import load
 from coordinator.model.errors import ConfigError
+from coordinator.security.credentials import Credentials, of_client, of_person
 
 QUICKSTART_ADDRESSES = ("127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103")
 CONFIG_VARIABLE = "CLUSTER_CONFIG"
+CERTIFICATES_VARIABLE = "CLUSTER_CERTIFICATES"
 CONFIG_NAME = "cluster.toml"
 OUTPUTS = ("table", "json", "yaml")
 
@@ -36,6 +41,8 @@ class Session:
     addresses: tuple[str, ...] = ()
     output: str = "table"
     timeout_s: float = 10.0
+    certificate_directory: Path | None = None
+    identity_name: str = ""
     _client: ClusterClient | None = field(default=None, repr=False)
 
     def found_config(self) -> Path | None:
@@ -45,7 +52,7 @@ class Session:
         named = os.environ.get(CONFIG_VARIABLE)
         if named:
             return Path(named)
-        return Path(CONFIG_NAME) if Path(CONFIG_NAME).is_file() else None
+        return next((path for path in (Path(CONFIG_NAME), quickstart_config()) if path.is_file()), None)
 
     def masters(self) -> tuple[tuple[str, ...], str]:
         """The masters' addresses, and where they come from, for people. Raises ConfigError."""
@@ -59,10 +66,30 @@ class Session:
             raise ConfigError([f"{path}: names no master; add a [[masters]] table, or use --address HOST:PORT"])
         return tuple(master.grpc_address for master in config.masters), str(path)
 
+    def found_certificates(self) -> Path | None:
+        """The directory of certificates that was named, not by a configuration."""
+        named = os.environ.get(CERTIFICATES_VARIABLE)
+        return self.certificate_directory or (Path(named) if named else None)
+
+    def credentials(self) -> Credentials | None:
+        """What is shown to the cluster; None for a cluster in plain text. Raises ConfigError."""
+        directory, path = self.found_certificates(), self.found_config()
+        if path is not None and not (directory is not None and self.addresses):
+            return of_client(load(path), self.identity_name, directory)
+        if directory is None:
+            raise ConfigError(
+                [
+                    "no certificate to show to the cluster: name its configuration with --config FILE, or a directory "
+                    f"with operator-NAME.crt and .key with --certificate-directory or ${CERTIFICATES_VARIABLE}"
+                ]
+            )
+        return of_person(directory, self.identity_name)
+
     def client(self) -> ClusterClient:
         """The connection to the cluster; made once. Nothing is sent before the first question."""
         if self._client is None:
-            self._client = ClusterClient(self.masters()[0], timeout_s=self.timeout_s)
+            addresses = self.masters()[0]
+            self._client = ClusterClient(addresses, timeout_s=self.timeout_s, credentials=self.credentials())
         return self._client
 
     def close(self) -> None:
@@ -88,6 +115,17 @@ class Session:
         """Prints what a command did; only for people, scripts read the exit status."""
         if self.output == "table":
             click.echo(line)
+
+
+def state_directory() -> Path:
+    """Where tools keep what they start on this machine, unless they are told otherwise."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(base) / "coordinator"
+
+
+def quickstart_config() -> Path:
+    """The configuration of a quickstart that was told no directory."""
+    return state_directory() / "quickstart" / CONFIG_NAME
 
 
 def now_unix_ms() -> int:

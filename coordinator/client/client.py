@@ -20,7 +20,8 @@ from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
 from coordinator.client.errors import error_of
 from coordinator.client.masters import Link, Masters
 from coordinator.client.retry import may_retry
-from coordinator.model.errors import CoordinatorError
+from coordinator.model.errors import CoordinatorError, TimedOut
+from coordinator.security.credentials import Credentials
 
 TIMEOUT_S = 10.0
 Consistency: TypeAlias = cluster_pb2.Consistency.ValueType
@@ -32,10 +33,18 @@ class AsyncClusterClient:
     """A client of one cluster. Belongs to the event loop that it is first used in; an async context manager."""
 
     def __init__(
-        self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S, rng: random.Random | None = None
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout_s: float = TIMEOUT_S,
+        credentials: Credentials | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included."""
-        self._masters = Masters(addresses, timeout_s=timeout_s, rng=rng)
+        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included.
+
+        Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
+        """
+        self._masters = Masters(addresses, timeout_s=timeout_s, credentials=credentials, rng=rng)
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -123,6 +132,49 @@ class AsyncClusterClient:
                     yield event
         except aio.AioRpcError as failure:
             raise error_of(failure, link.address) from None
+        finally:
+            stream.cancel()
+
+    async def transfer_leadership(
+        self, target_id: str = "", *, leader_id: str = ""
+    ) -> cluster_pb2.TransferLeadershipResponse:
+        """Hands the leadership to a master, or to the one with most of the log; the answer says who leads now.
+
+        With `leader_id` that one shall stop leading: nothing is done when another one leads already, so that retries
+        are safe. It is asked for when it is left out.
+        """
+        leader_id = leader_id or (await self.get_status()).leader_id
+        request = cluster_pb2.TransferLeadershipRequest(target_id=target_id, leader_id=leader_id)
+        return await self._masters.call(lambda link: link.cluster.TransferLeadership, request)
+
+    async def replace_master(self, master_id: str, peer_address: str = "") -> cluster_pb2.ReplaceMasterResponse:
+        """Lets a master with a new, empty disk take its place, at another peer port when one is given.
+
+        Waits until it has caught up, as long as the client's timeout allows. Safe to repeat.
+        """
+        request = cluster_pb2.ReplaceMasterRequest(master_id=master_id, peer_address=peer_address)
+        return await self._masters.call(lambda link: link.cluster.ReplaceMaster, request)
+
+    async def backup(self) -> AsyncGenerator[cluster_pb2.BackupResponse, None]:
+        """The whole state as the parts of a backup file, in order; what they are about is in the first.
+
+        Raises TimedOut when the next part does not come within the client's timeout. An exception after the first part
+        means that the backup is to be taken anew.
+        """
+        link = await self._masters.any()
+        stream = link.cluster.Backup(cluster_pb2.BackupRequest())
+        parts = aiter(stream)
+        try:
+            while True:
+                async with asyncio.timeout(self._masters.timeout_s):
+                    part = await anext(parts, None)
+                if part is None:
+                    return
+                yield part
+        except aio.AioRpcError as failure:
+            raise error_of(failure, link.address) from None
+        except TimeoutError:
+            raise TimedOut(f"master {link.address} sent nothing for {self._masters.timeout_s:g} s") from None
         finally:
             stream.cancel()
 

@@ -20,6 +20,8 @@ _BY_NAME: dict[str, type[CoordinatorError]] = {
     kind.__name__: kind
     for kind in (
         errors.InvalidRequest,
+        errors.Unauthenticated,
+        errors.Forbidden,
         errors.NoLeader,
         errors.Overloaded,
         errors.Unreachable,

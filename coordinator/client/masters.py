@@ -24,6 +24,7 @@ from coordinator.client.channels import channel_options
 from coordinator.client.errors import error_of
 from coordinator.client.retry import Backoff, RetryBudget, may_retry
 from coordinator.model.errors import CoordinatorError, InvalidRequest, NotLeader, TimedOut, Unreachable
+from coordinator.security.credentials import Credentials, open_channel
 
 CONNECT_TIMEOUT_S = 1.5
 UNREACHABLE_AFTER_S = 2.0
@@ -51,12 +52,20 @@ Method = Callable[[Link], aio.UnaryUnaryMultiCallable[Request, Response]]
 class Masters:
     """The masters of one cluster, as a client sees them. Belongs to one event loop."""
 
-    def __init__(self, addresses: Sequence[str], *, timeout_s: float, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout_s: float,
+        credentials: Credentials | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
         """`addresses` are host:port of the masters' gRPC servers. Raises InvalidRequest when there is none."""
         if not addresses:
             raise InvalidRequest("a client needs the address of at least one master, as host:port")
         self.addresses = tuple(dict.fromkeys(addresses))
         self.timeout_s = timeout_s
+        self._credentials = credentials
         self._rng = rng or random.Random()
         self._budget = RetryBudget()
         self._links: dict[str, Link] = {}
@@ -106,7 +115,7 @@ class Masters:
         """An open connection to one master. Raises Unreachable when there is none within CONNECT_TIMEOUT_S."""
         link = self._links.get(address)
         if link is None:
-            channel = aio.insecure_channel(address, options=channel_options())
+            channel = open_channel(address, channel_options(), self._credentials)
             link = Link(
                 address,
                 channel,

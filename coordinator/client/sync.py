@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
 from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
 from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
+from coordinator.security.credentials import Credentials
 
 Answer = TypeVar("Answer")
 CLOSE_TIMEOUT_S = 2.0
@@ -22,9 +23,14 @@ CLOSE_TIMEOUT_S = 2.0
 class ClusterClient:
     """A client of one cluster; a context manager. Close it, or its thread ends only with the process."""
 
-    def __init__(self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S) -> None:
-        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included."""
-        self._client = AsyncClusterClient(addresses, timeout_s=timeout_s)
+    def __init__(
+        self, addresses: Sequence[str], *, timeout_s: float = TIMEOUT_S, credentials: Credentials | None = None
+    ) -> None:
+        """`addresses` are host:port of the masters; `timeout_s` bounds each call, all retries included.
+
+        Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
+        """
+        self._client = AsyncClusterClient(addresses, timeout_s=timeout_s, credentials=credentials)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -38,7 +44,6 @@ class ClusterClient:
         asyncio.run_coroutine_threadsafe(self._shut_down(), loop).result(CLOSE_TIMEOUT_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
     async def _shut_down(self) -> None:
@@ -48,6 +53,8 @@ class ClusterClient:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
         await self._client.close()
+        # Here and not after the thread's end: the caller may be on an event loop of its own.
+        await asyncio.get_running_loop().shutdown_asyncgens()
 
     def __enter__(self) -> ClusterClient:
         return self
@@ -73,24 +80,40 @@ class ClusterClient:
                 self._thread.start()
             return self._loop
 
+    def _iterate(self, answers: AsyncGenerator[Answer, None]) -> Generator[Answer, None, None]:
+        async def next_answer() -> Answer | None:
+            return await anext(answers, None)
+
+        async def close() -> None:
+            await answers.aclose()
+
+        try:
+            while (answer := self._run(next_answer())) is not None:
+                yield answer
+        finally:
+            if self._loop is not None:  # Else the client was closed first, and the stream with it.
+                self._run(close())
+
     def stream_events(
         self, *, from_sequence: int = 0, latest: int = 0, follow: bool = False, kind: str = ""
     ) -> Generator[types_pb2.Event, None, None]:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
+        return self._iterate(events)
 
-        async def next_event() -> types_pb2.Event | None:
-            return await anext(events, None)
+    def backup(self) -> Generator[cluster_pb2.BackupResponse, None, None]:
+        """The whole state as the parts of a backup file, in order; what they are about is in the first."""
+        return self._iterate(self._client.backup())
 
-        async def close() -> None:
-            await events.aclose()
+    def transfer_leadership(
+        self, target_id: str = "", *, leader_id: str = ""
+    ) -> cluster_pb2.TransferLeadershipResponse:
+        """Hands the leadership to a master, or to the one with most of the log; the answer says who leads now."""
+        return self._run(self._client.transfer_leadership(target_id, leader_id=leader_id))
 
-        try:
-            while (event := self._run(next_event())) is not None:
-                yield event
-        finally:
-            if self._loop is not None:  # Else the client was closed first, and the stream with it.
-                self._run(close())
+    def replace_master(self, master_id: str, peer_address: str = "") -> cluster_pb2.ReplaceMasterResponse:
+        """Lets a master with a new, empty disk take its place, at another peer port when one is given."""
+        return self._run(self._client.replace_master(master_id, peer_address))
 
     def get_status(self, *, consistency: Consistency = LINEARIZABLE) -> cluster_pb2.GetStatusResponse:
         """Who leads, how much there is of everything, and what is wrong."""

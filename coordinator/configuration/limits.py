@@ -16,6 +16,7 @@ from coordinator.config import (
     MoveSettings,
     PlacementSettings,
     RaftSettings,
+    SecuritySettings,
     SessionSettings,
     WorkerSettings,
 )
@@ -103,6 +104,7 @@ RANGES: dict[type, dict[str, Range]] = {
 CHOICES: dict[type, dict[str, tuple[str, ...]]] = {
     DiscoverySettings: {"backend": ("embedded", "consul")},
     ConsulSettings: {"scheme": ("http", "https")},
+    SecuritySettings: {"mode": ("mtls", "plaintext")},
     LoggingSettings: {"level": ("debug", "info", "warning", "error"), "format": ("text", "json")},
 }
 

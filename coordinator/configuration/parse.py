@@ -22,6 +22,7 @@ from coordinator.config import (
     MoveSettings,
     PlacementSettings,
     RaftSettings,
+    SecuritySettings,
     SessionSettings,
     WorkerSettings,
 )
@@ -35,6 +36,7 @@ Table = Mapping[str, Any]
 SECTIONS: dict[str, type] = {
     "raft": RaftSettings,
     "discovery": DiscoverySettings,
+    "security": SecuritySettings,
     "session": SessionSettings,
     "placement": PlacementSettings,
     "moves": MoveSettings,

@@ -6,7 +6,6 @@ A rule that compares options is silent while one of them is refused for itself: 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from datetime import datetime
 from zoneinfo import ZoneInfo
@@ -14,6 +13,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from coordinator.config import ClusterConfig, WorkerSettings
+from coordinator.configuration.addresses import check_address, is_loopback
 from coordinator.configuration.findings import Findings, dotted, number, or_list, show
 from coordinator.configuration.limits import CHOICES, RANGES, key_of
 from coordinator.configuration.toml_lines import Path
@@ -22,7 +22,6 @@ from coordinator.model import CronJobSpec
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ID_FORM = "1 to 63 letters, digits, dots, hyphens and underscores, a letter or digit first"
-_HOST_PATTERN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
 _PYTHON_NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 _PYTHON_PATTERN = re.compile(rf"{_PYTHON_NAME}:{_PYTHON_NAME}", re.ASCII)
 _SERVICE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -36,7 +35,7 @@ TOLERANCE = 1e-9
 
 def check_cluster(findings: Findings, config: ClusterConfig) -> None:
     """All rules; faults go to `findings`."""
-    for name in ("raft", "discovery", "session", "placement", "moves", "cron", "logging", "worker"):
+    for name in ("raft", "discovery", "security", "session", "placement", "moves", "cron", "logging", "worker"):
         _check_fields(findings, (name,), getattr(config, name))
     _check_fields(findings, ("discovery", "consul"), config.discovery.consul)
     _check_cluster_table(findings, config)
@@ -46,6 +45,7 @@ def check_cluster(findings: Findings, config: ClusterConfig) -> None:
     _check_consul(findings, config)
     _check_jobs(findings, config)
     _check_addresses(findings, config)
+    _check_security(findings, config)
     # After the rest: what these refuse is a whole daemon.
     _check_daemons(findings, config)
     _check_master_count(findings, config)
@@ -61,27 +61,6 @@ def check_job_spec(spec: CronJobSpec) -> list[str]:
 def check_id(value: str) -> str | None:
     """What is wrong with the id of a master, worker or job; None when it can be used."""
     return None if ID_PATTERN.fullmatch(value) else f"use {ID_FORM}"
-
-
-def check_address(value: str, port_min: int = 1) -> str | None:
-    """What is wrong with a `host:port` that others connect to; None when it can be used."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port:
-        return 'is not an address; use "host:port"'
-    if not (port.isascii() and port.isdigit() and port_min <= int(port) <= 65_535):
-        return f"has no usable port; use a port from {port_min} to 65535"
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    try:
-        parsed = ipaddress.ip_address(bare)
-    except ValueError:
-        if ":" in host or "[" in host or re.fullmatch(r"[0-9.]+", host) or not _HOST_PATTERN.fullmatch(host):
-            return "has no usable host; use a name, an IPv4 address, or an IPv6 address in brackets"
-        return None
-    if parsed.version == 6 and bare == host:
-        return f'has an IPv6 address without brackets; use "[{host}]:{port}"'
-    if parsed.is_unspecified:
-        return "is a place to listen on, but nobody can connect to it; use this machine's name or address"
-    return None
 
 
 def _check_fields(findings: Findings, path: Path, settings: object, like: object | None = None) -> None:
@@ -222,6 +201,31 @@ def _check_consul(findings: Findings, config: ClusterConfig) -> None:
             f"{findings.named_at(coordinator, consul.coordinator_service)}; use two names",
             coordinator,
         )
+
+
+def _check_security(findings: Findings, config: ClusterConfig) -> None:
+    security = config.security
+    mode, directory = ("security", "mode"), ("security", "directory")
+    if findings.is_sound(directory) and (not security.directory.strip() or "\0" in security.directory):
+        findings.refuse(
+            directory, f'{findings.named(directory, security.directory)} is not a folder; use "certificates"'
+        )
+    if not findings.is_sound(mode) or security.mode != "plaintext":
+        return
+    exposed: list[tuple[Path, str]] = [
+        (("masters", master.id, name), getattr(master, name))
+        for master in config.masters
+        for name in ("grpc_address", "peer_address")
+    ]
+    exposed += [((*base, "grpc_address"), worker.grpc_address) for base, worker in _workers(config)]
+    for place, address in exposed:
+        if findings.is_sound(place) and check_address(address, 0) is None and not is_loopback(address):
+            findings.refuse(
+                mode,
+                f"{findings.named(mode, security.mode)} with {findings.named_at(place, address)}, where others can "
+                'connect and would be allowed everything; use "mtls", or loopback addresses only',
+            )
+            return
 
 
 def _check_daemons(findings: Findings, config: ClusterConfig) -> None:

@@ -161,8 +161,9 @@ def compile_schedule(expression: str, time_zone: str) -> Schedule:
     return Schedule(expression, time_zone)
 
 
+@lru_cache(maxsize=4_096)
 def check_schedule(expression: str, time_zone: str) -> str | None:
-    """What is wrong with a schedule, in one line; None when nothing is."""
+    """What is wrong with a schedule, in one line; None when nothing is. Remembered: a search may cross years."""
     try:
         schedule = compile_schedule(expression, time_zone)
     except InvalidRequest as error:

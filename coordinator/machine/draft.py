@@ -45,6 +45,7 @@ class Draft:
         self.cause = cause
         self.cluster_id = state.cluster_id
         self.settings = state.settings
+        self.masters = state.masters
         self.nodes = state.nodes
         self.shards = state.shards
         self.moves = state.moves
@@ -71,6 +72,7 @@ class Draft:
             index=self.index,
             time_ms=self.time_ms,
             settings=self.settings,
+            masters=self.masters,
             nodes=self.nodes,
             shards=self.shards,
             moves=self.moves,

@@ -29,7 +29,7 @@ from coordinator.machine.codec import (
     shard_to_proto,
 )
 from coordinator.machine.state import LaunchKey, RememberedResult, State
-from coordinator.model import Launch, WallMs
+from coordinator.model import AdmittedMaster, Launch, WallMs
 from coordinator.model.errors import Damaged
 
 FORMAT_VERSION = 1
@@ -59,6 +59,15 @@ def encode_snapshot(state: State) -> bytes:
         next_shard_id=state.next_shard_id,
         next_move_id=state.next_move_id,
         next_event_sequence=state.next_event_sequence,
+        masters=[
+            snapshot_pb2.AdmittedMaster(
+                id=master.id,
+                disk_id=master.disk_id,
+                peer_address=master.peer_address,
+                admitted_unix_ms=master.admitted_ms,
+            )
+            for _, master in sorted(state.masters.items())
+        ],
     )
     return message.SerializeToString(deterministic=True)
 
@@ -87,6 +96,10 @@ def _build(message: snapshot_pb2.Snapshot) -> State:
         RememberedResult(result.request_id, result.index, WallMs(result.at_unix_ms), result.result)
         for result in message.results
     ]
+    masters = [
+        AdmittedMaster(master.id, master.disk_id, master.peer_address, WallMs(master.admitted_unix_ms))
+        for master in message.masters
+    ]
     return State(
         cluster_id=message.cluster_id,
         index=message.index,
@@ -105,6 +118,7 @@ def _build(message: snapshot_pb2.Snapshot) -> State:
         next_shard_id=message.next_shard_id,
         next_move_id=message.next_move_id,
         next_event_sequence=message.next_event_sequence,
+        masters=Map((master.id, master) for master in masters),
         move_of_shard=Map((move.shard_id, move.id) for move in moves),
         launch_times=Map(launch_times(launches)),
     )

@@ -17,6 +17,7 @@ from immutables import Map
 from coordinator.api.v1 import command_pb2
 from coordinator.model import (
     NEVER_MS,
+    AdmittedMaster,
     ClusterSettings,
     CronJob,
     Launch,
@@ -56,6 +57,8 @@ class State:
     ended_moves: Map[int, Move] = field(default_factory=Map)
     """The latest moves that ended, by id; bounded."""
     jobs: Map[str, CronJob] = field(default_factory=Map)
+    masters: Map[str, AdmittedMaster] = field(default_factory=Map)
+    """Masters whose disk was replaced, by id."""
     launches: Map[LaunchKey, Launch] = field(default_factory=Map)
     """Launches that are kept, bounded per job; those in progress are always kept."""
     events: Map[int, LogRecord] = field(default_factory=Map)

@@ -13,6 +13,7 @@ from coordinator.model.cron import (
     RetryPolicy,
 )
 from coordinator.model.keys import HASH_SPACE, KEY_BYTES_MAX, check_key, key_hash
+from coordinator.model.master import AdmittedMaster
 from coordinator.model.move import Move, MoveKind, MovePhase
 from coordinator.model.node import Node, NodeState
 from coordinator.model.shard import Shard
@@ -21,6 +22,7 @@ __all__ = [
     "HASH_SPACE",
     "KEY_BYTES_MAX",
     "NEVER_MS",
+    "AdmittedMaster",
     "CatchUpPolicy",
     "Clock",
     "ClusterSettings",

@@ -5,6 +5,8 @@
     │   ├── Refused               the state machine said no (carries a RefusalReason)
     │   ├── InvalidRequest        a request that can never be right
     │   ├── ConfigError           a configuration that cannot be used
+    │   ├── Unauthenticated       a caller that shows no certificate of this cluster
+    │   ├── Forbidden             a caller whose role may not make the call
     │   ├── NotLeader             the asked master does not lead; names the leader where known
     │   ├── NoLeader              nobody leads at the moment
     │   ├── Overloaded            a queue is full
@@ -83,6 +85,18 @@ class ConfigError(DefiniteError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class Unauthenticated(DefiniteError):
+    """The caller showed no certificate of this cluster."""
+
+    GRPC_STATUS = "UNAUTHENTICATED"
+
+
+class Forbidden(DefiniteError):
+    """The caller's role may not make this call."""
+
+    GRPC_STATUS = "PERMISSION_DENIED"
 
 
 class NotLeader(DefiniteError):

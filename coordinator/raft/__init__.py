@@ -1,6 +1,7 @@
 """PySyncObj made durable, deterministic and safe to expose: one RaftNode per master."""
 
 from coordinator.raft.consensus import ApplyFailed
-from coordinator.raft.node import Machine, RaftNode, RaftStatus
+from coordinator.raft.interface import Machine, RaftStatus
+from coordinator.raft.node import RaftNode
 
 __all__ = ["ApplyFailed", "Machine", "RaftNode", "RaftStatus"]

@@ -9,21 +9,25 @@ Order rules:
    forwarded, so the leader stamps over the follower's stamp.
 2. Nothing unpickles: `apply` hands the payload to the machine. If the machine raises, this master stops for
    good (`ApplyFailed`); PySyncObj would try the entry again for ever.
-3. A follower never cuts entries that do not contradict the leader (journal.py), so behind what an append
-   covered there may be entries that the leader does not have. Therefore `receive` lowers the commit index of
-   a message to what that message covers, and lifts a message that begins below the follower's own commit
-   index up to it: committed entries are the leader's too.
-4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone.
+3. What an append may do to a follower's log is append_rules.py's.
+4. A snapshot never takes a follower back, and its acknowledgement covers the snapshot alone. While a received one is
+   checked in its thread nothing is appended; the leader is answered, so that it keeps its lease. That is sound
+   because what the snapshot includes is committed: whoever leads meanwhile has it too.
 5. An answer carries the follower's term, and counts only in that term: one that outlived a change of leader
    could otherwise commit what the follower no longer has.
-6. Appends: at most APPENDS_IN_FLIGHT_MAX unanswered ones per follower, so commands gather meanwhile; the
-   heartbeat goes regardless. Nothing but heartbeats to a follower whose connection is congested.
+6. What followers are sent, and how much at once, is replication.py's.
+7. "Committed" means on the disks of a majority. A step begins with one sync for all that came in since the last
+   one (group commit). Only then do the answers leave that acknowledge it, and only then does PySyncObj count, so
+   the leader's own entry counts once it is synced too. Appends leave before the leader's sync: the followers'
+   disks work at the same time as its own.
+8. Who may stand, vote and rely on leading is elections.py's; whose disk counts at all is voters.py's.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from pysyncobj import FAIL_REASON
 from pysyncobj.node import Node
@@ -33,16 +37,20 @@ from coordinator.config import RaftSettings
 from coordinator.machine.state import State, Transition
 from coordinator.model import WallMs
 from coordinator.model.errors import Damaged
-from coordinator.raft.engine import Callback, Links, SyncEngine
+from coordinator.raft.append_rules import adjust_append
+from coordinator.raft.elections import Elections, Protections
+from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
+from coordinator.raft.figures import RaftFigures, Traffic
+from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
 from coordinator.raft.journal import Journal
-from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.replication import Replication
+from coordinator.raft.snapshot import Snapshot, SnapshotStore
+from coordinator.raft.voters import Membership, Voters
 
-APPEND_BYTES = 1 << 20
-"""Bytes of commands in one AppendEntries, the last one excepted: with the largest command it fits a frame."""
-APPEND_ENTRIES_MAX = 4096
-APPENDS_IN_FLIGHT_MAX = 2
+TERM_MAX = 1 << 62
+"""A term is kept on disk for ever and only grows, in 64 bits: one beyond this would end all elections."""
 COMMAND_BYTES_LIMIT = 8 << 20
 """No configuration may allow larger commands; half a frame."""
 
@@ -51,6 +59,22 @@ Apply = Callable[[State, bytes, int, WallMs], Transition]
 
 class ApplyFailed(Exception):
     """The machine raised, which it never may; the entry would fail on every master, so nothing goes on here."""
+
+
+class _Outbox:
+    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election."""
+
+    def __init__(self, consensus: Consensus, links: Links) -> None:
+        self._consensus = consensus
+        self._links = links
+
+    def send(self, node: Node, message: Message) -> bool:
+        if message["type"] == "request_vote":
+            message["is_transfer"] = self._consensus.elections.is_transfer
+        return self._links.send(node, message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._links, name)
 
 
 class Consensus:
@@ -70,8 +94,11 @@ class Consensus:
         settings: RaftSettings,
         wall_ms: Callable[[], WallMs],
         rng: random.Random,
+        protections: Protections | None = None,
+        membership: Membership | None = None,
     ) -> None:
         self._transport = transport
+        self._protections = protections or Protections()
         self._journal = journal
         self._snapshots = snapshots
         self._apply = apply
@@ -80,29 +107,39 @@ class Consensus:
         self._wall_ms = wall_ms
         self.state = State()
         self._transitions: list[Transition] = []
-        self._appends_in_flight: dict[Node, int] = {}
-        self._commit_told: dict[Node, int] = {}
         self._installed_index: int | None = None
         self._leader_commit_index = 0
         self._has_caught_up = False
         others = [transport.nodes[id] for id in sorted(transport.nodes)]
         self._others = others
-        self._engine = SyncEngine(self, transport.self_id, others, settings, transport)
+        self._held: list[tuple[Node, Message]] = []
+        """Answers that wait for the disk."""
+        self._answering_us = 0
+        """`sent_at_us` of the append that is being taken in."""
+        self._leader_sent_us = 0
+        """`sent_at_us` of the latest append or chunk of a leader that was followed."""
+        self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
+        self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
+        self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
+        self.replication = Replication(self._engine, journal, snapshots, transport, settings)
+        self._is_admission_queued = False
         self._take_over()
+        self.voters.applied(self.state, self.applied_index)
 
     def _take_over(self) -> None:
         """Puts the journal, the snapshot store and what is on disk in the place of PySyncObj's own."""
         engine, journal, snapshots = self._engine, self._journal, self._snapshots
-        snapshot = snapshots.load()
+        snapshot = snapshots.load(journal.holds)
+        journal.needed_from = lambda: snapshots.needed_from
         if snapshot is not None:
-            journal.align(snapshot.before, snapshot.last)
+            self._align(snapshot)
             self.state = snapshot.state
         elif len(journal) == 0:
             journal.add(NO_OP, 1, 0)
         elif journal[0][1] != 1:
             raise Damaged(
-                f"the log begins at entry {journal[0][1]}, but there is no snapshot of what was before; take this "
-                "master's data directory away and let it be rebuilt from the others, or restore a backup"
+                f"{journal.begin}: the log begins at entry {journal[0][1]}, but there is no snapshot of what was "
+                f"before; {ADVICE}"
             )
         last_term = journal[-1][2]
         # The term is durable before any entry of it is, so a lower one means that the vote is of an older term.
@@ -110,7 +147,8 @@ class Consensus:
         engine.take_over(journal, snapshots, max(journal.getCurrentTerm(), last_term), voted_for)
         engine.set_applied(snapshot.index if snapshot is not None else 1, has_snapshot=snapshot is not None)
         snapshots.state_now = lambda: self.state
-        snapshots.applied_index = lambda: self.applied_index
+        # A leader's log has all that was committed, so it needs nobody's snapshot.
+        snapshots.applied_index = lambda: self._last_index if self.is_raft_leader else self.applied_index
         snapshots.may_send = lambda node: not self._transport.is_congested(node)
         snapshots.on_damaged = engine.forceLogCompaction
         self._transport.setOnMessageReceivedCallback(self.receive)
@@ -135,9 +173,13 @@ class Consensus:
 
     @property
     def leader_id(self) -> str | None:
-        """Who leads, as far as this master knows."""
+        """Who leads, as far as this master knows; None while it is cut off from the one that it knew.
+
+        PySyncObj never forgets one without an election, and a master that reaches nobody holds none.
+        """
         node = self._engine._getLeader()
-        return None if node is None else str(node.id)
+        is_reachable = node is not None and (self.is_raft_leader or self._engine.isNodeConnected(node))
+        return str(node.id) if node is not None and is_reachable else None
 
     @property
     def is_raft_leader(self) -> bool:
@@ -151,8 +193,15 @@ class Consensus:
 
     @property
     def role(self) -> str:
-        """"follower", "candidate" or "leader"."""
+        """One of "follower", "candidate", "leader", and "learner" where its disk does not vote."""
+        if not self.voters.speaks:
+            return "learner"
         return ("follower", "candidate", "leader")[self._engine.role_number()]
+
+    @property
+    def has_history(self) -> bool:
+        """True once this disk has seen a term or an entry."""
+        return self.term > 0 or self._last_index > 1
 
     @property
     def has_caught_up(self) -> bool:
@@ -161,25 +210,63 @@ class Consensus:
 
     @property
     def wants_step(self) -> bool:
-        """True when another step would do something without any message; so it is where a master is alone."""
-        return not self._others and self.is_raft_leader and self.commit_index < self._last_index
+        """True when another step would do something without any message: sync, or commit where a master is alone."""
+        is_alone = not self._others and self.is_raft_leader and self.commit_index < self._last_index
+        return bool(self._held) or self._journal.is_dirty or is_alone
+
+    @property
+    def has_lease(self) -> bool:
+        """True for a leader whose `state` shows everything that was acknowledged anywhere, at this moment."""
+        return self.leads_whole and self.elections.has_lease()
 
     @property
     def _last_index(self) -> int:
         return int(self._journal[-1][1])
+
+    def figures(self, traffic: Traffic, queued_bytes: dict[str, int]) -> RaftFigures:
+        """Figures for those who watch; what the transport counts is handed in."""
+        last = self._last_index
+        followers = self._others if self.is_raft_leader else ()
+        return RaftFigures(
+            last_index=last,
+            commit_index=self.commit_index,
+            applied_index=self.applied_index,
+            has_lease=self.has_lease,
+            elections=self._engine.elections,
+            pre_votes=self.elections.pre_votes,
+            syncs=self._journal.syncs,
+            traffic=traffic,
+            queued_bytes=queued_bytes,
+            behind={node.id: last - self.replication.match_index(node) for node in followers},
+            snapshot=self._snapshots.figures,
+        )
 
     def propose(self, payload: bytes, callback: Callback) -> None:
         """Queues a command; the next step appends or forwards it."""
         self._engine._applyCommand(payload, callback)
 
     def step(self) -> None:
-        """Elects, commits, applies, appends and sends, as far as it is time to."""
+        """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
+        self._install_received()
+        self._make_durable()
+        self.elections.advance()
         self._engine.doTick(0.0)
+        self._is_admission_queued &= self.is_handing_over()
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
-        elif self._engine._getLeader() is not None:
+        else:
+            self.replication.clear()
+        if not self.is_raft_leader and self._engine._getLeader() is not None:
             self._has_caught_up |= 0 < self._leader_commit_index <= self.applied_index
+
+    def _make_durable(self) -> None:
+        """Order rule 7."""
+        if self._journal.is_dirty and self._protections.syncs_before_answering:
+            self._journal.sync()
+        held, self._held = self._held, []
+        for node, message in held:
+            self._transport.send(node, message)
 
     def take_transitions(self) -> list[Transition]:
         """What was applied since the last call, in order. A whole new state is a Transition without changes."""
@@ -190,11 +277,18 @@ class Consensus:
         """Drops the callbacks that nobody waits for any more."""
         self._engine.forget(is_done)
 
+    def become_voter(self) -> None:
+        """This master's disk may speak from now on (voters.py); in the present term it gives no vote any more."""
+        self._engine.give_no_vote()
+        self.voters.is_voter = True
+
     def transfer(self, target_id: str | None) -> int:
         """Asks a follower that has everything to take over; FAIL_REASON of asking."""
         reasons: list[int] = []
         target = None if target_id is None else Node(target_id)
         self._engine.transferLeadership(target, lambda _, reason: reasons.append(reason))
+        if reasons[0] == FAIL_REASON.SUCCESS:
+            self.elections.transfer_asked()
         return reasons[0]
 
     def write_snapshot(self) -> None:
@@ -202,7 +296,8 @@ class Consensus:
         self._engine.forceLogCompaction()
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files. Its connections may outlive it for a moment; what still comes over them is not taken in."""
+        self._transport.setOnMessageReceivedCallback(lambda node, message: None)
         self._snapshots.close()
         self._journal.close()
 
@@ -210,23 +305,57 @@ class Consensus:
 
     def receive(self, node: Node, message: Message) -> None:
         """Takes a peer's message. Raises ProtocolViolation for one that no sound peer sends."""
+        if max(message.get("term", 0), message.get("voter_term", 0)) > TERM_MAX:
+            raise ProtocolViolation("a term that no number of elections can reach")
+        counts = True
         match message["type"]:
+            case "request_vote" | "pre_vote" | "response_vote" | "pre_vote_answer" if not self._may_speak(node):
+                return
+            case "timeout_now" if not self.voters.speaks:
+                return
             case "append_entries":
+                self._answering_us = message["sent_at_us"]
                 if message["term"] < self.term:
+                    # Not heard as a leader, so no lease may be counted from its sending.
+                    self._answering_us = 0
+                    self.answer_append(node, False, None, False)
                     return
+                self.elections.heard_leader()
+                self._leader_sent_us = message["sent_at_us"]
                 self._leader_commit_index = message["commit_index"]
+                if self._snapshots.is_checking:
+                    # Taken for a chunk that has nothing in it: a sign of life.
+                    message.pop("prevLogIdx", None)
+                    message["serialized"] = None
                 if "serialized" in message:
                     # The commit index is beyond anything that a chunk shows of our own log.
                     message["commit_index"] = self.commit_index
                 else:
                     self._adjust_append(node, message)
             case "next_node_idx":
-                if not self._take_answer(node, message):
+                if not self._is_answer(message):
                     return
+                counts = not message.get("is_learner") and self._may_speak(node)
+                self.replication.answered(node, message, counts=counts)
+                if counts:
+                    self.elections.answered(node, message["sent_at_us"])
+            case "request_vote" if not self.elections.may_vote(message):
+                return
+            case "pre_vote":
+                self.elections.take_pre_vote(node, message)
+                return
+            case "pre_vote_answer":
+                self.elections.take_pre_vote_answer(node, message)
+                return
             case "apply_command" if not self._is_command(message["command"]):
                 raise ProtocolViolation("a forwarded command that cannot be one")
         before, last = self._engine.next_index(node), self._last_index
+        answered_s = 0.0 if counts else self._engine.answered_s(node)
         self._engine.deliver(node, message)
+        if not counts:
+            self._engine.disregard(node, answered_s)
+        if "serialized" in message:
+            self.answer_append(node, False, None, False)
         # A new leader's shorter log took the place of entries that this one had made. Another master may still have
         # them, and nobody will tell soon; of those that were overwritten the new entry's commit tells.
         self._engine.end_commits(self._last_index + 1, last, FAIL_REASON.UNKNOWN_OUTCOME)
@@ -235,33 +364,22 @@ class Consensus:
             self._engine.set_next_index(node, max(before, self._engine.next_index(node)))
 
     def _adjust_append(self, node: Node, message: Message) -> None:
-        """Order rule 3."""
-        previous, entries, commit = message["prevLogIdx"], message["entries"], self.commit_index
-        for offset, (command, index, _) in enumerate(entries):
-            if index != previous + 1 + offset:
-                raise ProtocolViolation(f"entry {index} where {previous + 1 + offset} must stand")
-            if command != NO_OP and not self._is_command(command):
-                raise ProtocolViolation(f"entry {index} of an unknown type or size")
-        if previous < commit:
-            for _, index, term in entries:
-                own = self._term_at(index) if index <= commit else None
-                if own is not None and own != term:
-                    raise Damaged(
-                        f"leader {node.id} has entry {index} of term {term}, this master committed it in term {own}: "
-                        "one of them lost its disk; take the data directory of the one that did away"
-                    )
-            message["entries"] = entries = [entry for entry in entries if entry[1] > commit]
-            message["prevLogIdx"] = previous = commit
-            message["prevLogTerm"] = self._term_at(commit)
-        message["commit_index"] = min(message["commit_index"], previous + len(entries))
+        adjust_append(message, self._journal, self.commit_index, self._is_command, str(node.id))
 
-    def _take_answer(self, node: Node, message: Message) -> bool:
-        if message["term"] != self.term or not self.is_raft_leader:
+    def _is_answer(self, message: Message) -> bool:
+        """True for an answer in this leader's term (order rule 5). Raises ProtocolViolation for an impossible one."""
+        if message["term"] > self.term:
+            self._engine.become_follower(message["term"])
+        if not self.is_raft_leader or (message["term"] != self.term and self._protections.checks_term_of_answers):
             return False
         if message["success"] and not 1 <= message["next_node_idx"] <= self._last_index + 1:
             raise ProtocolViolation(f"it acknowledged up to {message['next_node_idx'] - 1}, beyond the log")
-        self._appends_in_flight[node] = max(0, self._appends_in_flight.get(node, 0) - 1)
+        if message["sent_at_us"] > now_s() * 1e6 + 1:
+            raise ProtocolViolation("it answers what this master has not sent yet, which would lengthen the lease")
         return True
+
+    def _may_speak(self, node: Node) -> bool:
+        return self.voters.may_speak(str(node.id))
 
     def admit(self, command: bytes, *, is_forwarded: bool) -> bytes | None:
         """The log entry for a command, with this master's time (order rule 1); None for what cannot be one.
@@ -272,7 +390,13 @@ class Consensus:
             if not self._is_command(command):
                 return None
             command = payload_of(command)
-        return stamp(command, self._wall_ms())
+        entry = stamp(command, self._wall_ms())
+        if self.voters.admission(entry) is not None:
+            # One at a time, and only by a leader that has committed in its term.
+            if not self.leads_whole or self._is_admission_queued or self.voters.has_admission_on_its_way:
+                return None
+            self._is_admission_queued = True
+        return entry
 
     def _is_command(self, entry: bytes) -> bool:
         return is_command(entry, self._settings.command_bytes_max)
@@ -280,11 +404,7 @@ class Consensus:
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""
         engine = self._engine
-        self._appends_in_flight.pop(node, None)
-        self._commit_told.pop(node, None)
-        self._snapshots.cancelTransmisstion(node)
-        if matched := engine.match_index(node):
-            engine.set_next_index(node, matched + 1)
+        self.replication.connection_changed(node)
         if engine._getLeader() == node and not engine.isNodeConnected(node):
             engine.end_replies(FAIL_REASON.UNKNOWN_OUTCOME)
 
@@ -308,58 +428,20 @@ class Consensus:
             raise ApplyFailed(f"log entry {index} cannot be applied: {type(error).__name__}: {error}") from error
         self.state = transition.state
         self._transitions.append(transition)
+        self.voters.applied(self.state, index)
         return transition.result
+
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended."""
+        return self.elections.is_handing_over()
 
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
         return self._rng.uniform(self._settings.election_timeout_s_min, self._settings.election_timeout_s_max)
 
     def replicate(self, *, is_heartbeat: bool) -> None:
-        """Sends each follower what it lacks, and news of the commit index; a heartbeat goes in any case."""
-        if is_heartbeat:
-            self._engine.heartbeat_after(self._settings.append_period_s)
-        for node in self._others:
-            if not self._engine.isNodeConnected(node):
-                continue
-            next_index = min(self._engine.next_index(node), self._last_index + 1)
-            lacks = next_index <= self._last_index or self._commit_told.get(node, 0) < self.commit_index
-            has_room = self._appends_in_flight.get(node, 0) < APPENDS_IN_FLIGHT_MAX
-            if not is_heartbeat and not (lacks and has_room):
-                continue
-            if next_index <= self._journal[0][1]:
-                self._send_snapshot(node)
-            else:
-                self._send_append(node, next_index)
-
-    def _send_append(self, node: Node, next_index: int) -> None:
-        entries = []
-        if not self._transport.is_congested(node):
-            entries = self._engine.entries_from(next_index, APPEND_ENTRIES_MAX, APPEND_BYTES)
-        self._engine.set_next_index(node, next_index + len(entries))
-        self._commit_told[node] = self.commit_index
-        self._appends_in_flight[node] = self._appends_in_flight.get(node, 0) + 1
-        self._transport.send(
-            node,
-            {
-                "type": "append_entries",
-                "term": self.term,
-                "commit_index": self.commit_index,
-                "entries": entries,
-                "prevLogIdx": next_index - 1,
-                "prevLogTerm": self._term_at(next_index - 1),
-            },
-        )
-
-    def _send_snapshot(self, node: Node) -> None:
-        """Sends chunks until the connection has enough; a heartbeat goes also when there is no chunk."""
-        message: Message = {"type": "append_entries", "term": self.term, "commit_index": self.commit_index}
-        while True:
-            chunk = self._snapshots.getTransmissionData(node)
-            if not self._transport.send(node, message | {"serialized": chunk}) or chunk is None:
-                return
-            if chunk[2]:
-                self._engine.set_next_index(node, self._journal[1][1] + 1)
-                return
+        """Sends appends."""
+        self.replication.send_due(is_heartbeat=is_heartbeat)
 
     def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
         """Answers an append or a snapshot, with the term (order rule 5)."""
@@ -369,32 +451,37 @@ class Consensus:
             next_index = self._installed_index + 1
         elif next_index is None:
             next_index = self._last_index + 1
-        elif reset and next_index <= self._last_index:
+        elif reset and next_index <= self._last_index and self._protections.resumes_at_commit:
             # Another term at this place: everything up to the commit index is the same, so resume there at once.
             next_index = self.commit_index + 1
-        self._transport.send(
-            node,
-            {
-                "type": "next_node_idx",
-                "next_node_idx": next_index,
-                "reset": reset,
-                "success": success,
-                "term": self.term,
-            },
-        )
+        answer: Message = {
+            "type": "next_node_idx",
+            "next_node_idx": next_index,
+            "reset": reset,
+            "success": success,
+            "term": self.term,
+            "sent_at_us": self._answering_us,
+            "is_learner": not self.voters.speaks,
+        }
+        self._held.append((node, answer))
 
-    def install_received(self) -> None:
-        """Takes over the snapshot that the store has received, checked and put in place."""
-        snapshot, self._snapshots.received = self._snapshots.received, None
-        assert snapshot is not None
-        self._journal.align(snapshot.before, snapshot.last)
+    def _align(self, snapshot: Snapshot) -> None:
+        if not self._journal.align(snapshot.before, snapshot.last):
+            self._snapshots.drop_previous()
+
+    def _install_received(self) -> None:
+        """Takes over a snapshot that a leader sent, once the store has checked it and put it in place."""
+        snapshot = self._snapshots.take_received()
+        if snapshot is None:
+            return
+        self._align(snapshot)
         self._engine.set_applied(snapshot.index, has_snapshot=True)
         self._installed_index = snapshot.index
         self.state = snapshot.state
         self._transitions.append(Transition(snapshot.state, command_pb2.CommandResult()))
+        self.voters.applied(self.state, snapshot.index)
         self._engine.end_commits(0, snapshot.index, FAIL_REASON.UNKNOWN_OUTCOME)
-
-    def _term_at(self, index: int) -> int | None:
-        """Term of the entry at `index`; None when the log does not hold it."""
-        position = index - self._journal[0][1]
-        return int(self._journal[position][2]) if 0 <= position < len(self._journal) else None
+        leader = self._engine._getLeader()
+        if leader is not None:
+            self._answering_us = self._leader_sent_us
+            self.answer_append(leader, False, None, True)

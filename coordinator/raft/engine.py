@@ -10,6 +10,8 @@ Time for elections comes from `pysyncobj.syncobj.monotonicTime`; a simulation re
 
 from __future__ import annotations
 
+import _socket
+import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -22,11 +24,25 @@ from coordinator.config import RaftSettings
 from coordinator.raft.frames import Message
 from coordinator.raft.journal import Entry, Journal
 
+# PySyncObj brings its own versions of these two for Windows, and puts them in Python's place everywhere: for the whole
+# process, and there they only raise. Python has had them on every system since 3.4.
+socket.inet_pton = _socket.inet_pton
+socket.inet_ntop = _socket.inet_ntop
+
 COMPACTION_S = 3600.0
 """A snapshot is written at least so often when there is anything new."""
 
 Callback = Callable[[command_pb2.CommandResult | None, int], None]
 """Called once with (result, FAIL_REASON): the result is None unless the reason is SUCCESS."""
+
+
+CANDIDATE, LEADER = 1, 2
+"""PySyncObj's numbers of these roles."""
+
+
+def now_s() -> float:
+    """The monotonic clock that PySyncObj reads, in seconds."""
+    return float(pysyncobj.syncobj.monotonicTime())
 
 
 class Links(Protocol):
@@ -40,6 +56,8 @@ class Links(Protocol):
 
     def is_congested(self, node: Node) -> bool: ...
 
+    def disk_of(self, id: str) -> str: ...
+
     def setOnMessageReceivedCallback(self, callback: Any) -> None: ...
 
 
@@ -52,6 +70,9 @@ class Hooks(Protocol):
     def apply(self, command: bytes) -> command_pb2.CommandResult | None:
         """Applies the entry behind the last applied one."""
 
+    def is_handing_over(self) -> bool:
+        """True while nothing may be appended, because another master is to take over with this log."""
+
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
 
@@ -60,9 +81,6 @@ class Hooks(Protocol):
 
     def answer_append(self, node: Node, reset: bool, next_index: int | None, success: bool) -> None:
         """Answers an append."""
-
-    def install_received(self) -> None:
-        """Takes over a snapshot that has come in."""
 
     def connection_changed(self, node: Node) -> None:
         """A peer came or went."""
@@ -82,6 +100,8 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links
     ) -> None:
         self._hooks = hooks
+        self.elections = 0
+        """Elections that this master has held."""
         super().__init__(Node(self_id), others, conf=_conf(settings), transport=transport)
 
     # Overridden: PySyncObj calls these
@@ -93,6 +113,14 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
             self._SyncObj__callErrCallback(FAIL_REASON.REQUEST_DENIED, callback)
         else:
             super()._applyCommand(entry, callback, None)
+
+    def _SyncObj__setState(self, role: int) -> None:
+        self.elections += role == CANDIDATE
+        super()._SyncObj__setState(role)
+
+    def _checkCommandsToApply(self) -> None:
+        if not self._hooks.is_handing_over():
+            super()._checkCommandsToApply()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> command_pb2.CommandResult | None:
         return self._hooks.apply(command)
@@ -107,9 +135,6 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self, node: Node, reset: bool = False, nextNodeIdx: int | None = None, success: bool = False
     ) -> None:
         self._hooks.answer_append(node, reset, nextNodeIdx, success)
-
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
-        self._hooks.install_received()
 
     def _SyncObj__onNodeConnected(self, node: Node) -> None:
         super()._SyncObj__onNodeConnected(node)
@@ -142,11 +167,43 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
 
     def heartbeat_after(self, seconds: float) -> None:
         """When `replicate` is to be called as heartbeat again."""
-        self._SyncObj__newAppendEntriesTime = pysyncobj.syncobj.monotonicTime() + seconds
+        self._SyncObj__newAppendEntriesTime = now_s() + seconds
+
+    def has_election_due(self) -> bool:
+        """True when PySyncObj would stand for election at its next tick."""
+        is_due = self._SyncObj__raftElectionDeadline < now_s()
+        return is_due and self.role_number() != LEADER and bool(self._SyncObj__connectedNodes)
+
+    def is_transfer_target(self) -> bool:
+        """True while the leader's request to take over is being followed."""
+        return bool(self._SyncObj__transferInProgress)
+
+    def postpone_election(self) -> None:
+        """Waits another election timeout, without a leader: who waits for one is told that there is none."""
+        self._SyncObj__raftElectionDeadline = now_s() + self._hooks.election_timeout_s()
+        self._SyncObj__raftLeader = None
+        self.end_replies(FAIL_REASON.LEADER_CHANGED)
+
+    def stand_for_election(self) -> None:
+        """Has PySyncObj stand for election at its next tick."""
+        self._SyncObj__raftElectionDeadline = 0.0
+
+    def become_follower(self, term: int) -> None:
+        """Gives up what it was; a later term is taken over without a vote in it."""
+        if term > self.raftCurrentTerm:
+            self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(0)
+        self._SyncObj__raftLeader = None
+        self._SyncObj__raftElectionDeadline = now_s() + self._hooks.election_timeout_s()
 
     def role_number(self) -> int:
         """0 follower, 1 candidate, 2 leader."""
         return int(self._SyncObj__raftState)
+
+    def last_entry(self) -> tuple[int, int]:
+        """Index and term of the last entry of the log."""
+        _, index, term = self._SyncObj__raftLog[-1]
+        return int(index), int(term)
 
     def no_op_index(self) -> int:
         """Index of the entry with which this leader began."""
@@ -163,6 +220,19 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
     def match_index(self, node: Node) -> int:
         """Index up to which a follower's log is known to be the leader's; 0 when it is not known."""
         return int(self._SyncObj__raftMatchIndex.get(node, 0))
+
+    def disregard(self, node: Node, answered_s: float) -> None:
+        """Makes an answer count for nothing but what to send next: no match, no sign of life since `answered_s`."""
+        self._SyncObj__raftMatchIndex[node] = 0
+        self._SyncObj__lastResponseTime[node] = answered_s
+
+    def answered_s(self, node: Node) -> float:
+        """When a follower has last answered this leader."""
+        return float(self._SyncObj__lastResponseTime[node])
+
+    def give_no_vote(self) -> None:
+        """Has this master count as having voted in the present term."""
+        self._SyncObj__setCurrentTerm(self.raftCurrentTerm, self.selfNode.id)
 
     def entries_from(self, index: int, count_max: int, bytes_max: int) -> list[Entry]:
         """Entries from `index` on; at least one when there is any, and the last may exceed `bytes_max`."""

@@ -96,27 +96,13 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     previous_log_index=message["prevLogIdx"],
                     previous_log_term=message["prevLogTerm"],
                     entries=entries,
+                    sent_at_us=message["sent_at_us"],
                 )
             )
         case "next_node_idx":
-            return peer_pb2.PeerFrame(
-                next_node_index=peer_pb2.NextNodeIndex(
-                    next_node_index=message["next_node_idx"],
-                    reset=message["reset"],
-                    success=message["success"],
-                    term=message["term"],
-                )
-            )
-        case "request_vote":
-            return peer_pb2.PeerFrame(
-                request_vote=peer_pb2.RequestVote(
-                    term=message["term"],
-                    last_log_index=message["last_log_index"],
-                    last_log_term=message["last_log_term"],
-                )
-            )
-        case "response_vote":
-            return peer_pb2.PeerFrame(response_vote=peer_pb2.ResponseVote(term=message["term"]))
+            return peer_pb2.PeerFrame(next_node_index=_answer(message))
+        case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
+            return _election_frame(message)
         case "apply_command":
             command = peer_pb2.ApplyCommand(command=message["command"], request_id=message.get("request_id", 0))
             return peer_pb2.PeerFrame(apply_command=command)
@@ -129,22 +115,86 @@ def to_frame(message: Message) -> peer_pb2.PeerFrame:
                     log_term=message.get("log_term", 0),
                 )
             )
-        case "timeout_now":
-            return peer_pb2.PeerFrame(timeout_now=peer_pb2.TimeoutNow(term=message["term"]))
         case other:
             raise ValueError(f"PySyncObj's message {other!r} has no frame")
 
 
-def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
-    chunk = message["serialized"]
-    if not chunk:
-        return peer_pb2.InstallSnapshot(
-            term=message["term"], commit_index=message["commit_index"], is_empty=True
-        )
-    data, is_first, is_last = chunk
-    return peer_pb2.InstallSnapshot(
-        term=message["term"], commit_index=message["commit_index"], data=data, is_first=is_first, is_last=is_last
+def _election_frame(message: Message) -> peer_pb2.PeerFrame:
+    match message["type"]:
+        case "request_vote":
+            return peer_pb2.PeerFrame(
+                request_vote=peer_pb2.RequestVote(
+                    term=message["term"],
+                    last_log_index=message["last_log_index"],
+                    last_log_term=message["last_log_term"],
+                    is_transfer=message["is_transfer"],
+                )
+            )
+        case "pre_vote":
+            return peer_pb2.PeerFrame(
+                pre_vote=peer_pb2.PreVote(
+                    term=message["term"],
+                    last_log_index=message["last_log_index"],
+                    last_log_term=message["last_log_term"],
+                )
+            )
+        case "pre_vote_answer":
+            return peer_pb2.PeerFrame(
+                pre_vote_answer=peer_pb2.PreVoteAnswer(
+                    term=message["term"], is_granted=message["is_granted"], voter_term=message["voter_term"]
+                )
+            )
+        case "response_vote":
+            return peer_pb2.PeerFrame(response_vote=peer_pb2.ResponseVote(term=message["term"]))
+        case other:
+            assert other == "timeout_now"
+            return peer_pb2.PeerFrame(timeout_now=peer_pb2.TimeoutNow(term=message["term"]))
+
+
+def _answer(message: Message) -> peer_pb2.NextNodeIndex:
+    return peer_pb2.NextNodeIndex(
+        next_node_index=message["next_node_idx"],
+        reset=message["reset"],
+        success=message["success"],
+        term=message["term"],
+        sent_at_us=message["sent_at_us"],
+        is_learner=message["is_learner"],
     )
+
+
+def _install_snapshot(message: Message) -> peer_pb2.InstallSnapshot:
+    frame = peer_pb2.InstallSnapshot(
+        term=message["term"], commit_index=message["commit_index"], sent_at_us=message["sent_at_us"]
+    )
+    if message["serialized"]:
+        frame.data, frame.is_first, frame.is_last = message["serialized"]
+    else:
+        frame.is_empty = True
+    return frame
+
+
+def _append_message(append: peer_pb2.AppendEntries) -> Message:
+    return {
+        "type": "append_entries",
+        "term": append.term,
+        "commit_index": append.commit_index,
+        "prevLogIdx": append.previous_log_index,
+        "prevLogTerm": append.previous_log_term,
+        "entries": [(entry.command, entry.index, entry.term) for entry in append.entries],
+        "sent_at_us": append.sent_at_us,
+    }
+
+
+def _answer_message(answer: peer_pb2.NextNodeIndex) -> Message:
+    return {
+        "type": "next_node_idx",
+        "next_node_idx": answer.next_node_index,
+        "reset": answer.reset,
+        "success": answer.success,
+        "term": answer.term,
+        "sent_at_us": answer.sent_at_us,
+        "is_learner": answer.is_learner,
+    }
 
 
 def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
@@ -153,15 +203,7 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
         case None:
             return None
         case "append_entries":
-            append = frame.append_entries
-            return {
-                "type": "append_entries",
-                "term": append.term,
-                "commit_index": append.commit_index,
-                "prevLogIdx": append.previous_log_index,
-                "prevLogTerm": append.previous_log_term,
-                "entries": [(entry.command, entry.index, entry.term) for entry in append.entries],
-            }
+            return _append_message(frame.append_entries)
         case "install_snapshot":
             chunk = frame.install_snapshot
             return {
@@ -169,26 +211,12 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
                 "term": chunk.term,
                 "commit_index": chunk.commit_index,
                 "serialized": None if chunk.is_empty else (chunk.data, chunk.is_first, chunk.is_last),
+                "sent_at_us": chunk.sent_at_us,
             }
         case "next_node_index":
-            answer = frame.next_node_index
-            return {
-                "type": "next_node_idx",
-                "next_node_idx": answer.next_node_index,
-                "reset": answer.reset,
-                "success": answer.success,
-                "term": answer.term,
-            }
-        case "request_vote":
-            request = frame.request_vote
-            return {
-                "type": "request_vote",
-                "term": request.term,
-                "last_log_index": request.last_log_index,
-                "last_log_term": request.last_log_term,
-            }
-        case "response_vote":
-            return {"type": "response_vote", "term": frame.response_vote.term}
+            return _answer_message(frame.next_node_index)
+        case "request_vote" | "pre_vote" | "pre_vote_answer" | "response_vote" | "timeout_now":
+            return _election_message(frame)
         case "apply_command":
             command: Message = {"type": "apply_command", "command": frame.apply_command.command}
             if frame.apply_command.request_id:
@@ -202,7 +230,39 @@ def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
             else:
                 answer_message |= {"log_idx": response.log_index, "log_term": response.log_term}
             return answer_message
-        case "timeout_now":
-            return {"type": "timeout_now", "term": frame.timeout_now.term}
         case other:
             raise ProtocolViolation(f"a {other} in the middle of a conversation")
+
+
+def _election_message(frame: peer_pb2.PeerFrame) -> Message:
+    match frame.WhichOneof("message"):
+        case "request_vote":
+            request = frame.request_vote
+            return {
+                "type": "request_vote",
+                "term": request.term,
+                "last_log_index": request.last_log_index,
+                "last_log_term": request.last_log_term,
+                "is_transfer": request.is_transfer,
+            }
+        case "pre_vote":
+            asked = frame.pre_vote
+            return {
+                "type": "pre_vote",
+                "term": asked.term,
+                "last_log_index": asked.last_log_index,
+                "last_log_term": asked.last_log_term,
+            }
+        case "pre_vote_answer":
+            told = frame.pre_vote_answer
+            return {
+                "type": "pre_vote_answer",
+                "term": told.term,
+                "is_granted": told.is_granted,
+                "voter_term": told.voter_term,
+            }
+        case "response_vote":
+            return {"type": "response_vote", "term": frame.response_vote.term}
+        case other:
+            assert other == "timeout_now"
+            return {"type": "timeout_now", "term": frame.timeout_now.term}

@@ -1,69 +1,99 @@
-"""One connection between two masters; transport.py owns them and has the rules."""
+"""One connection between two masters, from its first byte to its last: frames in, frames out, its bounds and its end.
+
+What it means that a peer says hello, sends a message or is gone is the owner's business (transport.py).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+import ssl
+from typing import Protocol, cast
 
 from pysyncobj.node import Node
 
 from coordinator.api.v1 import peer_pb2
-from coordinator.model.errors import ConfigError
 from coordinator.raft.frames import (
     FRAME_BYTES_MAX,
     HELLO_BYTES_MAX,
     FrameSplitter,
+    Message,
     ProtocolViolation,
     pack,
     parse,
     to_message,
 )
-
-if TYPE_CHECKING:
-    from coordinator.raft.transport import PeerTransport
+from coordinator.security.certificates import Identity
+from coordinator.security.tls import peer_identity, reason_of
 
 SEND_BYTES_MAX = 64 << 20
-"""What may wait in this process for a peer to read it."""
 HELLO_S_MAX = 2.0
-"""How long a stranger may take to say who it is."""
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAddress:
-    """Where a master's peer port is."""
-
-    id: str
-    host: str
-    port: int
+log = logging.getLogger("coordinator.raft.transport")
 
 
-def parse_address(id: str, address: str) -> PeerAddress:
-    """Reads "host:port"; an IPv6 host stands in brackets. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ConfigError([f"peer address {address!r} of master {id} is not host:port"])
-    return PeerAddress(id, host.strip("[]"), int(port))
+class Owner(Protocol):
+    """Whom a link tells what happens."""
+
+    self_id: str
+    loop: asyncio.AbstractEventLoop
+
+    def hello(self, to_id: str) -> peer_pb2.PeerFrame:
+        """What this master says first."""
+        ...
+
+    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str, certified: Identity | None) -> Node:
+        """The peer that says this. Raises ProtocolViolation when it may not."""
+        ...
+
+    def opened(self, link: Link) -> None:
+        """There is a socket, which `forgotten` ends."""
+        ...
+
+    def forgotten(self, link: Link) -> None:
+        """The socket is closed."""
+        ...
+
+    def admit(self, link: Link) -> bool:
+        """Counts a new connection among the strangers; False when there is no room."""
+        ...
+
+    def established(self, link: Link) -> None:
+        """The other side is known now."""
+        ...
+
+    def ended(self, link: Link) -> None:
+        """The connection is no more."""
+        ...
+
+    def deliver(self, node: Node, message: Message) -> None:
+        """A message has come."""
+        ...
+
+    def on_activity(self) -> None:
+        """Messages were taken in."""
+        ...
+
+    def on_failure(self, error: Exception) -> None:
+        """The engine raised this."""
+        ...
 
 
 class Link(asyncio.Protocol):
     """One connection, from the first byte to the last; `peer` is None until the other side's hello was right."""
 
-    def __init__(self, transport: PeerTransport, dialled: PeerAddress | None) -> None:
-        self._owner = transport
-        self._dialled = dialled
+    def __init__(self, owner: Owner, dialled_id: str) -> None:
+        self._owner = owner
+        self._dialled_id = dialled_id
         self._splitter = FrameSplitter(HELLO_BYTES_MAX)
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
         self.peer: Node | None = None
         self.transport: asyncio.Transport | None = None
-        self.closed: asyncio.Future[None] = transport.loop.create_future()
+        self.closed: asyncio.Future[None] = owner.loop.create_future()
         """Done when nothing may come or go any more."""
-        self.lost: asyncio.Future[None] = transport.loop.create_future()
+        self.lost: asyncio.Future[None] = owner.loop.create_future()
         """Done when the socket is closed."""
         self.received_at = 0.0
         self.sent_at = 0.0
@@ -73,7 +103,7 @@ class Link(asyncio.Protocol):
         """The other side, for people."""
         where = self.transport.get_extra_info("peername") if self.transport else None
         address = f"{where[0]}:{where[1]}" if isinstance(where, tuple) else "an unknown address"
-        known = self.peer.id if self.peer else self._dialled.id if self._dialled else ""
+        known = self.peer.id if self.peer else self._dialled_id
         return f"{known} at {address}" if known else address
 
     @property
@@ -91,8 +121,8 @@ class Link(asyncio.Protocol):
             self.cut("too many connections that have not said who they are")
             return
         self._hello_timer = self._owner.loop.call_later(HELLO_S_MAX, self._expire_hello)
-        if self._dialled:
-            self.write(pack(self._owner.hello(self._dialled.id)))
+        if self._dialled_id:
+            self.write(pack(self._owner.hello(self._dialled_id)))
 
     def data_received(self, data: bytes) -> None:
         self.received_at = self._owner.loop.time()
@@ -115,11 +145,13 @@ class Link(asyncio.Protocol):
     def _take_hello(self, frame: peer_pb2.PeerFrame) -> None:
         if frame.WhichOneof("message") != "hello":
             raise ProtocolViolation("its first frame is no hello")
-        node = self._owner.check_hello(frame.hello, self._dialled.id if self._dialled else None)
+        assert self.transport is not None
+        certificate = self.transport.get_extra_info("peercert")
+        node = self._owner.check_hello(frame.hello, self._dialled_id, peer_identity(certificate))
         self._splitter.bytes_max = FRAME_BYTES_MAX
         if self._hello_timer:
             self._hello_timer.cancel()
-        if not self._dialled:
+        if not self._dialled_id:
             self.write(pack(self._owner.hello(node.id)))
         self.peer = node
         self._owner.established(self)
@@ -138,7 +170,7 @@ class Link(asyncio.Protocol):
         data = b"".join(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
-        if self.transport and not self.transport.is_closing():
+        if self.transport and not self.closed.done() and not self.transport.is_closing():
             self.transport.write(data)
             self.sent_at = self._owner.loop.time()
 
@@ -155,10 +187,13 @@ class Link(asyncio.Protocol):
         self._ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError) and not self.closed.done():
+            # In TLS 1.3 a caller hears that its certificate is refused only after its own handshake is done.
+            self.cut(reason_of(exc))
         self._ended()
         if not self.lost.done():
             self.lost.set_result(None)
-        self._owner.forget(self)
+        self._owner.forgotten(self)
 
     def _ended(self) -> None:
         if self.closed.done():

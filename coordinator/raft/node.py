@@ -14,66 +14,37 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pysyncobj import FAIL_REASON
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import MasterSettings, RaftSettings
-from coordinator.machine.machine import apply_bytes
-from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
-from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Apply, Consensus
+from coordinator.raft.address import parse_address
+from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
+from coordinator.raft.figures import RaftFigures
+from coordinator.raft.files import DiskFailed
+from coordinator.raft.identity import Identity
+from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
 from coordinator.raft.journal import Journal
-from coordinator.raft.link import parse_address
 from coordinator.raft.proposals import Proposals
+from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
 from coordinator.raft.transport import PeerTransport
+from coordinator.security.credentials import Credentials
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """The state machine that is replicated; tests bring their own. Of `State` this package reads only `index`."""
-
-    apply: Apply = apply_bytes
-    encode: Callable[[State], bytes] = encode_snapshot
-    decode: Callable[[bytes], State] = decode_snapshot
-
-
-@dataclass(frozen=True, slots=True)
-class RaftStatus:
-    """How one master stands in the consensus."""
-
-    role: str
-    """"follower", "candidate", "leader" or "stopped"."""
-    leader_id: str | None
-    term: int
-    commit_index: int
-    applied_index: int
-    log_entries: int
-    log_bytes: int
-    connected_peers: tuple[str, ...]
-    """Ids, sorted."""
-
-
-@dataclass(slots=True)
-class _Listeners:
-    transition: list[Callable[[Transition], None]] = field(default_factory=list)
-    leadership: list[Callable[[bool, int], None]] = field(default_factory=list)
 
 
 class RaftNode:
     """One master's replica of the state machine.
 
-    After `start`, watch `fatal`: when it gets an exception (Damaged, ApplyFailed, OSError of the disk), this master has
+    After `start`, watch `fatal`: when it gets an exception (Damaged, ApplyFailed, DiskFailed), this master has
     already stopped taking part, and the daemon must end with the exception's message.
     """
 
@@ -88,10 +59,12 @@ class RaftNode:
         clock: Clock,
         machine: Machine | None = None,
         rng: random.Random | None = None,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """Raises ConfigError for what cannot work; touches neither disk nor network."""
+        """Raises ConfigError for what cannot work; reads its certificate, and touches neither log nor network.
+
+        Without credentials it speaks plain text to its peers.
+        """
         addresses = {master.id: parse_address(master.id, master.peer_address) for master in masters}
         if self_id not in addresses:
             raise ConfigError([f"master {self_id!r} is not among the masters {', '.join(sorted(addresses))}"])
@@ -112,12 +85,12 @@ class RaftNode:
             tuple(addresses.values()),
             cluster_name,
             2 * settings.election_timeout_s_max,
-            ssl_server=ssl_server,
-            ssl_client=ssl_client,
+            credentials=credentials,
         )
         self._consensus: Consensus | None = None
         self._last_state = State()
         self._journal: Journal | None = None
+        self._seat: Seat | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._loop: asyncio.AbstractEventLoop
         self._fatal: asyncio.Future[None]
@@ -127,14 +100,14 @@ class RaftNode:
         self._proposals = Proposals(self_id, settings, self._schedule_step)
         self._leadership_lost = asyncio.Event()
         self._told_term: int | None = None
-        self._listeners = _Listeners()
+        self._listeners = Listeners()
 
     # Life
 
     async def start(self) -> None:
         """Takes the peer port, loads what is on disk, joins the others.
 
-        Raises ConfigError (the port cannot be had), Damaged (what is on disk cannot be trusted), OSError (the disk).
+        Raises ConfigError (the port cannot be had), Damaged (what is on disk cannot be trusted), DiskFailed.
         """
         self._loop = asyncio.get_running_loop()
         self._fatal = self._loop.create_future()
@@ -144,6 +117,9 @@ class RaftNode:
         await self._transport.bind()
         try:
             self._load()
+        except OSError as error:
+            await self.stop()
+            raise DiskFailed(self._directory, error) from None
         except BaseException:
             await self.stop()
             raise
@@ -158,6 +134,7 @@ class RaftNode:
         machine = self._machine
         snapshots = SnapshotStore(self._directory, self._executor, machine.encode, machine.decode)
         snapshots.on_written = self._wake_from_thread
+        seat = self._seat = Seat(self._transport, Identity(self._directory), machine)
         self._journal = Journal(self._directory, f"{self._cluster_name}/{self.self_id}")
         self._consensus = self._proposals.consensus = Consensus(
             transport=self._transport,
@@ -167,10 +144,16 @@ class RaftNode:
             settings=self._settings,
             wall_ms=self._clock.wall_ms,
             rng=self._rng,
+            membership=seat.membership,
         )
+        seat.take(self._consensus)
 
     async def stop(self) -> None:
         """Leaves without a goodbye and closes everything; safe to call twice. What is in flight gets OutcomeUnknown."""
+        if self._consensus and self._journal:
+            # So that the next start notices when the disk loses anything meanwhile; without it the stop is as good.
+            with contextlib.suppress(OSError):
+                self._journal.mark()
         self._halt()
         await self._transport.close()
         if self._closing:
@@ -194,6 +177,8 @@ class RaftNode:
             self._journal.close()
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, OSError):
+            error = DiskFailed(self._directory, error)
         if not self._fatal.done():
             log.critical("%s: stopped taking part in the consensus: %s", self.self_id, error)
             self._fatal.set_exception(error)
@@ -213,8 +198,13 @@ class RaftNode:
         return self._told_term is not None
 
     @property
+    def has_lease(self) -> bool:
+        """True while this master is certain that nobody else leads; then `state`, read at once, is linearizable."""
+        return self._consensus is not None and self._consensus.has_lease
+
+    @property
     def leader_id(self) -> str | None:
-        """Who leads, as far as this master knows."""
+        """Who leads, as far as this master knows; None while it is cut off from that one."""
         return self._consensus.leader_id if self._consensus else None
 
     @property
@@ -233,6 +223,19 @@ class RaftNode:
         """Gets an exception when this master must end; exists after `start`, never gets a result."""
         return self._fatal
 
+    @property
+    def cluster_id(self) -> str:
+        """The identity of the cluster that this master's disk belongs to; empty while it has not learned it."""
+        return self._seat.identity.cluster_id if self._seat else ""
+
+    def standing(self, id: str) -> PeerStanding | None:
+        """At the leader: another master as it sees it; None while that is not connected."""
+        return self._seat.standing(id) if self._seat else None
+
+    def move_peer(self, id: str, address: str) -> None:
+        """Looks for another master at "host:port" until the state says otherwise. Raises ConfigError for no address."""
+        self._transport.move(id, address)
+
     def status(self) -> RaftStatus:
         """How this master stands now."""
         consensus, journal = self._consensus, self._journal
@@ -249,6 +252,11 @@ class RaftNode:
             connected_peers=self._transport.connected_ids,
         )
 
+    def figures(self) -> RaftFigures | None:
+        """Figures for those who watch; None while it does not run."""
+        consensus, transport = self._consensus, self._transport
+        return consensus.figures(transport.traffic, transport.queued_bytes) if consensus else None
+
     def on_transition(self, callback: Callable[[Transition], None]) -> None:
         """Calls back for every applied log entry, in order, once `state` includes it.
 
@@ -263,9 +271,7 @@ class RaftNode:
 
     # Writing
 
-    async def propose(
-        self, command: command_pb2.Command, timeout_s: float | None = None
-    ) -> command_pb2.CommandResult:
+    async def propose(self, command: command_pb2.Command, timeout_s: float | None = None) -> command_pb2.CommandResult:
         """Replicates a command through the leader, whoever it is, and returns what applying it here answered.
 
         Definitely not applied: InvalidRequest (too large), Overloaded, NoLeader (none until the deadline).
@@ -280,6 +286,14 @@ class RaftNode:
         raises; as a barrier changes nothing, calling again is always safe.
         """
         await self._proposals.barrier(timeout_s)
+
+    async def read_barrier(self, timeout_s: float | None = None) -> None:
+        """Afterwards `state`, read before the next `await`, shows everything that was acknowledged before the call.
+
+        Free on a leader with a lease, else as dear as `barrier`, and raising the same.
+        """
+        if not self.has_lease:
+            await self.barrier(timeout_s)
 
     async def transfer_leadership(self, target_id: str | None) -> None:
         """Hands the leadership to a follower that has the whole log, or to the best one; returns when it is gone.
@@ -333,6 +347,8 @@ class RaftNode:
             return
         try:
             consensus.step()
+            if self._seat:
+                self._seat.look()
         except Exception as error:
             # Half a step may have been done, and nothing that is known to fail does so harmlessly.
             self._fail(error)

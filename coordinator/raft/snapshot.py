@@ -8,14 +8,20 @@ Rules:
 
 1. A snapshot takes the name `snapshot` only once it is whole on disk, and only when it is newer than the one
    there: a slow write must not overtake a newer snapshot that the leader sent meanwhile.
-2. What a leader sent is decoded before it takes that name. A damaged one is dropped with a line in the log,
-   and the old one stays; the leader sends again.
+2. What a leader sent is checked, decoded and synced in a thread before it takes that name. A damaged one is dropped
+   with a line in the log, and the old one stays; the leader sends again.
 3. The log is cut only after rule 1 (PySyncObj asks `checkSerializing`; SUCCESS cuts).
 4. States are immutable, so encoding and writing run in a thread while the machine goes on; nothing forks.
+5. The one that was there before stays as `snapshot.previous`, and the disk keeps the log from its end on
+   (`needed_from`, journal.py). When `snapshot` is found damaged at the start, the master goes on from the one before
+   and the log behind it, which together hold all that it ever acknowledged. Where the log does not reach back (its
+   entries went when a leader's snapshot took their place), that would forget what was acknowledged, so it refuses, and
+   such a previous one is removed at once. One that is whole, but that this software cannot read, is never passed over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import struct
 import time
@@ -31,7 +37,9 @@ from pysyncobj.config import SERIALIZER_STATE
 from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.machine.state import State
 from coordinator.model.errors import Damaged
-from coordinator.raft.journal import SNAPSHOT_NAME, Entry, sync_directory, write_file
+from coordinator.raft.figures import SnapshotFigures
+from coordinator.raft.files import ADVICE, PREVIOUS_NAME, SNAPSHOT_NAME, sync_directory, write_file
+from coordinator.raft.journal import Entry
 
 CHUNK_BYTES = 256 << 10
 """Bytes of a snapshot per frame."""
@@ -41,7 +49,6 @@ _HEADER = struct.Struct(">6sHQI")
 _ENTRY_HEADER = struct.Struct(">QQI")
 _MAGIC = b"FCSNAP"
 _VERSION = 1
-_ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
 
 log = logging.getLogger(__name__)
 
@@ -72,40 +79,57 @@ def encode_file(snapshot: Snapshot, encode: Callable[[State], bytes] = encode_sn
 def decode_file(data: bytes, name: str, decode: Callable[[bytes], State] = decode_snapshot) -> Snapshot:
     """Reads what `encode_file` made. Raises Damaged, naming the file, for anything else."""
     _check(data, name)
+    (before, last), offset = _read_entries(data, name)
+    state = decode(data[offset:])
+    if last[1] != before[1] + 1 or state.index > last[1]:
+        found = f"entries {before[1]} and {last[1]} do not fit state {state.index}"
+        raise Damaged(f"{name}, offset {_HEADER.size}: {found}; {ADVICE}")
+    return Snapshot(before, last, state)
+
+
+def _read_entries(data: bytes, name: str) -> tuple[tuple[Entry, Entry], int]:
+    """The two log entries of a file that `_check` has passed, and where its state begins."""
     entries: list[Entry] = []
     offset = _HEADER.size
     for _ in range(2):
         if offset + _ENTRY_HEADER.size > len(data):
-            raise Damaged(f"{name}, offset {offset}: the log entries are cut off; {_ADVICE}")
+            raise Damaged(f"{name}, offset {offset}: the log entries are cut off; {ADVICE}")
         index, term, length = _ENTRY_HEADER.unpack_from(data, offset)
         offset += _ENTRY_HEADER.size
         entries.append((data[offset : offset + length], index, term))
         offset += length
-    state = decode(data[offset:])
-    before, last = entries
-    if last[1] != before[1] + 1 or state.index > last[1]:
-        raise Damaged(f"{name}: entries {before[1]} and {last[1]} do not fit state {state.index}; {_ADVICE}")
-    return Snapshot(before, last, state)
+    return (entries[0], entries[1]), offset
 
 
 def _check(data: bytes, name: str) -> None:
     if len(data) < _HEADER.size:
-        raise Damaged(f"{name}: {len(data)} bytes are no snapshot; {_ADVICE}")
+        raise Damaged(f"{name}, offset 0: {len(data)} bytes are no snapshot; {ADVICE}")
     magic, version, length, checksum = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise Damaged(f"{name}, offset 0: it does not begin as a snapshot; {_ADVICE}")
+        raise Damaged(f"{name}, offset 0: it does not begin as a snapshot; {ADVICE}")
     if version != _VERSION:
-        raise Damaged(f"{name}: version {version}, this software reads {_VERSION}; run the software that wrote it")
+        known = f"version {version}, this software reads {_VERSION}"
+        raise Damaged(f"{name}, offset 6: {known}; run the software that wrote it, or: {ADVICE}")
     if length != len(data) - _HEADER.size:
-        raise Damaged(f"{name}: {len(data) - _HEADER.size} bytes where the header says {length}; {_ADVICE}")
+        found = len(data) - _HEADER.size
+        raise Damaged(f"{name}, offset 8: {found} bytes where the header says {length}; {ADVICE}")
     if zlib.crc32(memoryview(data)[_HEADER.size :]) != checksum:
-        raise Damaged(f"{name}: the checksum does not match; {_ADVICE}")
+        raise Damaged(f"{name}, offset {_HEADER.size}: the checksum does not match; {ADVICE}")
+
+
+def _is_whole(data: bytes) -> bool:
+    """True when a file is as it was written; what cannot be read in it then is not the disk's fault."""
+    if len(data) < _HEADER.size:
+        return False
+    magic, _, length, checksum = _HEADER.unpack_from(data)
+    body = memoryview(data)[_HEADER.size :]
+    return bool(magic == _MAGIC and length == len(body) and zlib.crc32(body) == checksum)
 
 
 class SnapshotStore:
-    """Holds the snapshot of one master; stands where PySyncObj's own Serializer stands, under its method names.
+    """Holds the snapshots of one master; stands where PySyncObj's own Serializer stands, under its method names.
 
-    `state_now` gives the state to write, `on_written` is called in any thread when a write has ended, and
+    `state_now` gives the state to write, `on_written` is called in any thread when a write or a check has ended, and
     `may_send(node)` says whether a peer's connection takes more. `applied_index` is set by the engine.
     """
 
@@ -119,15 +143,20 @@ class SnapshotStore:
     ) -> None:
         self._monotonic = monotonic
         self._path = directory / SNAPSHOT_NAME
+        self._previous_path = directory / PREVIOUS_NAME
         self._executor = executor
         self._encode = encode
         self._decode = decode
-        self._writing: Future[int] | None = None
-        self._index = 0
+        self._writing: Future[SnapshotFigures] | None = None
+        self._checking: Future[tuple[Snapshot, SnapshotFigures]] | None = None
+        self.figures = SnapshotFigures()
+        """The newest one on disk."""
+        self._previous_index = 0
+        """Index of the previous one; 0 for none."""
+        self._is_damaged = False
+        """True when the newest one was found damaged while it was to be sent: the previous one is worth more."""
         self._outgoing: dict[Any, BinaryIO] = {}
         self._incoming: BinaryIO | None = None
-        self.received: Snapshot | None = None
-        """The snapshot that a leader sent, once it is whole, sound and in place."""
         self.state_now: Callable[[], State] = State
         self.applied_index: Callable[[], int] = lambda: 0
         self.may_send: Callable[[Any], bool] = lambda node: True
@@ -135,21 +164,85 @@ class SnapshotStore:
         self._retry_at = 0.0
         self.on_damaged: Callable[[], None] = lambda: None
 
-    def load(self) -> Snapshot | None:
-        """The snapshot on disk. Raises Damaged when there is one that cannot be trusted."""
+    # Loading
+
+    def load(self, is_in_log: Callable[[Entry, Entry], bool] = lambda before, last: True) -> Snapshot | None:
+        """The newest snapshot on disk that is sound and that the log goes on from; None when there is none at all.
+
+        `is_in_log` tells whether the log has a snapshot's two entries. Raises Damaged when what is on disk would have
+        this master forget anything (rule 5).
+        """
         for leftover in self._path.parent.glob(SNAPSHOT_NAME + ".*.tmp"):
             leftover.unlink()
+        snapshot = self._load_newest(is_in_log)
+        if snapshot is not None:
+            self._previous_index = self._find_previous(is_in_log)
+        return snapshot
+
+    def _load_newest(self, is_in_log: Callable[[Entry, Entry], bool]) -> Snapshot | None:
+        data = b""
         try:
             data = self._path.read_bytes()
+            return self._loaded(decode_file(data, str(self._path), self._decode), len(data))
         except FileNotFoundError:
-            return None
-        snapshot = decode_file(data, str(self._path), self._decode)
-        self._index = snapshot.index
+            # A process that ended while it put a newer one in place leaves this gap.
+            if not self._previous_path.exists():
+                return None
+            damage = None
+        except Damaged as error:
+            if _is_whole(data) or not self._previous_path.exists():
+                raise
+            damage = error
+        data = self._previous_path.read_bytes()
+        snapshot = decode_file(data, str(self._previous_path), self._decode)
+        if not is_in_log(snapshot.before, snapshot.last):
+            reason = damage or Damaged(f"{self._path}, offset 0: missing; {ADVICE}")
+            log.error("%s is sound, but the log does not go on from entry %d", self._previous_path, snapshot.index)
+            raise reason
+        if damage is not None:
+            log.error("%s", damage)
+            log.error("going on from %s, entry %d, and the log behind it", self._previous_path, snapshot.index)
+            self._path.replace(self._path.with_name(SNAPSHOT_NAME + ".damaged"))
+        self._previous_path.replace(self._path)
+        sync_directory(self._path.parent)
+        return self._loaded(snapshot, len(data))
+
+    def _loaded(self, snapshot: Snapshot, size_bytes: int) -> Snapshot:
+        self.figures = SnapshotFigures(snapshot.index, size_bytes, snapshot.state.time_ms / 1_000)
         return snapshot
+
+    def _find_previous(self, is_in_log: Callable[[Entry, Entry], bool]) -> int:
+        """Index of the previous snapshot; one that could not be used is removed."""
+        try:
+            data = self._previous_path.read_bytes()
+            _check(data, str(self._previous_path))
+            (before, last), _ = _read_entries(data, str(self._previous_path))
+        except FileNotFoundError:
+            return 0
+        except Damaged as error:
+            log.error("%s", error)
+        else:
+            if is_in_log(before, last):
+                return last[1]
+        self.drop_previous()
+        return 0
+
+    def drop_previous(self) -> None:
+        """The log does not go on from the previous snapshot any more."""
+        self._previous_index = 0
+        self._previous_path.unlink(missing_ok=True)
+
+    @property
+    def needed_from(self) -> int:
+        """Index of the first log entry that the snapshots on disk need: the first of the older one's two."""
+        return (self._previous_index or self.figures.index) - 1
 
     def close(self) -> None:
         """Closes files; a write that goes on ends by itself and keeps its temporary name."""
-        self._incoming = self._close(self._incoming)
+        # A full disk has failed this master already, and fails the bytes that wait in the file once more.
+        with contextlib.suppress(OSError):
+            self._close(self._incoming)
+        self._incoming = None
         while self._outgoing:
             self._close(self._outgoing.popitem()[1])
 
@@ -163,9 +256,10 @@ class SnapshotStore:
         self._writing = self._executor.submit(self._write, snapshot)
         self._writing.add_done_callback(lambda _: self.on_written())
 
-    def _write(self, snapshot: Snapshot) -> int:
-        write_file(self._temporary("written"), encode_file(snapshot, self._encode))
-        return snapshot.index
+    def _write(self, snapshot: Snapshot) -> SnapshotFigures:
+        data = encode_file(snapshot, self._encode)
+        write_file(self._temporary("written"), data)
+        return SnapshotFigures(snapshot.index, len(data), snapshot.state.time_ms / 1_000)
 
     def checkSerializing(self) -> tuple[int, int | None]:
         """State of the write, and the index up to which the log may go; SUCCESS and FAILED are told once."""
@@ -180,17 +274,20 @@ class SnapshotStore:
             log.error("could not write a snapshot: %s; trying again in %g s, the log grows meanwhile", error, RETRY_S)
             self._retry_at = self._monotonic() + RETRY_S
             return SERIALIZER_STATE.FAILED, None
-        index = writing.result()
-        if index <= self._index:
+        figures = writing.result()
+        if figures.index <= self.figures.index:
             return SERIALIZER_STATE.FAILED, None
-        self._put_in_place(self._temporary("written"), index)
+        self._put_in_place(self._temporary("written"), figures)
         # PySyncObj keeps the entry before the last one that the snapshot includes as the first of its log.
-        return SERIALIZER_STATE.SUCCESS, index - 1
+        return SERIALIZER_STATE.SUCCESS, figures.index - 1
 
-    def _put_in_place(self, temporary: Path, index: int) -> None:
+    def _put_in_place(self, temporary: Path, figures: SnapshotFigures) -> None:
+        if self.figures.index and not self._is_damaged:
+            self._path.replace(self._previous_path)
+            self._previous_index = self.figures.index
         temporary.replace(self._path)
         sync_directory(self._path.parent)
-        self._index = index
+        self.figures, self._is_damaged = figures, False
 
     # Sending
 
@@ -208,6 +305,7 @@ class SnapshotStore:
         except (OSError, Damaged) as error:
             log.error("cannot send a snapshot to %s: %s; writing a new one", node, error)
             self.cancelTransmisstion(node)
+            self._is_damaged = True
             self.on_damaged()
             return None
         is_last = not data
@@ -219,40 +317,56 @@ class SnapshotStore:
         """Forgets how far a follower is."""
         self._close(self._outgoing.pop(node, None))
 
-    # Receiving
+    # Receiving: PySyncObj hands the chunks in; what has become of them is asked for at every step
 
     def setTransmissionData(self, data: tuple[bytes, bool, bool] | None) -> bool:
-        """Takes a chunk in; True when a newer, sound snapshot is now in place and in `received`."""
-        if not data:
+        """Takes a chunk in. Always False: it takes time to check the whole, so PySyncObj does not acknowledge it."""
+        if not data or self.is_checking:
             return False
         content, is_first, is_last = data
-        temporary = self._temporary("received")
         if is_first:
             self._close(self._incoming)
-            self._incoming = temporary.open("wb")
+            self._incoming = self._temporary("received").open("wb")
         if self._incoming is None:
             return False
         self._incoming.write(content)
-        if not is_last:
-            return False
-        self._incoming = self._close(self._incoming)
-        return self._accept(temporary)
+        if is_last:
+            self._incoming = self._close(self._incoming)
+            self._checking = self._executor.submit(self._check_received)
+            self._checking.add_done_callback(lambda _: self.on_written())
+        return False
 
-    def _accept(self, temporary: Path) -> bool:
-        content = temporary.read_bytes()
+    @property
+    def is_checking(self) -> bool:
+        """True from the last chunk of a snapshot until `take_received` has told what became of it."""
+        return self._checking is not None
+
+    def _check_received(self) -> tuple[Snapshot, SnapshotFigures]:
+        temporary = self._temporary("received")
+        data = temporary.read_bytes()
+        snapshot = decode_file(data, "the snapshot that the leader sent", self._decode)
+        write_file(temporary, data)
+        return snapshot, SnapshotFigures(snapshot.index, len(data), snapshot.state.time_ms / 1_000)
+
+    def take_received(self) -> Snapshot | None:
+        """A snapshot that a leader sent, told once, when it is newer than the state, sound, and in place.
+
+        Raises OSError when the disk fails.
+        """
+        if self._checking is None or not self._checking.done():
+            return None
+        checking, self._checking = self._checking, None
         try:
-            snapshot = decode_file(content, "the snapshot that the leader sent", self._decode)
+            snapshot, figures = checking.result()
         except Damaged as error:
             log.error("%s: dropped, this master keeps its state", error)
-            temporary.unlink()
-            return False
+            self._temporary("received").unlink(missing_ok=True)
+            return None
         if snapshot.index <= self.applied_index():
-            temporary.unlink()
-            return False
-        write_file(temporary, content)
-        self._put_in_place(temporary, snapshot.index)
-        self.received = snapshot
-        return True
+            self._temporary("received").unlink(missing_ok=True)
+            return None
+        self._put_in_place(self._temporary("received"), figures)
+        return snapshot
 
     def _temporary(self, kind: str) -> Path:
         return self._path.with_name(f"{SNAPSHOT_NAME}.{kind}.tmp")

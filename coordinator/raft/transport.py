@@ -1,9 +1,9 @@
 """Connections between masters: one per pair, over asyncio, carrying the frames of frames.py.
 
 Who dials: of two masters, the one whose id sorts higher dials the other, again and again with a growing
-pause (50 ms to 1 s). Both say PeerHello first, and each checks protocol version, cluster name, that it is
-meant, and that the other is a known peer; who fails is cut off and named in the log. A newer connection of
-the same peer replaces the older one, which its owner may not yet know to be dead.
+pause (50 ms to 1 s). Both say PeerHello first, and each checks protocol version, cluster name and identity (where
+both know it), that it is meant, and that the other is a known peer; who fails is cut off and named in the log. A
+newer connection of the same peer replaces the older one, which its owner may not yet know to be dead.
 
 Bounds: a stranger may send 4 KiB, has 2 s for its hello, and there are at most 64 of them; a peer's frame
 has at most 16 MiB. What a peer does not read piles up to SEND_BYTES_MAX, then its connection is dropped: the
@@ -13,8 +13,9 @@ follower is not dropped for being slow. Frames of one turn of the event loop go 
 A peer that vanished without a word is noticed by silence: every link carries something at least every
 quarter of `idle_s`, if need be a frame of length 0, and one that was silent for `idle_s` is closed.
 
-The two `ssl` parameters are the seam for mutual TLS; the check of a peer's certificate against its hello
-belongs into `check_hello`.
+Under mutual TLS both sides show a certificate of the cluster's authority. Who dials checks the peer's name in the
+handshake; `check_hello` holds the hello of either side to its certificate: role master, this cluster, that id. A
+stranger's 2 s and its place among the 64 begin with the connection, so the handshake is within both.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pysyncobj.node import Node
@@ -33,15 +34,26 @@ from pysyncobj.transport import Transport
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.model.errors import ConfigError
+from coordinator.raft.address import PeerAddress, parse_address
+from coordinator.raft.figures import Traffic, kind_of
 from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
-from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link, PeerAddress
+from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
+from coordinator.raft.listener import listen
+from coordinator.security.certificates import Identity
+from coordinator.security.credentials import Credentials
+from coordinator.security.tls import reason_of
 
 CONGESTED_BYTES = 2 << 20
 STRANGERS_MAX = 64
+BACKLOG = 100
 REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 1.0
 
 log = logging.getLogger(__name__)
+
+
+def _same(link: Link) -> Link:
+    return link
 
 
 class PeerTransport(Transport):  # type: ignore[misc]
@@ -58,8 +70,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         cluster_name: str,
         idle_s: float,
         *,
-        ssl_server: ssl.SSLContext | None = None,
-        ssl_client: ssl.SSLContext | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         super().__init__(None, None, None)
         self.self_id = own.id
@@ -68,20 +79,29 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.on_activity: Callable[[], None] = lambda: None
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
         self.on_failure: Callable[[Exception], None] = lambda error: None
+        self.describe: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.check_peer: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.told: dict[str, peer_pb2.PeerHello] = {}
+        """What each peer said of itself when it was connected the last time, by its id."""
+        self._moved: dict[str, PeerAddress] = {}
+        self.traffic = Traffic()
         self._own = own
         self._peers = peers
         self._cluster_name = cluster_name
         self._idle_s = idle_s
         self._incarnation = uuid.uuid4().hex
-        self._ssl_server = ssl_server
-        self._ssl_client = ssl_client
-        self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._accepting: asyncio.Task[None] | None = None
-        self._arriving: set[socket.socket] = set()
+        self._credentials = credentials
+        self._ssl_server = credentials.server_context() if credentials else None
+        self._ssl_client = credentials.client_context() if credentials else None
+        self._listeners: list[socket.socket] = []
+        self._acceptors: list[asyncio.Task[None]] = []
+        self._welcomes: dict[asyncio.Task[None], socket.socket] = {}
+        """Connections that were accepted and are not links yet."""
+        self._dialers: list[asyncio.Task[None]] = []
         self._links: dict[str, Link] = {}
         self._strangers: set[Link] = set()
         self._open: set[Link] = set()
+        """Links whose socket is open, whether or not they may still be used."""
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -92,86 +112,112 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self.loop = asyncio.get_running_loop()
         own = self._own
         try:
-            infos = await self.loop.getaddrinfo(own.host, own.port, type=socket.SOCK_STREAM)
-            family, _, _, _, address = infos[0]
-            self._listener = socket.create_server(address[:2], family=family, backlog=STRANGERS_MAX)
+            self._listeners = await listen(own.host, own.port)
         except OSError as error:
             problem = f"peer port {own.host}:{own.port} of master {own.id} cannot be used: {error.strerror or error}"
             raise ConfigError([f"{problem}; stop what uses it or change peer_address"]) from None
-        self._listener.setblocking(False)
 
     async def open(self) -> None:
         """Starts to answer and to dial."""
-        assert self._listener is not None
+        for listener in self._listeners:
+            listener.listen(BACKLOG)
+            self._acceptors.append(self.loop.create_task(self._accept(listener), name="accept peers"))
         self._checked_at = self.loop.time()
-        self._accepting = self._spawn(self._accept(self._listener))
         for peer in self._peers:
             if self.self_id > peer.id:
-                self._spawn(self._dial(peer))
+                self._dialers.append(self.loop.create_task(self._dial(peer), name=f"dial {peer.id}"))
 
     async def close(self) -> None:
         """Ends everything; safe to call twice."""
         self._is_stopped = True
-        if self._listener is not None:
-            # Where the system allows it, `_accept` ends by this; a cancelled one may drop a socket that it just got.
+        for listener in self._listeners:
+            # Where the system allows it `_accept` ends by this; a cancelled one may drop a socket that it just got.
             with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-                if self._accepting is not None:
-                    await asyncio.wait([self._accepting], timeout=0.05)
-        for task in list(self._tasks):
+                listener.shutdown(socket.SHUT_RDWR)
+        if self._acceptors:
+            await asyncio.wait(self._acceptors, timeout=0.05)
+        tasks = [*self._dialers, *self._acceptors, *self._welcomes]
+        arriving = list(self._welcomes.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
-        while self._arriving:
-            self._arriving.pop().close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._dialers.clear()
+        self._acceptors.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         for link in list(self._open):
             link.end()
         if self._open:
             await asyncio.wait([link.lost for link in self._open], timeout=1.0)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        for connection in arriving:
+            connection.close()
 
     async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's Server: what that has accepted when it is closed it leaves open (Python 3.11).
         while True:
             try:
-                connection, _ = await self.loop.sock_accept(listener)
+                connection, where = await self.loop.sock_accept(listener)
+            except ConnectionError:
+                continue
             except OSError as error:
                 if self._is_stopped:
                     return
-                log.error("%s: cannot accept connections: %s", self.self_id, error)
+                # Out of files, most likely: whoever comes waits until there are some again.
+                log.warning("%s: cannot take connections: %s", self.self_id, error.strerror or error)
                 await asyncio.sleep(REDIAL_S_MAX)
                 continue
-            self._arriving.add(connection)
-            self._spawn(self._welcome(connection))
+            address = f"{where[0]}:{where[1]}"
+            if len(self._welcomes) + len(self._strangers) >= STRANGERS_MAX:
+                log.warning("%s: cut the connection to %s: too many have not said who they are", self.self_id, address)
+                connection.close()
+                continue
+            welcome = self.loop.create_task(self._welcome(connection, address), name=f"welcome {address}")
+            self._welcomes[welcome] = connection
+            welcome.add_done_callback(lambda done: self._welcomes.pop(done, None))
 
-    async def _welcome(self, connection: socket.socket) -> None:
+    async def _welcome(self, connection: socket.socket, address: str) -> None:
+        """Makes a link of a connection, after the handshake where there is one. The loop closes what fails."""
+        link = Link(self, "")
         try:
             async with asyncio.timeout(HELLO_S_MAX):
-                await self.loop.connect_accepted_socket(lambda: Link(self, None), connection, ssl=self._ssl_server)
-        except (OSError, TimeoutError) as error:
-            log.warning("%s: a connection failed before it said a word: %s", self.self_id, error)
-            connection.close()
-        self._arriving.discard(connection)
+                await self.loop.connect_accepted_socket(lambda: link, connection, ssl=self._ssl_server)
+        except TimeoutError:
+            problem = f"no TLS handshake within {HELLO_S_MAX:g} s"
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, problem)
+            self._abandon(link)
+        except OSError as error:
+            log.warning("%s: cut the connection to %s: %s", self.self_id, address, reason_of(error))
+            self._abandon(link)
+
+    def _abandon(self, link: Link) -> None:
+        """Ends a connection whose making was given up; it may have been made all the same.
+
+        After a pause of the whole process both are due at once: the hello that came, and the end of the time for it.
+        The event loop then closes the transport without a word to the link, which would pass for a good one.
+        """
+        link.end()
+        self.forgotten(link)
 
     async def _dial(self, peer: PeerAddress) -> None:
         pause_s = REDIAL_S_MIN
         last_problem = ""
         while True:
             problem = ""
+            place = self._moved.get(peer.id, peer)
+            link = Link(self, peer.id)
             try:
                 async with asyncio.timeout(HELLO_S_MAX):
-                    _, link = await self.loop.create_connection(
-                        lambda: Link(self, peer), peer.host, peer.port, ssl=self._ssl_client
+                    make: Callable[[], Link] = partial(_same, link)
+                    await self.loop.create_connection(
+                        make,
+                        place.host,
+                        place.port,
+                        ssl=self._ssl_client,
+                        server_hostname=self._credentials.peer_name(peer.id) if self._credentials else None,
                     )
             except (OSError, TimeoutError) as error:
-                problem = str(error) or type(error).__name__
+                problem = reason_of(error)
+                self._abandon(link)
             else:
                 await link.closed
                 if link.peer is not None:
@@ -179,7 +225,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 else:
                     problem = "it closed the connection without a hello; its log says why"
             if problem and problem != last_problem:
-                where = f"master {peer.id} at {peer.host}:{peer.port}"
+                where = f"master {peer.id} at {place.host}:{place.port}"
                 log.warning("%s: no connection to %s: %s", self.self_id, where, problem)
                 last_problem = problem
             await asyncio.sleep(pause_s)
@@ -202,7 +248,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def hello(self, to_id: str) -> peer_pb2.PeerFrame:
         """What this master says first."""
-        return peer_pb2.PeerFrame(
+        frame = peer_pb2.PeerFrame(
             hello=peer_pb2.PeerHello(
                 protocol_version=PROTOCOL_VERSION,
                 from_id=self.self_id,
@@ -211,9 +257,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 incarnation=self._incarnation,
             )
         )
+        self.describe(frame.hello)
+        return frame
 
-    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str | None) -> Node:
-        """The peer that says this. Raises ProtocolViolation when it may not."""
+    def check_hello(self, hello: peer_pb2.PeerHello, expected_id: str, certified: Identity | None) -> Node:
+        """The peer that says this; `expected_id` is empty for one that dialled. Raises ProtocolViolation."""
         if hello.protocol_version != PROTOCOL_VERSION:
             spoken = hello.protocol_version
             raise ProtocolViolation(f"it speaks protocol {spoken}, this master speaks {PROTOCOL_VERSION}")
@@ -222,16 +270,21 @@ class PeerTransport(Transport):  # type: ignore[misc]
         if hello.to_id != self.self_id:
             raise ProtocolViolation(f"it wants master {hello.to_id!r}, this is {self.self_id!r}")
         node = self.nodes.get(hello.from_id)
-        if node is None or (expected_id is not None and hello.from_id != expected_id):
+        if node is None or (expected_id and hello.from_id != expected_id):
             wanted = expected_id or "one of " + ", ".join(sorted(self.nodes))
             raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but {wanted} is expected")
+        if self._credentials is not None and certified != self._credentials.peer(hello.from_id):
+            shown = certified.uri if certified is not None else "nobody that this cluster knows"
+            raise ProtocolViolation(f"it calls itself {hello.from_id!r}, but its certificate is of {shown}")
+        self.check_peer(hello)
+        self.told[hello.from_id] = hello
         return node
 
     def opened(self, link: Link) -> None:
-        """A socket is open; `close` waits for its end."""
+        """A socket is open."""
         self._open.add(link)
 
-    def forget(self, link: Link) -> None:
+    def forgotten(self, link: Link) -> None:
         """A socket is closed."""
         self._open.discard(link)
 
@@ -265,6 +318,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def deliver(self, node: Node, message: Message) -> None:
         """Hands a message to the engine."""
+        self.traffic.received[kind_of(message)] += 1
         self._onMessageReceived(node, message)
 
     # PySyncObj and the engine call these
@@ -273,6 +327,23 @@ class PeerTransport(Transport):  # type: ignore[misc]
     def connected_ids(self) -> tuple[str, ...]:
         """Peers with a link, sorted."""
         return tuple(sorted(self._links))
+
+    @property
+    def queued_bytes(self) -> dict[str, int]:
+        """What waits for each connected peer to read it, by its id."""
+        return {id: link.queued_bytes for id, link in sorted(self._links.items())}
+
+    def disk_of(self, id: str) -> str:
+        """The data directory that a peer said it has; empty for one that was never connected."""
+        return self.told[id].disk_id if id in self.told else ""
+
+    def move(self, id: str, address: str) -> None:
+        """Dials a peer at another place from now on; at the configured one when `address` is empty."""
+        before = self._moved.pop(id, None)
+        if address:
+            self._moved[id] = parse_address(id, address)
+        if before != self._moved.get(id) and self.self_id > id and (link := self._links.get(id)):
+            link.end()
 
     def is_congested(self, node: Node) -> bool:
         """True when a peer has enough to read; also when it has no link."""
@@ -288,6 +359,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
             link.cut(f"it left {link.queued_bytes} bytes unread")
             self.on_unsent(node, message)
             return False
+        self.traffic.sent[kind_of(message)] += 1
         link.write(pack(to_frame(message)))
         return True
 

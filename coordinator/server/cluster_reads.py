@@ -91,7 +91,11 @@ class ClusterReads:
             return self._own_figures()
         settings = self._master.master(master_id)
         try:
-            return await self._parts.channels.figures(master_id)
+            figures = await self._parts.channels.figures(master_id)
+            own_id = self._master.raft.cluster_id
+            if figures.cluster_id and own_id and figures.cluster_id != own_id:
+                figures.problem = f"its disk belongs to cluster id {figures.cluster_id}, not to {own_id}"
+            return figures
         except CoordinatorError as error:
             return cluster_pb2.Master(
                 id=master_id,
@@ -120,6 +124,7 @@ class ClusterReads:
             connected_peers=sorted(status.connected_peers),
             version=__version__,
             started_unix_ms=self._master.started_ms,
+            cluster_id=self._master.raft.cluster_id,
         )
 
     # Workers

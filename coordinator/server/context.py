@@ -1,14 +1,14 @@
 """What every servicer of a master needs, and what every call does: read the state, propose a command.
 
-Consistency: a linearizable read waits for a barrier, which the leader answers only while a majority follows it, and
-then reads this master's own state. A stale read takes that state as it is.
+Consistency: a linearizable read takes this master's own state, at once on a leader with a lease, else after a barrier,
+which commits only while a majority follows the leader. A stale read takes that state as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from coordinator.machine.state import State
 from coordinator.model import Clock, WallMs
 from coordinator.model.errors import CoordinatorError, InvalidRequest, NoLeader, RefusalReason, Refused
 from coordinator.raft.node import RaftNode
+from coordinator.server.batches import batches, results_of
 
 CALL_TIMEOUT_S = 30.0
 """Deadline of a call whose caller set none."""
@@ -62,13 +63,13 @@ class MasterContext:
     @property
     def leader_id(self) -> str:
         """Id of the leader; empty when this master knows none, or has lost the connection to the one that it knew."""
-        return known_leader(self.self_id, self.raft)
+        return self.raft.leader_id or ""
 
     async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
         """The state as fresh as asked for. Raises NoLeader or TimedOut when that cannot be had in time."""
         if consistency != cluster_pb2.CONSISTENCY_STALE:
             await self.wait_for_leader(min(LEADER_WAIT_S, time_left_s(call)))
-            await self.raft.barrier(time_left_s(call))
+            await self.raft.read_barrier(time_left_s(call))
         return self.raft.state
 
     async def submit(self, command: command_pb2.Command, request_id: str, call: Call) -> command_pb2.Applied:
@@ -77,25 +78,50 @@ class MasterContext:
         The request id, made here when the caller gave none, is the command's name and its cause. Raises Refused with
         the machine's reason, and what RaftNode.propose raises.
         """
-        if len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
-            raise InvalidRequest(
-                f"request_id has {len(request_id.encode())} bytes; use at most {REQUEST_ID_BYTES_MAX}, such as a UUID"
-            )
-        command.request_id = request_id or uuid.uuid4().hex
-        command.cause = command.cause or command.request_id
+        (applied,) = await self.submit_all([(command, request_id)], call)
+        return applied
+
+    async def submit_all(
+        self, requests: Sequence[tuple[command_pb2.Command, str]], call: Call
+    ) -> list[command_pb2.Applied]:
+        """Like `submit` for many commands with their request ids, in few log entries; their order is kept.
+
+        One that is refused stops no other; Refused has the first one's reason. After any error, the same request ids
+        make it safe to submit all of them again.
+        """
+        for command, request_id in requests:
+            if len(request_id.encode()) > REQUEST_ID_BYTES_MAX:
+                raise InvalidRequest(
+                    f"request_id has {len(request_id.encode())} bytes; use at most {REQUEST_ID_BYTES_MAX}, such as a "
+                    "UUID"
+                )
+            command.request_id = request_id or uuid.uuid4().hex
+            command.cause = command.cause or command.request_id
         await self.wait_for_leader(min(LEADER_WAIT_S, time_left_s(call)))
-        result: command_pb2.CommandResult | None = None
+        results: list[command_pb2.CommandResult] = []
+        for entry, count in batches([command for command, _ in requests], self.config.raft.command_bytes_max):
+            results += await self._propose(entry, count, call)
+        for result in results:
+            if result.HasField("refusal"):
+                raise Refused(RefusalReason(result.refusal.code), result.refusal.message)
+        return [result.applied for result in results]
+
+    async def _propose(
+        self, entry: command_pb2.Command, count: int, call: Call
+    ) -> list[command_pb2.CommandResult]:
         failure: CoordinatorError | None = None
+        results: list[command_pb2.CommandResult | None] = [None] * count
         try:
-            result = await self.raft.propose(command, min(time_left_s(call), self.config.raft.propose_timeout_s))
+            result = await self.raft.propose(entry, min(time_left_s(call), self.config.raft.propose_timeout_s))
+            answered = results_of(result, count)
+            results[:] = answered
         except CoordinatorError as error:
             failure = error
             raise
         finally:
-            self.count_ended("api", result, failure)
-        if result.HasField("refusal"):
-            raise Refused(RefusalReason(result.refusal.code), result.refusal.message)
-        return result.applied
+            for ended in results:
+                self.count_ended("api", ended, failure)
+        return answered
 
     def count_ended(
         self, source: str, result: command_pb2.CommandResult | None, failure: CoordinatorError | None
@@ -117,18 +143,6 @@ class MasterContext:
                 )
             await asyncio.sleep(LEADER_POLL_S)
         return leader_id
-
-
-def known_leader(self_id: str, raft: RaftNode) -> str:
-    """Id of the leader, as long as this master has a reason to believe that it still leads.
-
-    A follower that is cut off from everybody holds no election, and so forgets nobody: the name that it remembers is
-    worth something only while there is a connection.
-    """
-    leader_id = raft.leader_id or ""
-    if leader_id in ("", self_id) or leader_id in raft.status().connected_peers:
-        return leader_id
-    return ""
 
 
 def time_left_s(call: Call) -> float:

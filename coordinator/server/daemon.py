@@ -31,13 +31,17 @@ from coordinator.model import Clock, SystemClock
 from coordinator.model.errors import CoordinatorError
 from coordinator.placement import Planner
 from coordinator.raft.node import RaftNode
+from coordinator.security.certificates import Role
+from coordinator.security.credentials import add_port, of_daemon
 from coordinator.server import health as health_view
+from coordinator.server.authorize import AuthorizationInterceptor
 from coordinator.server.cluster import ClusterServicer
 from coordinator.server.cluster_parts import ClusterParts
 from coordinator.server.context import MasterContext
 from coordinator.server.cron import CronService
 from coordinator.server.errors import ErrorInterceptor
 from coordinator.server.forward import Forwarder, MasterChannels
+from coordinator.server.handlers import registering_once
 from coordinator.server.http import HttpServer, split_address
 from coordinator.server.leader import LeaderDriver
 from coordinator.server.lock import DirectoryLock
@@ -65,10 +69,11 @@ class Master:
     """One master of the cluster, in this process and on this event loop."""
 
     def __init__(self, config: ClusterConfig, self_id: str, clock: Clock | None = None) -> None:
-        """Raises ConfigError when the configuration does not name `self_id`. Touches neither disk nor network."""
+        """Reads this master's certificate. Raises ConfigError when that, or `self_id`, is not as it must be."""
         self._config = config
         self._settings = master_settings(config, self_id)
         self._clock = clock or SystemClock()
+        self._credentials = of_daemon(config, Role.MASTER, self_id)
         directory = Path(config.data_directory) / self_id
         self._lock = DirectoryLock(directory)
         self._raft = RaftNode(
@@ -78,6 +83,7 @@ class Master:
             directory=directory,
             settings=config.raft,
             clock=self._clock,
+            credentials=self._credentials,
         )
         self._stopping = asyncio.Event()
         self._hub = SessionHub()
@@ -92,7 +98,7 @@ class Master:
             count_proposal=self._metrics.count_proposal,
         )
         self._discovery = make_discovery(config)
-        self._channels = MasterChannels(config)
+        self._channels = MasterChannels(config, self._credentials)
         self._story = Story(self._raft, self._stopping)
         self._driver = LeaderDriver(
             master=self._master, hub=self._hub, discovery=self._discovery, on_fatal=self._on_fatal
@@ -134,7 +140,8 @@ class Master:
 
     def _make_server(self) -> aio.Server:
         """The gRPC server with its port taken; calls are answered once it is started."""
-        interceptors = (ErrorInterceptor(self._metrics.count_call),)
+        guards = () if self._credentials is None else (AuthorizationInterceptor(self._config.name),)
+        interceptors = (ErrorInterceptor(self._metrics.count_call), *guards)
         server = aio.server(interceptors=interceptors, options=server_options())
         parts = ClusterParts(
             master=self._master,
@@ -146,18 +153,15 @@ class Master:
             planner=Planner(self._config.placement),
         )
         sessions = SessionServicer(self._hub, self._config.name, self._driver.redirect_unless_leading)
-        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(parts), server)
-        cron_pb2_grpc.add_CronServiceServicer_to_server(CronService(self._master), server)
-        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        generic = registering_once(server)
+        cluster_pb2_grpc.add_ClusterServiceServicer_to_server(ClusterServicer(parts), generic)
+        cron_pb2_grpc.add_CronServiceServicer_to_server(CronService(self._master), generic)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(sessions, generic)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, generic)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         address = self._settings.grpc_address
         require_free(address)
-        try:
-            bound = server.add_insecure_port(address)
-        except RuntimeError:
-            bound = 0
-        if bound == 0:
+        if add_port(server, address, self._credentials) == 0:
             raise CoordinatorError(_unusable(address, "gRPC cannot bind it"))
         return server
 

@@ -8,11 +8,10 @@ what the exception says stays inside (it may hold a secret).
 
 from __future__ import annotations
 
-import inspect
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any
@@ -22,6 +21,8 @@ from grpc import aio
 
 from coordinator.api.v1 import cluster_pb2
 from coordinator.model.errors import CoordinatorError, NotLeader, Refused
+from coordinator.server.handlers import Context, Continuation, Wrapped, method_name
+from coordinator.server.requests import readable
 
 ERROR_METADATA = "coordinator-error-bin"
 """Name of the trailing metadata that carries an ErrorDetail."""
@@ -30,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 Observer = Callable[[str, str, float], None]
 """Called when a call ends: method ("/package.Service/Method"), name of the status, duration in seconds."""
-
-Context = aio.ServicerContext[Any, Any]
 
 
 def status_of(error: CoordinatorError) -> grpc.StatusCode:
@@ -60,35 +59,16 @@ class ErrorInterceptor(aio.ServerInterceptor):
 
     def __init__(self, observe: Observer | None = None) -> None:
         self._observe = observe
+        self._wrapped = Wrapped()
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:  # An unknown method: grpc answers UNIMPLEMENTED.
-            return handler
-        method = _text(handler_call_details.method)
-        behaviour: Any
-        make: Any
-        match handler.request_streaming, handler.response_streaming:
-            case False, False:
-                behaviour, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-            case False, True:
-                behaviour, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
-            case True, False:
-                behaviour, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
-            case _:
-                behaviour, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-        # A streaming handler is an async generator, or a coroutine that calls `context.write`.
-        wrap = self._streaming if inspect.isasyncgenfunction(behaviour) else self._single
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(method, behaviour),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
-        return wrapped
+        async def tolerant(details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+            handler = await continuation(details)
+            return readable(handler, method_name(details)) if handler is not None else None
+
+        return await self._wrapped.get(tolerant, handler_call_details, self._single, self._streaming)
 
     def _single(self, method: str, behaviour: Any) -> Any:
         async def call(request: Any, context: Context) -> Any:
@@ -145,7 +125,3 @@ class _Outcome:
     def _count(self, status: str) -> None:
         if self._observe is not None:
             self._observe(self._method, status, time.perf_counter() - self._started_s)
-
-
-def _text(method: str | bytes) -> str:
-    return method.decode("ascii", "replace") if isinstance(method, bytes) else method

@@ -22,6 +22,7 @@ from coordinator.client.channels import channel_options
 from coordinator.client.errors import error_of
 from coordinator.config import ClusterConfig
 from coordinator.model.errors import CoordinatorError, NoLeader, NotLeader, OutcomeUnknown, Unreachable
+from coordinator.security.credentials import Credentials, open_channel
 from coordinator.server.context import LEADER_POLL_S, LEADER_WAIT_S, Call, MasterContext, time_left_s
 
 FORWARDED_METADATA = "coordinator-forwarded"
@@ -34,7 +35,8 @@ Response = TypeVar("Response")
 class MasterChannels:
     """Channels to the other masters, opened when first used."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, credentials: Credentials | None) -> None:
+        self._credentials = credentials
         self._addresses = {master.id: master.grpc_address for master in config.masters}
         self._channels: dict[str, aio.Channel] = {}
 
@@ -46,7 +48,7 @@ class MasterChannels:
         """A stub of the master's ClusterService."""
         channel = self._channels.get(master_id)
         if channel is None:
-            channel = aio.insecure_channel(self._addresses[master_id], options=channel_options())
+            channel = open_channel(self._addresses[master_id], channel_options(), self._credentials)
             self._channels[master_id] = channel
         return cluster_pb2_grpc.ClusterServiceStub(channel)
 
@@ -86,8 +88,21 @@ class Forwarder:
         """Runs `here` when this master leads, else asks the leader's ClusterService for `method`.
 
         Raises NoLeader when nobody leads within the deadline (LEADER_WAIT_S at most), NotLeader when the call was
-        forwarded here by mistake, and what the leader raised.
+        forwarded here by mistake, and what the leader raised; OutcomeUnknown in their place when an earlier leader may
+        have applied the change.
         """
+        unknown: list[str] = []
+        try:
+            return await self._search(call, here, method, request, unknown)
+        except (NotLeader, NoLeader, Unreachable) as error:
+            if unknown and "request_id" in request.DESCRIPTOR.fields_by_name:
+                raise OutcomeUnknown(f"leader {unknown[-1]} may have applied it; then: {error}") from None
+            raise
+
+    async def _search(
+        self, call: Call, here: Callable[[], Awaitable[Response]], method: str, request: Any, unknown: list[str]
+    ) -> Response:
+        """Asks until a leader answers; those that left the outcome open are put into `unknown`."""
         raft = self._master.raft
         sender = _sender(call)
         if sender and not raft.is_leader:
@@ -108,6 +123,8 @@ class Forwarder:
             except (NotLeader, NoLeader, Unreachable, OutcomeUnknown) as error:
                 # The leader is gone or no longer leads. What is forwarded reads only or has a request id, so asking
                 # again does no harm.
+                if not error.DEFINITE:
+                    unknown.append(leader_id)
                 if loop.time() >= give_up_at_s:
                     raise NoLeader(f"leader {leader_id} does not answer {self._master.self_id}: {error}") from None
                 await asyncio.sleep(LEADER_POLL_S)

@@ -18,7 +18,7 @@ import psutil
 from coordinator import __version__
 from coordinator.machine.state import State
 from coordinator.model import LaunchState, WallMs
-from coordinator.raft.node import RaftStatus
+from coordinator.raft import RaftStatus
 
 _BAD_ENDS = (LaunchState.FAILED, LaunchState.TIMED_OUT, LaunchState.LOST, LaunchState.MISSED)
 

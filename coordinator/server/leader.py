@@ -5,7 +5,9 @@ Order rules:
   from everything that was ever acknowledged, and never act for a term that is over.
 - Events are taken one at a time, in the order in which they happened; what an action causes waits its turn. Nothing
   runs inside the callbacks of Raft, so a slow controller delays no log entry.
-- A lease is granted only while Raft says that this master leads and a majority of the masters is connected to it.
+- What the controllers want to propose in one turn of the loop travels as one batch: a thousand launches at midnight are
+  one log entry, not a thousand. Each still ends by itself.
+- A lease is granted only while this master has one itself: a majority has lately answered that it leads.
 - A controller that raises has a bug, and its view may be wrong: the master says so and stops, another one takes over.
   Going on, or hiding it, would leave shards without anybody who decides for them.
 """
@@ -16,7 +18,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, assert_never
 
 from coordinator.api.v1 import command_pb2, session_pb2
@@ -27,6 +29,7 @@ from coordinator.machine.codec import job_spec_to_proto, launch_to_proto
 from coordinator.machine.state import Transition
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError
+from coordinator.server.batches import batches, results_of
 from coordinator.server.context import MasterContext
 from coordinator.server.sessions import SessionHub
 
@@ -64,6 +67,8 @@ class LeaderDriver:
         self._begin_task: asyncio.Task[None] | None = None
         self._discovery_task: asyncio.Task[None] | None = None
         self._proposals: set[asyncio.Task[None]] = set()
+        self._wanted: list[interface.Propose] = []
+        """What to propose once this turn is over."""
         self._events: deque[interface.Event] = deque()
         self._is_drain_scheduled = False
         self._is_advance_due = False
@@ -142,6 +147,7 @@ class LeaderDriver:
                 task.cancel()
         self._begin_task = self._discovery_task = None
         self._events.clear()
+        self._wanted.clear()
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -216,6 +222,7 @@ class LeaderDriver:
         except Exception as error:
             self._fail(error)
             return
+        self._propose_wanted()
         if self._events:
             self._schedule_drain()
 
@@ -238,11 +245,11 @@ class LeaderDriver:
     def _carry_out(self, action: interface.Action) -> None:
         match action:
             case interface.Propose():
-                task = self._spawn(self._propose(action))
-                self._proposals.add(task)
-                task.add_done_callback(self._proposals.discard)
+                self._wanted.append(action)
             case interface.SendToNode():
-                if not action.message.HasField("lease_grant") or self._may_grant():
+                # Without its own lease this master may have been deposed, and the new leader counts on it that no
+                # worker gets another lease from here.
+                if not action.message.HasField("lease_grant") or self._raft.has_lease:
                     self._hub.send(action.session, action.message)
             case interface.SendAssignment():
                 self._hub.send_assignment(action.session)
@@ -256,22 +263,30 @@ class LeaderDriver:
             case _:
                 assert_never(action)
 
-    def _may_grant(self) -> bool:
-        masters = len(self._config.masters)
-        return self._raft.is_leader and len(self._raft.status().connected_peers) + 1 > masters // 2
-
     def _build_assignment(self, node_id: str) -> session_pb2.Assignment:
         if self.control is None:
             raise asyncio.CancelledError  # Leadership ended between the wake-up and this message's turn.
         return self.control.assignment(node_id)
 
-    async def _propose(self, action: interface.Propose) -> None:
-        result: command_pb2.CommandResult | None = None
+    def _propose_wanted(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        start = 0
+        for entry, count in batches([action.command for action in wanted], self._config.raft.command_bytes_max):
+            task = self._spawn(self._propose(entry, wanted[start : start + count]))
+            self._proposals.add(task)
+            task.add_done_callback(self._proposals.discard)
+            start += count
+
+    async def _propose(self, entry: command_pb2.Command, actions: Sequence[interface.Propose]) -> None:
+        results: Sequence[command_pb2.CommandResult | None] = [None] * len(actions)
         failure: CoordinatorError | None = None
         try:
-            result = await self._raft.propose(action.command)
+            results = results_of(await self._raft.propose(entry), len(actions))
         except CoordinatorError as error:
-            _log.info("proposal %s failed: %s", action.command.cause or action.token, error)
+            causes = ", ".join(action.command.cause or str(action.token) for action in actions[:3])
+            more = f" and {len(actions) - 3} more" if len(actions) > 3 else ""
+            _log.info("proposal %s%s failed: %s", causes, more, error)
             failure = error
-        self._master.count_ended("control", result, failure)
-        self.post(interface.ProposalEnded(action.token, result, failure))
+        for action, result in zip(actions, results, strict=True):
+            self._master.count_ended("control", result, failure)
+            self.post(interface.ProposalEnded(action.token, result, failure))

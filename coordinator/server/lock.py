@@ -6,6 +6,7 @@ that dies; the file itself stays and tells people which process holds it. Used b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -49,10 +50,11 @@ class DirectoryLock:
                 f"directory {self._path.parent} is in use by another daemon"
                 f"{f' (process {holder})' if holder else ''}; stop that one, or give this one another data_directory"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode("ascii"))
-        file.flush()
         self._file = file
+        # The lock counts, not the text; a full disk is told by whoever needs more of it than a few bytes.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode("ascii"))
 
     def release(self) -> None:
         """Gives the lock back; harmless when it is not held."""

@@ -1,4 +1,4 @@
-"""What a master tells Prometheus, all with the prefix `coordinator_`.
+"""What a master tells Prometheus, all with the prefix `coordinator_`. The consensus is raft_metrics.py's.
 
 Figures that the state or Raft already has are read when Prometheus asks; only what happens between two questions is
 counted as it happens. Each master has a registry of its own, so that several can run in one process (tests).
@@ -18,13 +18,13 @@ from prometheus_client.registry import Collector
 from coordinator.machine.state import LaunchChanged, Transition
 from coordinator.model import LaunchState, NodeState
 from coordinator.raft.node import RaftNode
-from coordinator.server.context import known_leader
+from coordinator.server.raft_metrics import RaftMetrics
 from coordinator.server.sessions import SessionHub
 from coordinator.server.status import is_short, is_unavailable
 
 CALL_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of the histogram of calls, in seconds: a commit on one machine is near the low end."""
-STREAMS = frozenset({"Open", "StreamEvents", "Watch", "ServerReflectionInfo"})
+STREAMS = frozenset({"Open", "Backup", "StreamEvents", "Watch", "ServerReflectionInfo"})
 """Methods that last as long as their caller wants; their duration says nothing."""
 
 
@@ -67,7 +67,8 @@ class MasterMetrics:
             buckets=CALL_SECONDS,
             registry=self.registry,
         )
-        self.registry.register(_Figures(self_id, raft, hub))
+        self.registry.register(_Figures(raft, hub))
+        self.registry.register(RaftMetrics(raft))
         ProcessCollector(registry=self.registry)
         raft.on_transition(self._on_transition)
 
@@ -98,8 +99,7 @@ class MasterMetrics:
 class _Figures(Collector):
     """Figures that are read when they are asked for."""
 
-    def __init__(self, self_id: str, raft: RaftNode, hub: SessionHub) -> None:
-        self._self_id = self_id
+    def __init__(self, raft: RaftNode, hub: SessionHub) -> None:
         self._raft = raft
         self._hub = hub
 
@@ -112,7 +112,7 @@ class _Figures(Collector):
         status = self._raft.status()
         yield _gauge("term", "Raft term.", status.term)
         yield _gauge("is_leader", "1 while this master leads.", self._raft.is_leader)
-        yield _gauge("has_leader", "1 while this master knows a leader.", bool(known_leader(self._self_id, self._raft)))
+        yield _gauge("has_leader", "1 while this master knows a leader.", self._raft.leader_id is not None)
         yield _gauge("commit_index", "Index up to which entries are known to be committed.", status.commit_index)
         yield _gauge("applied_index", "Index up to which entries are applied.", status.applied_index)
         yield _gauge("log_entries", "Entries in the log.", status.log_entries)

@@ -24,7 +24,8 @@ from grpc import aio
 
 from coordinator.api.v1 import session_pb2, session_pb2_grpc
 from coordinator.control import interface
-from coordinator.model.errors import InvalidRequest, Overloaded
+from coordinator.model.errors import Forbidden, InvalidRequest, Overloaded
+from coordinator.server.authorize import caller_of
 
 PROTOCOL_VERSION = 1
 OUTGOING_MAX = 4_096
@@ -222,6 +223,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             await context.write(session_pb2.OpenResponse(redirect=redirect))
             return
         hello = await _first_message(request_iterator)
+        caller = caller_of(context)
+        if caller is not None and caller.id != hello.node.id:
+            _log.warning("session of worker %r refused: its certificate is of %s", hello.node.id, caller.uri)
+            raise Forbidden(f"{caller.uri} may not open a session as worker {hello.node.id!r}, only as {caller.id!r}")
         problem = self._problem_of(hello)
         if problem:
             _log.warning("session of worker %r refused: %s", hello.node.id, problem)

@@ -15,6 +15,8 @@ from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig, ConsulSettings, DiscoverySettings
 from coordinator.config_file import render
 from coordinator.model import CronJobSpec, OverlapPolicy
+from coordinator.security.certificates import Role
+from coordinator.security.provision import ensure
 from tools.lib.consul_agent import ConsulAgent
 from tools.lib.daemons import Daemon
 from tools.lib.local_cluster import LocalCluster, free_ports, wait_until
@@ -156,6 +158,7 @@ def test_a_worker_finds_the_masters_through_consul(cluster: LocalCluster, agent:
     )
     path = cluster.directory / "stale.toml"
     path.write_text(render(stale), encoding="utf-8")
+    ensure(cluster.directory / cluster.config.security.directory, cluster.config.name, [(Role.WORKER, "w4")])
     worker = Daemon("worker-agent", "w4", path, cluster.directory / "logs" / "w4.log")
     client = cluster.client()
     try:

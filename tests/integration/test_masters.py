@@ -22,6 +22,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from coordinator.api.v1 import cluster_pb2, types_pb2
 from coordinator.client import STALE, ClusterClient
 from coordinator.model.errors import InvalidRequest, NoLeader, RefusalReason, Refused, TimedOut
+from coordinator.security import tls
+from coordinator.security.certificates import Role
 from tools.lib.local_cluster import LocalCluster, wait_until
 
 
@@ -214,8 +216,13 @@ def test_health_is_told_over_http_and_grpc(cluster: LocalCluster) -> None:
     assert set(document["loops"]) == {"running", "healthy"}
     assert document["services"]["leader"] == "connected"
 
+    credentials = cluster.credentials()
+    assert credentials is not None
+    shown = tls.channel_credentials(credentials.files)
+
     def grpc_health() -> object:
-        with grpc.insecure_channel(alive.grpc_address) as channel:
+        options = tls.channel_options(cluster.config.name, Role.MASTER)
+        with grpc.secure_channel(alive.grpc_address, shown, options=options) as channel:
             request = health_pb2.HealthCheckRequest(service="coordinator.api.v1.ClusterService")
             stub: Any = health_pb2_grpc.HealthStub(channel)
             return stub.Check(request, timeout=5).status

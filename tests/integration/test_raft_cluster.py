@@ -9,6 +9,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -295,7 +296,7 @@ async def test_damaged_snapshot_refuses_to_start(tmp_path: Path) -> None:
         content = bytearray(snapshot.read_bytes())
         content[-2] ^= 1
         snapshot.write_bytes(bytes(content))
-        with pytest.raises(Damaged, match="snapshot: the checksum does not match"):
+        with pytest.raises(Damaged, match="snapshot, offset 20: the checksum does not match"):
             await masters.make(leader.self_id).start()
 
 
@@ -393,6 +394,30 @@ async def test_silent_master_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptur
         await until_cut(reader)
         writer.close()
         assert "silent for 1.2 s" in caplog.text
+
+
+async def test_a_connection_that_was_given_up_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a pause of the process hello and deadline come together: no dead link stays behind."""
+    async with cluster(tmp_path) as masters:
+        await masters.leader()
+        await masters.stop("m2")
+        loop = asyncio.get_running_loop()
+        accept = loop.connect_accepted_socket
+        given_up = asyncio.Event()
+
+        async def late(*arguments: Any, **named: Any) -> None:
+            await accept(*arguments, **named)
+            await until(lambda: "m2" in masters.nodes["m1"].status().connected_peers)
+            given_up.set()
+            raise TimeoutError
+
+        monkeypatch.setattr(loop, "connect_accepted_socket", late)
+        reader, writer = await connect(masters.masters[0].peer_address)
+        writer.write(hello())
+        await given_up.wait()
+        await until_cut(reader)
+        writer.close()
+        assert "m2" not in masters.nodes["m1"].status().connected_peers
 
 
 async def test_silent_stranger_is_cut_off(tmp_path: Path) -> None:

@@ -14,20 +14,22 @@ from grpc import aio
 from coordinator.api.v1 import session_pb2, session_pb2_grpc, types_pb2
 from coordinator.client import AsyncClusterClient
 from coordinator.client.channels import channel_options
-from coordinator.config import ClusterConfig
+from coordinator.config import ClusterConfig, SecuritySettings
 from coordinator.server.daemon import Master
 from coordinator.server.sessions import OUTGOING_MAX, Session
 from tools.lib.local_cluster import make_config
 
 Stream = Any
 DEADLINE_S = 15.0
+PLAIN_TEXT = SecuritySettings(mode="plaintext")
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> ClusterConfig:
     """A cluster of one master."""
     made = make_config(masters=1, workers=0)
-    return ClusterConfig(name=made.name, data_directory=str(tmp_path), masters=made.masters)
+    # Sessions are the subject here, not TLS.
+    return ClusterConfig(name=made.name, data_directory=str(tmp_path), masters=made.masters, security=PLAIN_TEXT)
 
 
 @pytest.fixture

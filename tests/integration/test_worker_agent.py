@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from coordinator import __version__
 from coordinator.api.v1 import session_pb2, types_pb2
-from coordinator.config import ClusterConfig, MasterSettings, SessionSettings, WorkerSettings
+from coordinator.config import ClusterConfig, MasterSettings, SecuritySettings, SessionSettings, WorkerSettings
 from coordinator.config_file import render
 from coordinator.model.errors import CoordinatorError
 from coordinator.server.lock import DirectoryLocked
@@ -52,6 +52,8 @@ def make_config(directory: Path, *masters: PlayedMaster) -> ClusterConfig:
             for number, master in enumerate(masters, start=1)
         ),
         session=SessionSettings(heartbeat_s=0.1),
+        # The played masters speak plain text; TLS is not the subject here.
+        security=SecuritySettings(mode="plaintext"),
     )
 
 

@@ -31,6 +31,8 @@ from coordinator.cli.table import WIDTH, Column, facts, table
 from coordinator.machine.codec import job_spec_to_proto
 from coordinator.model import CatchUpPolicy, CronJobSpec, OverlapPolicy
 from coordinator.model.errors import ConfigError
+from coordinator.security.certificates import Role
+from coordinator.security.provision import ensure
 
 
 def all_commands() -> Iterator[tuple[list[str], click.Command]]:
@@ -309,13 +311,16 @@ class TestCommands:
         wanted = """status; nodes list; nodes show; nodes drain; nodes undrain; nodes remove; nodes set-weight;
         shards list; shards show; shards split; shards merge; shards locate; rebalance; moves list; moves show;
         moves abort; cron list; cron show; cron apply; cron delete; cron pause; cron resume; cron trigger;
-        cron history; events; masters list; config check; completion"""
+        cron history; events; masters list; masters transfer; masters replace; backup; restore; config check;
+        certs init; certs issue; certs show; completion"""
         assert {" ".join(part.split()) for part in wanted.split(";")} <= {" ".join(path) for path, _ in all_commands()}
 
-    def test_unreachable_cluster_is_one_clear_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unreachable_cluster_is_one_clear_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Shows exit status 3, and that the line names what was tried and what to do."""
         address = free_address()
-        assert cli_main.run(["--address", address, "--timeout", "1", "nodes", "list"]) == 3
+        ensure(tmp_path, "fleet", [(Role.OPERATOR, "ann")])
+        shown = ["--certificate-directory", str(tmp_path)]
+        assert cli_main.run(["--address", address, *shown, "--timeout", "1", "nodes", "list"]) == 3
         captured = capsys.readouterr()
         assert captured.out == ""
         said = " ".join(captured.err.split())

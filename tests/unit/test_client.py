@@ -250,3 +250,20 @@ def test_the_budget_bounds_the_retries_and_refills_with_time() -> None:
 def test_what_may_be_retried(error: errors.CoordinatorError, expected: bool) -> None:
     """Only failures that time or another master can mend are asked about again."""
     assert may_retry(error) is expected
+
+
+@pytest.mark.parametrize("first", [OutcomeUnknown("the leader changed"), TimedOut("no answer")])
+async def test_an_unknown_outcome_is_kept_when_the_last_attempt_is_definite(first: errors.IndefiniteError) -> None:
+    """A change whose first attempt may have been applied never ends as "definitely not", whatever the last one says."""
+    async with masters(in_turn(first, *[NoLeader("none")] * 100)) as (master,):
+        async with AsyncClusterClient([master.address], timeout_s=0.4) as client:
+            with pytest.raises(errors.IndefiniteError):
+                await client.remove_node("w1")
+
+
+async def test_a_read_ends_with_the_reason_of_its_last_attempt() -> None:
+    """A read changes nothing, so what came before does not matter."""
+    async with masters(in_turn(OutcomeUnknown("the leader changed"), *[NoLeader("none")] * 100)) as (master,):
+        async with AsyncClusterClient([master.address], timeout_s=0.4) as client:
+            with pytest.raises(NoLeader):
+                await client.get_status()

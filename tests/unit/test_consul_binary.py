@@ -7,15 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.lib.consul_binary import (
-    ConsulInstallError,
-    find_consul,
-    install_consul,
-    machine_sources,
-    main,
-    parse_deb822,
-    parse_one_line,
-)
+from tools.lib.consul_binary import ConsulInstallError, find_consul, install_consul, main
+from tools.lib.debian_package import machine_sources, parse_deb822, parse_one_line
 
 DEB822 = """\
 # A comment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -43,6 +44,12 @@ class OneMaster:
         if transition.result.HasField("refusal"):
             raise Refused(RefusalReason(transition.result.refusal.code), transition.result.refusal.message)
         return transition.result.applied
+
+    async def submit_all(
+        self, requests: Sequence[tuple[command_pb2.Command, str]], call: Call
+    ) -> list[command_pb2.Applied]:
+        """Applies commands one after another."""
+        return [await self.submit(command, request_id, call) for command, request_id in requests]
 
     async def run(self, **operation: Any) -> None:
         """Applies somebody else's command."""

@@ -159,7 +159,7 @@ def test_stale_acknowledgement_does_not_count(tmp_path: Path) -> None:
         net.propose(leader, "pending")
         master.step()
         last = before + 1
-        stale = {"type": "next_node_idx", "next_node_idx": last + 1, "reset": False, "success": True}
+        stale = {"type": "next_node_idx", "next_node_idx": last + 1, "reset": False, "success": True, "sent_at_us": 0}
         for id in followers(net, leader):
             net.queue(leader, id).clear()
             master.receive(Node(id), stale | {"term": master.term - 1})
@@ -174,9 +174,9 @@ def test_acknowledgement_beyond_the_log_is_a_violation(tmp_path: Path) -> None:
     """A peer that acknowledges what was never sent is cut off; it could commit anything."""
     with network(tmp_path) as net:
         master = net.masters[net.elect()]
-        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "term": master.term}
+        answer = {"type": "next_node_idx", "next_node_idx": 10**9, "reset": False, "success": True, "sent_at_us": 0}
         with pytest.raises(ProtocolViolation, match="beyond the log"):
-            master.receive(Node(followers(net, "")[0]), answer)
+            master.receive(Node(followers(net, "")[0]), answer | {"term": master.term})
 
 
 @pytest.mark.parametrize("kind", [b"\x01", b"\x02", b"\x03", b"", b"\x00short"])
@@ -193,6 +193,7 @@ def test_only_commands_are_taken_from_peers(tmp_path: Path, kind: bytes) -> None
         master = net.masters[asked]
         append = {
             "type": "append_entries",
+            "sent_at_us": 0,
             "term": master.term,
             "commit_index": master.commit_index,
             "prevLogIdx": master.commit_index,
@@ -212,10 +213,12 @@ def test_commit_index_covers_only_what_an_append_showed(tmp_path: Path) -> None:
         master = net.masters[asked]
         commit, term = master.commit_index, master.term
         tail = [(stamp(command("tail").SerializeToString(), net.clocks[asked].wall_ms()), commit + 1, term)]
-        append = {"type": "append_entries", "term": term, "prevLogIdx": commit, "prevLogTerm": term}
+        append = {"type": "append_entries", "sent_at_us": 0, "term": term, "prevLogIdx": commit, "prevLogTerm": term}
         master.receive(Node(leader), append | {"entries": tail, "commit_index": commit})
+        master.step()
         assert last_message(net, asked, leader)["next_node_idx"] == commit + 2
         master.receive(Node(leader), append | {"entries": [], "commit_index": commit + 1})
+        master.step()
         assert master.commit_index == commit
         assert last_message(net, asked, leader)["next_node_idx"] == commit + 1
         master.receive(Node(leader), append | {"entries": tail, "commit_index": commit + 1})
@@ -233,6 +236,7 @@ def test_leader_that_contradicts_committed_entries_stops_the_follower(tmp_path: 
         master = net.masters[asked]
         append = {
             "type": "append_entries",
+            "sent_at_us": 0,
             "term": master.term + 1,
             "commit_index": 1,
             "prevLogIdx": 1,
@@ -308,3 +312,19 @@ def test_log_without_its_snapshot_refuses_to_start(tmp_path: Path) -> None:
             journal.align((b"\x01", 49, 3), (b"\x01", 50, 3))
         with pytest.raises(Damaged, match="there is no snapshot"):
             net.start("m1")
+
+
+def test_what_comes_after_the_end_is_not_taken_in(tmp_path: Path) -> None:
+    """Shows that an append that arrives while a stopped master closes its connections touches no closed file."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        follower = next(id for id in net.ids if id != leader)
+        links = net.links[follower]
+        net.propose(leader, "late")
+        net.masters[leader].step()
+        frames = list(net.queue(leader, follower))
+        net.masters[follower].close()
+        assert frames
+        for frame in frames:
+            links.receive(leader, frame)
+        net.masters.pop(follower)

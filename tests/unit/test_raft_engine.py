@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import re
+import socket
 from pathlib import Path
 
 import pysyncobj.syncobj
@@ -26,6 +27,11 @@ def test_version_is_the_one_that_was_read() -> None:
 def test_private_name_exists(name: str) -> None:
     """Each private name that engine.py overrides or reads stands in PySyncObj's source."""
     assert re.search(rf"\bself\.{name}\b", inspect.getsource(pysyncobj.syncobj))
+
+
+def test_addresses_can_still_be_read() -> None:
+    """PySyncObj replaces two functions of `socket` for the whole process with ones that only work on Windows."""
+    assert socket.inet_ntop(socket.AF_INET, socket.inet_pton(socket.AF_INET, "127.0.0.1")) == "127.0.0.1"
 
 
 def test_only_the_engine_knows_private_names() -> None:

@@ -19,22 +19,28 @@ from coordinator.raft.frames import (
     to_message,
 )
 
+SENT = {"sent_at_us": 9}
 MESSAGES: list[Message] = [
     {
         "type": "append_entries",
+        "sent_at_us": 9,
         "term": 3,
         "commit_index": 7,
         "prevLogIdx": 8,
         "prevLogTerm": 2,
         "entries": [(b"\x00abc", 9, 3), (b"\x01", 10, 3)],
     },
-    {"type": "append_entries", "term": 3, "commit_index": 7, "prevLogIdx": 8, "prevLogTerm": 2, "entries": []},
-    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"chunk", True, False)},
-    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"", False, True)},
-    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": None},
-    {"type": "next_node_idx", "next_node_idx": 11, "reset": False, "success": True, "term": 3},
-    {"type": "next_node_idx", "next_node_idx": 5, "reset": True, "success": False, "term": 4},
-    {"type": "request_vote", "term": 4, "last_log_index": 10, "last_log_term": 3},
+    {"type": "append_entries", "term": 3, "commit_index": 7, "prevLogIdx": 8, "prevLogTerm": 2, "entries": []} | SENT,
+    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"chunk", True, False)} | SENT,
+    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": (b"", False, True)} | SENT,
+    {"type": "append_entries", "term": 3, "commit_index": 7, "serialized": None} | SENT,
+    {"type": "next_node_idx", "next_node_idx": 11, "reset": False, "success": True, "term": 3, "is_learner": True}
+    | SENT,
+    {"type": "next_node_idx", "next_node_idx": 5, "reset": True, "success": False, "term": 4, "is_learner": False}
+    | SENT,
+    {"type": "request_vote", "term": 4, "last_log_index": 10, "last_log_term": 3, "is_transfer": True},
+    {"type": "pre_vote", "term": 4, "last_log_index": 10, "last_log_term": 3},
+    {"type": "pre_vote_answer", "term": 4, "is_granted": True, "voter_term": 3},
     {"type": "response_vote", "term": 4},
     {"type": "apply_command", "command": b"\x00payload", "request_id": 12},
     {"type": "apply_command", "command": b"\x00payload"},

@@ -12,6 +12,8 @@ from pysyncobj.config import SERIALIZER_STATE
 
 from coordinator.machine.state import State
 from coordinator.model.errors import Damaged
+from coordinator.raft import Machine
+from coordinator.raft.journal import Entry
 from coordinator.raft.snapshot import CHUNK_BYTES, Snapshot, SnapshotStore, decode_file, encode_file
 from tests.raft_machine import MACHINE
 
@@ -38,7 +40,7 @@ class LateExecutor(Executor):
         for future, call in self.work:
             try:
                 future.set_result(call())
-            except OSError as error:
+            except (OSError, Damaged) as error:
                 future.set_exception(error)
         self.work.clear()
 
@@ -96,15 +98,25 @@ def test_written_snapshot_is_loaded(tmp_path: Path, executor: ThreadPoolExecutor
     assert make_store(tmp_path, executor).load() == snapshot_at(9)
 
 
-def send(sender: SnapshotStore, receiver: SnapshotStore) -> tuple[bool, int]:
-    """Sends a whole snapshot; (was it installed, number of chunks)."""
+def send(sender: SnapshotStore, receiver: SnapshotStore) -> int:
+    """Sends a whole snapshot; the number of chunks."""
     for number in range(1, 100):
         chunk = sender.getTransmissionData("peer")
         assert chunk is not None
-        installed = receiver.setTransmissionData(chunk)
+        assert not receiver.is_checking
+        assert not receiver.setTransmissionData(chunk)
         if chunk[2]:
-            return installed, number
+            return number
     raise AssertionError("no last chunk")
+
+
+def receive(store: SnapshotStore, late: LateExecutor, content: bytes) -> Snapshot | None:
+    """Has a store take in a snapshot of one chunk; what it makes of it."""
+    assert not store.setTransmissionData((content, True, True))
+    assert store.is_checking
+    assert store.take_received() is None
+    late.run()
+    return store.take_received()
 
 
 def test_snapshot_travels_in_chunks(tmp_path: Path) -> None:
@@ -117,10 +129,10 @@ def test_snapshot_travels_in_chunks(tmp_path: Path) -> None:
     write(sender, snapshot)
     late.run()
     sender.checkSerializing()
-    installed, chunks = send(sender, receiver)
-    assert installed
-    assert chunks > 3
-    assert receiver.received == snapshot
+    assert send(sender, receiver) > 3
+    late.run()
+    assert receiver.take_received() == snapshot
+    assert receiver.take_received() is None
     assert make_store(tmp_path / "b", late).load() == snapshot
     sender.close()
 
@@ -132,21 +144,33 @@ def test_slow_write_does_not_overtake_an_installed_snapshot(tmp_path: Path) -> N
     write(store, snapshot_at(9))
     assert store.checkSerializing()[0] == SERIALIZER_STATE.SERIALIZING
     content = encode_file(snapshot_at(20), MACHINE.encode)
-    assert store.setTransmissionData((content, True, True))
-    late.run()
+    assert receive(store, late, content) == snapshot_at(20)
     assert store.checkSerializing()[0] == SERIALIZER_STATE.FAILED
     assert make_store(tmp_path, late).load() == snapshot_at(20)
 
 
 def test_damaged_and_old_snapshots_are_not_installed(tmp_path: Path) -> None:
     """What the leader sent is checked before it replaces anything, and never takes this master back."""
-    store = make_store(tmp_path, LateExecutor())
+    late = LateExecutor()
+    store = make_store(tmp_path, late)
     store.applied_index = lambda: 30
     content = encode_file(snapshot_at(40), MACHINE.encode)
-    assert not store.setTransmissionData((content[:-1] + b"?", True, True))
-    assert not store.setTransmissionData((encode_file(snapshot_at(30), MACHINE.encode), True, True))
+    assert receive(store, late, content[:-1] + b"?") is None
+    assert receive(store, late, encode_file(snapshot_at(30), MACHINE.encode)) is None
+    assert list(tmp_path.iterdir()) == []
     assert store.load() is None
-    assert store.setTransmissionData((content, True, True))
+    assert receive(store, late, content) == snapshot_at(40)
+
+
+def test_chunks_that_come_during_the_check_are_ignored(tmp_path: Path) -> None:
+    """A leader that sends again meanwhile does not disturb the file that is being read."""
+    late = LateExecutor()
+    store = make_store(tmp_path, late)
+    store.setTransmissionData((encode_file(snapshot_at(40), MACHINE.encode), True, True))
+    store.setTransmissionData((b"another", True, False))
+    store.setTransmissionData((b"one", False, True))
+    late.run()
+    assert store.take_received() == snapshot_at(40)
 
 
 def test_chunk_without_a_beginning_is_ignored(tmp_path: Path) -> None:
@@ -179,3 +203,113 @@ def test_failed_write_is_tried_again_later(tmp_path: Path, caplog: pytest.LogCap
     assert store.checkSerializing()[0] == SERIALIZER_STATE.SERIALIZING
     now = 60.0
     assert store.checkSerializing()[0] == SERIALIZER_STATE.NOT_SERIALIZING
+
+
+def written(directory: Path, *indexes: int) -> SnapshotStore:
+    """A store that has written snapshots up to these indexes."""
+    late = LateExecutor()
+    store = make_store(directory, late)
+    store.load()
+    for index in indexes:
+        write(store, snapshot_at(index))
+        late.run()
+        assert store.checkSerializing()[0] == SERIALIZER_STATE.SUCCESS
+    return store
+
+
+def not_in_log(before: Entry, last: Entry) -> bool:
+    """A log that begins later."""
+    return False
+
+
+def test_the_log_is_needed_from_the_older_snapshot_on(tmp_path: Path) -> None:
+    """With two snapshots the disk needs the log from the older one's entries on, also after a restart."""
+    assert written(tmp_path, 9).needed_from == 8
+    assert written(tmp_path, 20).needed_from == 8
+    assert written(tmp_path, 30).needed_from == 19
+    assert written(tmp_path).needed_from == 19
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot", "snapshot.previous"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"FCSNAP", b"rubbish" * 10])
+def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The one before is used, the damaged one named and put aside, and the next write keeps the sound one."""
+    written(tmp_path, 9, 20)
+    (tmp_path / "snapshot").write_bytes(damage)
+    assert make_store(tmp_path, LateExecutor()).load() == snapshot_at(9)
+    assert f"{tmp_path / 'snapshot'}, offset" in caplog.text
+    assert "going on from" in caplog.text
+    assert (tmp_path / "snapshot.damaged").read_bytes() == damage
+    assert written(tmp_path, 30).needed_from == 8
+    assert make_store(tmp_path, LateExecutor()).load() == snapshot_at(30)
+
+
+def test_a_previous_snapshot_that_would_forget_something_is_not_used(tmp_path: Path) -> None:
+    """Where the log does not go on from it, the damage of the newer one stops the master."""
+    written(tmp_path, 9, 20)
+    content = (tmp_path / "snapshot").read_bytes()
+    (tmp_path / "snapshot").write_bytes(content[:-1])
+    with pytest.raises(Damaged, match="snapshot, offset 8: "):
+        make_store(tmp_path, LateExecutor()).load(not_in_log)
+    (tmp_path / "snapshot").unlink()
+    with pytest.raises(Damaged, match="snapshot, offset 0: missing"):
+        make_store(tmp_path, LateExecutor()).load(not_in_log)
+    (tmp_path / "snapshot").write_bytes(content)
+    store = make_store(tmp_path, LateExecutor())
+    assert store.load(not_in_log) == snapshot_at(20)
+    assert store.needed_from == 19
+    assert not (tmp_path / "snapshot.previous").exists()
+
+
+def test_what_this_software_cannot_read_is_not_passed_over(tmp_path: Path) -> None:
+    """A whole file of a newer version, or of a state that does not decode, stops the master: it is no damage."""
+    written(tmp_path, 9, 20)
+    content = bytearray((tmp_path / "snapshot").read_bytes())
+    content[7] += 1
+    (tmp_path / "snapshot").write_bytes(content)
+    with pytest.raises(Damaged, match="version 2"):
+        make_store(tmp_path, LateExecutor()).load()
+    bad = Machine(MACHINE.apply, lambda state: b"no state", MACHINE.decode)
+    (tmp_path / "snapshot").write_bytes(encode_file(snapshot_at(20), bad.encode))
+    with pytest.raises(Damaged, match="no state of the test machine"):
+        make_store(tmp_path, LateExecutor()).load()
+
+
+def test_two_damaged_snapshots_stop_the_master(tmp_path: Path) -> None:
+    """Nothing is made up."""
+    written(tmp_path, 9, 20)
+    (tmp_path / "snapshot").write_bytes(b"x")
+    (tmp_path / "snapshot.previous").write_bytes(b"y")
+    with pytest.raises(Damaged, match="snapshot"):
+        make_store(tmp_path, LateExecutor()).load()
+
+
+@pytest.mark.parametrize("ends_after", ["the first rename", "the second rename"])
+def test_a_process_that_ends_while_it_changes_names(tmp_path: Path, ends_after: str) -> None:
+    """Whatever names are there after it, the newest snapshot is found, and only one of each is left."""
+    written(tmp_path, 9, 20)
+    (tmp_path / "snapshot").replace(tmp_path / "snapshot.previous")
+    if ends_after == "the second rename":
+        (tmp_path / "snapshot").write_bytes(encode_file(snapshot_at(30), MACHINE.encode))
+        assert written(tmp_path).needed_from == 19
+        assert make_store(tmp_path, LateExecutor()).load() == snapshot_at(30)
+        return
+    assert make_store(tmp_path, LateExecutor()).load() == snapshot_at(20)
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot"]
+
+
+def test_a_damaged_snapshot_that_was_to_be_sent_does_not_take_the_sound_one_s_place(tmp_path: Path) -> None:
+    """The next write replaces it, and the one before it stays the previous one."""
+    late = LateExecutor()
+    store = make_store(tmp_path, late)
+    for index in (9, 20):
+        write(store, snapshot_at(index))
+        late.run()
+        store.checkSerializing()
+    (tmp_path / "snapshot").write_bytes(b"x")
+    assert store.getTransmissionData("peer") is None
+    write(store, snapshot_at(30))
+    late.run()
+    store.checkSerializing()
+    assert store.needed_from == 8
+    assert decode_file((tmp_path / "snapshot.previous").read_bytes(), "previous", MACHINE.decode) == snapshot_at(9)

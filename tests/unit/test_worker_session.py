@@ -556,6 +556,7 @@ def test_data_of_another_cluster_is_never_taken_over() -> None:
     assert isinstance(end, End)
     assert end.exit_status == 1
     assert "belongs to cluster c-1, master a:1 to cluster c-2" in end.reason
+    assert "--accept-cluster" in end.reason
 
 
 RESPONSES = st.sampled_from(

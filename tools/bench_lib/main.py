@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools.bench_lib.result import OURS, Params, Result
 
-HELPERS = ("__init__", "main", "result")
+HELPERS = ("__init__", "main", "result", "etcd", "raft_layer", "raft_load", "raft_ours")
 
 
 def names() -> list[str]:
@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
     parser.add_argument("name", nargs="?", metavar="NAME", help=f"one of: {', '.join(names())}")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, as results come")
+    parser.add_argument("--quick", action="store_true", help="a short version, where NAME has one: to see that it runs")
     options = parser.parse_args(arguments)
     if options.name is None:
         print("\n".join(names()))
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(result.as_json()), flush=True)
 
     begun_s = time.perf_counter()
-    importlib.import_module(f"tools.bench_lib.{options.name}").run(emit)
+    module = importlib.import_module(f"tools.bench_lib.{options.name}")
+    (getattr(module, "run_quick", module.run) if options.quick else module.run)(emit)
     if not options.json:
         print("\n".join(table(results)))
         print(f"\n{options.name}: {len(results)} results in {time.perf_counter() - begun_s:.0f} s")

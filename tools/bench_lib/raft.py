@@ -1,137 +1,110 @@
-"""The consensus: commit latency, commits per second, failover. Three masters on loopback sockets in one event loop.
+"""The consensus beside etcd: three members of each on this machine, real processes, data on one file system, one load.
 
-One process for all three makes the figures those of the protocol's work on one core; nothing is fsynced per commit yet.
-The commands are barriers of the real machine with a hundred bytes of cause.
+- `commit_ms`: one client, one write after the other, through the leader and through a follower.
+- `commits_per_s`: with 64 and 256 clients at work through the leader; and in calls that carry many commands.
+- `leader_failover_s`: from kill -9 of the leader to the next acknowledged write.
+- `clean_stop_s`: around SIGTERM of the leader: the longest time without an acknowledged write, and the process' end.
+- `memory_mib`: resident memory of the leader, new and with the log filled.
+- `catch_up_s`: a follower that was killed and missed the fill, from the start of its process until it has applied all.
+
+Systems are measured one after the other, as two at a time would share two cores. Writes: raft_ours.py, etcd.py. Where a
+figure is ours alone, `layer raft` is RaftNode without gRPC, servicers and controllers in front: three processes, each
+with its own clients (raft_layer.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
-import socket
+import sys
 import tempfile
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.api.v1 import command_pb2
-from coordinator.config import MasterSettings, RaftSettings
-from coordinator.model import SystemClock
-from coordinator.raft import RaftNode
-from tools.bench_lib.result import OURS, Emit
+import psutil
 
-IDS = ("m1", "m2", "m3")
-COMMITS_ALONE = 2_000
-COMMITS_TOGETHER = 10_000
-FAILOVERS = 10
-COMMAND = command_pb2.Command(cause="x" * 100, barrier=command_pb2.Barrier())
+from tools.bench_lib import raft_layer
+from tools.bench_lib.etcd import EtcdCluster
+from tools.bench_lib.raft_load import Load, System
+from tools.bench_lib.raft_ours import OurCluster
+from tools.bench_lib.result import Emit, emit_quantiles
+from tools.lib.debian_package import PackageError
 
 
-def run(emit: Emit) -> None:
-    """Measures and reports."""
-    directory = Path(tempfile.mkdtemp(prefix="bench-raft-"))
-    try:
-        try:
-            import uvloop
-        except ImportError:
-            asyncio.run(_measure(emit, directory))
-        else:
-            uvloop.run(_measure(emit, directory))
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    latencies: int = 3_000
+    load_s: float = 10.0
+    fill: int = 100_000
+    faults: int = 20
 
 
-def _masters() -> tuple[MasterSettings, ...]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in IDS]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return tuple(
-        MasterSettings(id, "127.0.0.1:1", f"127.0.0.1:{port}", "127.0.0.1:2")
-        for id, port in zip(IDS, ports, strict=True)
-    )
+QUICK = Size(latencies=500, load_s=2.0, fill=5_000, faults=3)
+FILL_CLIENTS = 256
 
 
-class _Cluster:
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._masters = _masters()
-        self.nodes: dict[str, RaftNode] = {}
-
-    async def start(self, id: str) -> None:
-        """Starts a master on its directory."""
-        node = RaftNode(
-            self_id=id,
-            masters=self._masters,
-            cluster_name="bench",
-            directory=self._directory / id,
-            settings=RaftSettings(),
-            clock=SystemClock(),
-        )
-        self.nodes[id] = node
-        await node.start()
-
-    async def leader(self) -> RaftNode:
-        """The leader, once all are ready."""
-        async with asyncio.timeout(30.0):
-            while True:
-                leading = [node for node in self.nodes.values() if node.is_leader]
-                if len(leading) == 1 and all(node.is_ready for node in self.nodes.values()):
-                    return leading[0]
-                await asyncio.sleep(0.01)
+def run(emit: Emit, size: Size | None = None) -> None:
+    """Measures everything; about ten minutes."""
+    size = size or Size()
+    makers: list[Callable[[Path], System]] = [OurCluster, EtcdCluster]
+    for make in makers:
+        with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
+            try:
+                system = make(Path(directory))
+            except PackageError as error:
+                print(f"tools/bench: etcd is left out: {error}", file=sys.stderr)
+                continue
+            asyncio.run(_measure(emit, system, size))
+    with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
+        asyncio.run(raft_layer.measure(emit, Path(directory), size.latencies, size.load_s))
 
 
-async def _measure(emit: Emit, directory: Path) -> None:
-    cluster = _Cluster(directory)
-    try:
-        for id in IDS:
-            await cluster.start(id)
-        leader = await cluster.leader()
-        follower = next(node for node in cluster.nodes.values() if node is not leader)
-        for name, node in (("leader", leader), ("follower", follower)):
-            samples = await _alone(node)
-            emit(OURS, "commit_ms", sorted(samples)[len(samples) // 2], "ms", {"through": name, "clients": 1}, samples)
-            for clients in (64, 256):
-                per_s = await _together(node, clients)
-                emit(OURS, "commits_per_s", per_s, "1/s", {"through": name, "clients": clients})
-        failovers = [await _failover(cluster) for _ in range(FAILOVERS)]
-        params = {"from": "stop of the leader", "to": "next commit"}
-        emit(OURS, "leader_failover_s", sorted(failovers)[FAILOVERS // 2], "s", params, failovers)
-    finally:
-        for node in cluster.nodes.values():
-            await node.stop()
+def run_quick(emit: Emit) -> None:
+    """Measures everything once, in about a minute and a half; too little for the last percent of anything."""
+    run(emit, QUICK)
 
 
-async def _alone(node: RaftNode) -> list[float]:
-    """Milliseconds of each commit of one client."""
-    samples = []
-    for _ in range(COMMITS_ALONE):
-        begun_s = time.perf_counter()
-        await node.propose(COMMAND)
-        samples.append((time.perf_counter() - begun_s) * 1_000)
-    return samples
+async def _measure(emit: Emit, system: System, size: Size) -> None:
+    async with Load(system) as load:
+        await _measure_fill(emit, load, size)
+        await _measure_load(emit, load, size)
+        await _measure_faults(emit, load, size)
 
 
-async def _together(node: RaftNode, clients: int) -> float:
-    """Commits per second of many clients, each with one in flight."""
-    left = COMMITS_TOGETHER
-
-    async def client() -> None:
-        nonlocal left
-        while left > 0:
-            left -= 1
-            await node.propose(COMMAND)
-
-    begun_s = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return COMMITS_TOGETHER / (time.perf_counter() - begun_s)
+async def _measure_fill(emit: Emit, load: Load, size: Size) -> None:
+    name, leader, away = load.system.name, await load.leader(), await load.follower()
+    emit(name, "memory_mib", _memory_mib(load.system, leader), "MiB", {"entries": 0})
+    load.system.process(away).kill()
+    await load.fill(leader, FILL_CLIENTS, size.fill)
+    emit(name, "memory_mib", _memory_mib(load.system, leader), "MiB", {"entries": size.fill})
+    emit(name, "catch_up_s", await load.bring_back(away), "s", {"commands_missed": size.fill})
+    load.system.process(away).kill()
+    emit(name, "catch_up_s", await load.bring_back(away), "s", {"commands_missed": 0})
 
 
-async def _failover(cluster: _Cluster) -> float:
-    """Seconds from the end of the leader, which says no goodbye, to the next commit elsewhere."""
-    leader = await cluster.leader()
-    begun_s = time.perf_counter()
-    await cluster.nodes.pop(leader.self_id).stop()
-    await next(iter(cluster.nodes.values())).propose(COMMAND)
-    took_s = time.perf_counter() - begun_s
-    await cluster.start(leader.self_id)
-    return took_s
+def _memory_mib(system: System, member_id: str) -> float:
+    return float(psutil.Process(system.process(member_id).process_id).memory_info().rss) / 2**20
+
+
+async def _measure_load(emit: Emit, load: Load, size: Size) -> None:
+    name, leader, follower = load.system.name, await load.leader(), await load.follower()
+    for through, member_id in (("leader", leader), ("follower", follower)):
+        samples = await load.latencies_ms(member_id, size.latencies)
+        emit_quantiles(emit, name, "commit_ms", "ms", {"clients": 1, "through": through}, samples)
+    for clients in (64, 256):
+        rate = await load.commits_per_s(leader, clients, size.load_s)
+        emit(name, "commits_per_s", rate, "1/s", {"clients": clients, "through": "leader"})
+    for clients in (1, 8):
+        rate = await load.batched_per_s(leader, clients, size.load_s)
+        emit(name, "commits_per_s", rate, "1/s", {"clients": clients, "through": "leader", "call": "batch"})
+
+
+async def _measure_faults(emit: Emit, load: Load, size: Size) -> None:
+    name = load.system.name
+    failovers = [await load.failover_s() for _ in range(size.faults)]
+    emit_quantiles(emit, name, "leader_failover_s", "s", {"cause": "kill -9"}, failovers)
+    stops = [await load.clean_stop_s() for _ in range(size.faults)]
+    emit_quantiles(emit, name, "clean_stop_s", "s", {"what": "longest without a write"}, [gap for gap, _ in stops])
+    emit_quantiles(emit, name, "clean_stop_s", "s", {"what": "process ended"}, [ended for _, ended in stops])

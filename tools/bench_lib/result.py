@@ -49,3 +49,13 @@ class Emit(Protocol):
     def __call__(
         self, system: str, metric: str, value: float, unit: str, params: Params, samples: Sequence[float] = ()
     ) -> None: ...
+
+
+def emit_quantiles(
+    emit: Emit, system: str, metric: str, unit: str, params: Params, samples: Sequence[float]
+) -> None:
+    """The median and the 99th percentile of the samples."""
+    ordered = sorted(samples)
+    last = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    emit(system, metric, statistics.median(ordered), unit, {**params, "of": "p50"}, samples)
+    emit(system, metric, last, unit, {**params, "of": "p99"}, samples)

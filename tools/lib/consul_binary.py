@@ -1,232 +1,28 @@
-"""Finds the program `consul`, or gets version 1.8.7 of it from Debian's suite bullseye.
+"""Finds the program `consul`, or gets version 1.8.7 of it from Debian's suite bullseye: later releases carry no Consul.
 
-Later Debian releases carry no Consul, but the mirrors that a Debian machine already uses still serve bullseye, signed
-by keys that it already trusts. So the mirror is read from the machine's sources, apt runs with a configuration,
-lists and a cache of its own in a scratch directory, and the package is unpacked (not installed) below
-`${XDG_CACHE_HOME:-~/.cache}/coordinator`. The machine's own apt stays as it is, and no root is needed. The directory
-gets its final name last, so whatever is there under that name is whole. Standard library only.
+How it is fetched stands in debian_package.py. Standard library only.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
-CONSUL_VERSION = "1.8.7"
-SUITE = "bullseye"
-APT_DIRECTORY = Path("/etc/apt")
-KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-COMMAND_TIMEOUT_S = 300.0
+from tools.lib import debian_package
+from tools.lib.debian_package import Package, PackageError
 
-APT_CONFIGURATION = """\
-Dir::Etc::SourceList "{scratch}/sources.list";
-Dir::Etc::SourceParts "-";
-Dir::State "{scratch}/state";
-Dir::State::Lists "{scratch}/state/lists";
-Dir::State::status "{scratch}/state/status";
-Dir::Cache "{scratch}/cache";
-APT::Sandbox::User "";
-Acquire::Languages "none";
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-"""
-"""Read after the machine's own configuration, so its proxies stay and its hooks, which may touch its caches, do not."""
-
-
-class ConsulInstallError(Exception):
-    """Consul cannot be had; one line for people."""
-
-
-@dataclass(frozen=True)
-class AptSource:
-    """One mirror of the machine."""
-
-    uri: str
-    signed_by: str = ""
-    """Path of a keyring, fingerprints, or a whole key with line breaks; empty where apt's own keys decide."""
-    trusted: bool = False
-    suites: tuple[str, ...] = ()
-    components: tuple[str, ...] = ()
-
-    @property
-    def may_be_debian(self) -> bool:
-        """True for a source that looks like Debian's main archive; its updates and security archives are not."""
-        special = any(re.search(r"-(security|updates|backports|proposed)|/", suite) for suite in self.suites)
-        return "main" in self.components and (not special or len(self.suites) > 1)
-
-
-def parse_one_line(text: str) -> list[AptSource]:
-    """The sources of a file in the one-line format (`deb [options] uri suite components...`)."""
-    sources = []
-    for line in text.splitlines():
-        match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s*)?(\S+)\s+(\S+)([^#]*)", line)
-        if match:
-            options = dict(part.split("=", 1) for part in (match[1] or "").split() if "=" in part)
-            sources.append(
-                AptSource(
-                    uri=match[2],
-                    signed_by=options.get("signed-by", ""),
-                    trusted=options.get("trusted") == "yes",
-                    suites=(match[3],),
-                    components=tuple(match[4].split()),
-                )
-            )
-    return sources
-
-
-def parse_deb822(text: str) -> list[AptSource]:
-    """The sources of a file in the deb822 format (stanzas of `Field: value`)."""
-    sources = []
-    for stanza in re.split(r"\n[ \t]*\n", text):
-        fields: dict[str, str] = {}
-        name = ""
-        for line in stanza.splitlines():
-            if line.startswith("#"):
-                continue
-            if line[:1] in (" ", "\t") and name:
-                fields[name] += "\n" + line.strip()
-            elif ":" in line:
-                name, value = line.split(":", 1)
-                name = name.strip().lower()
-                fields[name] = value.strip()
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() == "no":
-            continue
-        sources += [
-            AptSource(
-                uri=uri,
-                signed_by=fields.get("signed-by", "").strip(),
-                trusted=fields.get("trusted", "").lower() == "yes",
-                suites=tuple(fields.get("suites", "").split()),
-                components=tuple(fields.get("components", "").split()),
-            )
-            for uri in fields.get("uris", "").split()
-        ]
-    return sources
-
-
-def machine_sources(directory: Path = APT_DIRECTORY) -> list[AptSource]:
-    """The machine's mirrors that may be Debian's main archive, the likeliest first, each once."""
-    found: list[AptSource] = []
-    for path in [directory / "sources.list", *sorted((directory / "sources.list.d").glob("*"))]:
-        if path.suffix in (".list", ".sources") and path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            found += parse_deb822(text) if path.suffix == ".sources" else parse_one_line(text)
-    once: dict[str, AptSource] = {}
-    for source in found:
-        if source.may_be_debian:
-            once.setdefault(source.uri.rstrip("/"), source)
-    return sorted(once.values(), key=lambda source: not source.uri.rstrip("/").endswith("/debian"))
-
-
-def cache_directory() -> Path:
-    """Where an unpacked Consul is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "coordinator" / f"consul-{CONSUL_VERSION}"
+CONSUL = Package("Consul", "consul", "1.8.7", "bullseye", program="consul", version_argument="version")
+ConsulInstallError = PackageError
 
 
 def find_consul() -> Path | None:
     """The program, from the PATH or from the cache; None where there is none. Starts nothing and changes nothing."""
-    on_path = shutil.which("consul")
-    if on_path:
-        return Path(on_path)
-    cached = cache_directory() / "usr" / "bin" / "consul"
-    return cached if os.access(cached, os.X_OK) else None
+    return debian_package.find(CONSUL)
 
 
 def install_consul() -> Path:
     """The program, fetched into the cache if there is none yet. Raises ConsulInstallError."""
-    found = find_consul()
-    if found is not None:
-        return found
-    for program in ("apt-get", "dpkg"):
-        if shutil.which(program) is None:
-            raise ConsulInstallError(f"there is no {program} here; install Consul yourself and put it on the PATH")
-    sources = machine_sources()
-    if not sources:
-        raise ConsulInstallError(f"no Debian mirror found in the sources of {APT_DIRECTORY}; put `consul` on the PATH")
-    target = cache_directory()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-            _fetch(sources, Path(scratch))
-            # Two installations at once are harmless: the second finds the name taken and leaves its copy behind.
-            if not target.exists():
-                os.rename(Path(scratch) / "package", target)
-    except OSError as error:
-        where = error.filename or target
-        raise ConsulInstallError(f"cannot write {where}: {error.strerror}; set XDG_CACHE_HOME") from None
-    return target / "usr" / "bin" / "consul"
-
-
-def _fetch(sources: list[AptSource], scratch: Path) -> None:
-    """Leaves the unpacked package in `scratch/package`, from the first source that has it."""
-    failure = ConsulInstallError("nothing was tried")
-    for source in sources:
-        try:
-            _download(source, scratch)
-            break
-        except ConsulInstallError as error:
-            failure = error
-    else:
-        raise ConsulInstallError(f"no mirror of this machine gave Consul {CONSUL_VERSION} ({SUITE}): {failure}")
-    package = next(scratch.glob("consul_*.deb"))
-    _run(["dpkg", "-x", str(package), str(scratch / "package")], scratch)
-    binary = scratch / "package" / "usr" / "bin" / "consul"
-    said = _run([str(binary), "version"], scratch)
-    if CONSUL_VERSION not in said:
-        raise ConsulInstallError(f"expected Consul {CONSUL_VERSION}, the package holds {said.splitlines()[:1]}")
-
-
-def _download(source: AptSource, scratch: Path) -> None:
-    """Leaves `consul_*.deb` in `scratch`."""
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (scratch / name).mkdir(parents=True, exist_ok=True)
-    (scratch / "state" / "status").touch()
-    signed_by = source.signed_by or (str(KEYRING) if KEYRING.is_file() else "")
-    if "-----BEGIN" in signed_by:
-        # A key written into the stanza: an empty line stands there as a single dot.
-        key = scratch / "key.asc"
-        key.write_text("\n".join("" if line == "." else line for line in signed_by.splitlines()) + "\n")
-        signed_by = str(key)
-    options = [f"signed-by={','.join(signed_by.split())}"] if signed_by else []
-    options += ["trusted=yes"] if source.trusted else []
-    brackets = f"[{' '.join(options)}] " if options else ""
-    (scratch / "sources.list").write_text(f"deb {brackets}{source.uri} {SUITE} main\n")
-    (scratch / "apt.conf").write_text(APT_CONFIGURATION.format(scratch=scratch))
-    apt = ["apt-get", "-c", str(scratch / "apt.conf"), "-q"]
-    _run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], scratch)
-    _run([*apt, "download", f"consul={CONSUL_VERSION}*"], scratch)
-
-
-def _run(arguments: list[str], directory: Path) -> str:
-    """What the program said. Raises ConsulInstallError with the line that tells the fault."""
-    name = " ".join([Path(arguments[0]).name, arguments[-1]]) if arguments[0] == "apt-get" else Path(arguments[0]).name
-    try:
-        done = subprocess.run(
-            arguments,
-            cwd=directory,
-            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ConsulInstallError(f"{name} did not end within {COMMAND_TIMEOUT_S:.0f} s") from None
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith(("E:", "Err:", "W:"))] or lines or ["no output"]
-        raise ConsulInstallError(f"{name} failed: {told[0]}")
-    return done.stdout
+    return debian_package.install(CONSUL)
 
 
 def main(arguments: list[str]) -> int:
@@ -236,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments in (["-h"], ["--help"]) else 2
     try:
         print(install_consul())
-    except ConsulInstallError as error:
+    except PackageError as error:
         print(f"tools/install-consul: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -34,6 +34,8 @@ class Daemon:
         self.id = daemon_id
         self.config = config
         self.log = log
+        self.arguments: tuple[str, ...] = ()
+        """Further arguments for the next start."""
         self._program_name = program_name
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +52,7 @@ class Daemon:
     @property
     def command(self) -> list[str]:
         """What is run."""
-        return [str(program(self._program_name)), "--config", str(self.config), "--id", self.id]
+        return [str(program(self._program_name)), "--config", str(self.config), "--id", self.id, *self.arguments]
 
     @property
     def process_id(self) -> int | None:

@@ -6,9 +6,10 @@
         cluster.kill("m1")                      # kill -9
         cluster.client().get_status()
 
-The configuration is written to `directory/cluster.toml`, data to `directory/data`, what the daemons print to
-`directory/logs/<id>.log`. Leaving the `with` block ends every process, whatever happened. Nothing here sleeps for a
-fixed time: `wait_until` asks again until it is so, or says what did not come true.
+The configuration is written to `directory/cluster.toml`, data to `directory/data`, an authority with everybody's
+certificates to `directory/certificates`, what the daemons print to `directory/logs/<id>.log`. Leaving the `with` block
+ends every process, whatever happened. Nothing here sleeps for a fixed time: `wait_until` asks again until it is so, or
+says what did not come true.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig, DiscoverySettings, MasterSettings, WorkerSettings
 from coordinator.config_file import render
 from coordinator.model.errors import CoordinatorError
+from coordinator.security.credentials import PLAINTEXT, Credentials, of_client
+from coordinator.security.provision import ensure_cluster
 from tools.lib.daemons import Daemon
 
 Ports = Literal["free", "quickstart"]
@@ -130,6 +133,7 @@ class LocalCluster:
         self.config = config if change is None else change(config)
         directory.mkdir(parents=True, exist_ok=True)
         self.config_path.write_text(render(self.config), encoding="utf-8")
+        self._certify()
         self._daemons: dict[str, Daemon] = {
             **{master.id: Daemon.master(master.id, directory) for master in self.config.masters},
             **{worker.id: Daemon.worker(worker.id, directory) for worker in self.config.workers},
@@ -154,6 +158,19 @@ class LocalCluster:
     def process(self, daemon_id: str) -> Daemon:
         """A daemon's process: `process_id`, `exit_status`, `log`, `last_words()`."""
         return self._daemons[daemon_id]
+
+    @property
+    def certificates(self) -> Path:
+        """Where the authority and all certificates are."""
+        return self.directory / self.config.security.directory
+
+    def credentials(self) -> Credentials | None:
+        """The operator's; None for a cluster in plain text."""
+        return of_client(self.config, directory=self.certificates)
+
+    def _certify(self, *workers: str) -> None:
+        if self.config.security.mode != PLAINTEXT:
+            ensure_cluster(self.certificates, self.config, workers)
 
     # Processes
 
@@ -183,8 +200,15 @@ class LocalCluster:
         self._daemons[daemon_id].stop()
         self._daemons[daemon_id].start()
 
+    def restart_with(self, daemon_id: str, *arguments: str) -> None:
+        """Starts a daemon anew with further arguments, which it keeps from then on."""
+        self._daemons[daemon_id].stop()
+        self._daemons[daemon_id].arguments = arguments
+        self._daemons[daemon_id].start()
+
     def add_worker(self, worker_id: str) -> None:
         """Starts a further worker, with the settings that the configuration gives to workers that it does not name."""
+        self._certify(worker_id)
         self._daemons.setdefault(worker_id, Daemon.worker(worker_id, self.directory)).start()
 
     # Questions
@@ -193,7 +217,7 @@ class LocalCluster:
         """A client of the masters named, or of all; closed with the cluster."""
         wanted = self.master_ids if master_ids is None else master_ids
         addresses = [master.grpc_address for master in self.config.masters if master.id in wanted]
-        client = ClusterClient(addresses, timeout_s=timeout_s)
+        client = ClusterClient(addresses, timeout_s=timeout_s, credentials=self.credentials())
         self._clients.append(client)
         return client
 
@@ -238,7 +262,8 @@ class LocalCluster:
 
     def _short_client(self) -> ClusterClient:
         """A client for waiting: an answer that takes long is asked for again."""
-        return ClusterClient([master.grpc_address for master in self.config.masters], timeout_s=5.0)
+        addresses = [master.grpc_address for master in self.config.masters]
+        return ClusterClient(addresses, timeout_s=5.0, credentials=self.credentials())
 
     def close(self) -> None:
         """Ends everything, at once."""

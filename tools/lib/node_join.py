@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
+import datetime
+import json
 import sys
 from pathlib import Path
 
@@ -16,10 +17,22 @@ from coordinator.cli.progress import Progress, wait_until
 from coordinator.cli.words import duration, percent
 from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig, WorkerSettings
-from coordinator.config_file import render, validate, worker_settings
+from coordinator.config_file import is_loopback, render, validate, worker_settings
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError
+from coordinator.security.certificates import Identity, Role, authority_files, issue, leaf_files
+from coordinator.security.credentials import PLAINTEXT
+from coordinator.security.provision import is_good
 from tools.lib.daemons import DaemonError
-from tools.lib.node_place import NodeError, Place, ask_consul, cluster_config, default_directory
+from tools.lib.node_place import (
+    NodeError,
+    Place,
+    add_client_options,
+    ask_consul,
+    client_of,
+    cluster_config,
+    default_directory,
+    named_certificates,
+)
 from tools.lib.quickstart_directory import write_whole
 
 PROGRAM = "tools/node-join"
@@ -41,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--weight", type=float, help="share of the load relative to the others; 1 is usual")
     made.add_argument("--grpc-address", metavar="HOST:PORT", help="where others reach it (default: here, any port)")
     made.add_argument("--http-address", metavar="HOST:PORT", help="where health and metrics are")
+    add_client_options(made)
     made.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for its share (default 600)")
     made.add_argument("--dry-run", action="store_true", help="change nothing; say what would be done")
     return made
@@ -70,7 +84,7 @@ def join(options: argparse.Namespace) -> int:
     cluster, source = cluster_config(options.config, place.config)
     config = worker_config(cluster, options)
     worker = worker_settings(config, options.id)
-    with ClusterClient([master.grpc_address for master in cluster.masters], timeout_s=10.0) as client:
+    with client_of(cluster, options, place) as client:
         leader = reachable(cluster, client)
         view = view_of(client, options.id)
         process = place.process(source)
@@ -83,6 +97,7 @@ def join(options: argparse.Namespace) -> int:
             return explain(client, place, worker, leader, process is not None)
         print(f"{cluster.name}: {leader} leads; worker {options.id} in {place.directory}")
         if process is None:
+            certify(place, cluster, options)
             prepare(place, config)
             place.start()
             print(f"started worker-agent; it logs to {place.log}")
@@ -103,24 +118,18 @@ def worker_config(cluster: ClusterConfig, options: argparse.Namespace) -> Cluste
     worker = dataclasses.replace(worker_settings(cluster, options.id), **given)
     others = tuple(other for other in cluster.workers if other.id != options.id)
     config = dataclasses.replace(
-        cluster, data_directory="data", workers=tuple(sorted((*others, worker), key=lambda one: one.id))
+        cluster,
+        data_directory="data",
+        security=dataclasses.replace(cluster.security, directory="certificates"),
+        workers=tuple(sorted((*others, worker), key=lambda one: one.id)),
     )
     validate(config)
-    if is_local(worker.grpc_address) and not all(is_local(master.grpc_address) for master in cluster.masters):
+    if is_loopback(worker.grpc_address) and not all(is_loopback(master.grpc_address) for master in cluster.masters):
         raise NodeError(
             f"the masters are on other machines, which cannot reach this worker at {worker.grpc_address}; "
             "say where they can with --grpc-address HOST:PORT"
         )
     return config
-
-
-def is_local(address: str) -> bool:
-    """True for an address that only this machine reaches."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in ("", "localhost")
 
 
 def reachable(cluster: ClusterConfig, client: ClusterClient) -> str:
@@ -157,6 +166,29 @@ def explain(client: ClusterClient, place: Place, worker: WorkerSettings, leader:
         print(f"would start worker-agent --id {worker.id}; it would get about {share} of the load")
     print("dry run: nothing was changed")
     return 0
+
+
+def certify(place: Place, cluster: ClusterConfig, options: argparse.Namespace) -> None:
+    """Sees to the worker's certificate: keeps a good one, else issues one where the authority's key is at hand.
+
+    Raises NodeError, with the file that is needed, where it is not.
+    """
+    if cluster.security.mode == PLAINTEXT:
+        return
+    source = (named_certificates(options) or Path(cluster.security.directory)).expanduser().absolute()
+    identity, now = Identity(cluster.name, Role.WORKER, place.worker_id), datetime.datetime.now(datetime.UTC)
+    if not is_good(place.certificates, identity, now):
+        certificate = leaf_files(place.certificates, Role.WORKER, place.worker_id).certificate
+        key = authority_files(source)[1]
+        if not key.is_file():
+            raise NodeError(
+                f"{certificate} is needed, with its key and authority.crt, and cannot be made without {key}; bring "
+                f"what `clusterctl certs issue --role worker --id {place.worker_id} --to DIR` writes where that key is"
+            )
+        issue(source, identity, now, to=place.certificates)
+        print(f"issued {certificate}")
+    if source.resolve() != place.certificates.resolve():
+        write_whole(place.operator_file, json.dumps({"certificate_directory": str(source)}) + "\n")
 
 
 def prepare(place: Place, config: ClusterConfig) -> None:

@@ -20,7 +20,16 @@ from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig
 from coordinator.model.errors import ConfigError, CoordinatorError, IndefiniteError
 from tools.lib.node_join import view_of
-from tools.lib.node_place import NodeError, Place, ask_consul, cluster_config, consul_has, default_directory
+from tools.lib.node_place import (
+    NodeError,
+    Place,
+    add_client_options,
+    ask_consul,
+    client_of,
+    cluster_config,
+    consul_has,
+    default_directory,
+)
 
 PROGRAM = "tools/node-leave"
 GONE_TIMEOUT_S = 60.0
@@ -38,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--id", required=True, help="name of the worker")
     made.add_argument("--config", type=Path, help="the cluster's cluster.toml (default: the one that node-join wrote)")
     made.add_argument("--dir", type=Path, help="the worker's files (default ~/.local/state/coordinator/workers/ID)")
+    add_client_options(made)
     made.add_argument("--timeout", type=float, default=3600.0, help="seconds to wait until it is empty (default 3600)")
     made.add_argument(
         "--dry-run", action="store_true", help="change nothing; say whether it is safe and what would move"
@@ -65,7 +75,7 @@ def leave(options: argparse.Namespace) -> int:
     """Does it. Raises NodeError and CoordinatorError."""
     place = Place(options.id, (options.dir or default_directory(options.id)).expanduser().absolute())
     config, source = cluster_config(options.config, place.config)
-    with ClusterClient([master.grpc_address for master in config.masters], timeout_s=10.0) as client:
+    with client_of(config, options, place) as client:
         if config.discovery.backend == "consul":
             ask_consul(config.discovery.consul, "/v1/status/leader")
         view = view_of(client, options.id)

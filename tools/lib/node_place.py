@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import psutil
 
-from coordinator.cli.session import Session
+from coordinator.cli.session import CERTIFICATES_VARIABLE, Session, state_directory
+from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig, ConsulSettings
 from coordinator.config_file import load
 from coordinator.model.errors import ConfigError
+from coordinator.security.credentials import of_client
 from tools.lib.daemons import STOP_TIMEOUT_S, program, running_with
 
 CONSUL_TIMEOUT_S = 3.0
@@ -29,8 +32,33 @@ class NodeError(Exception):
 
 def default_directory(worker_id: str) -> Path:
     """Where a worker that was joined here keeps its files unless it is told otherwise."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return Path(base) / "coordinator" / "workers" / worker_id
+    return state_directory() / "workers" / worker_id
+
+
+def add_client_options(made: argparse.ArgumentParser) -> None:
+    """The options that say who asks the cluster, as clusterctl has them."""
+    made.add_argument(
+        "--certificate-directory",
+        type=Path,
+        help=f"your operator's certificate (else ${CERTIFICATES_VARIABLE}, else the configuration's directory)",
+    )
+    made.add_argument("--as", dest="identity_name", metavar="NAME", default="", help="whose, where there are several")
+
+
+def named_certificates(options: argparse.Namespace) -> Path | None:
+    """The directory that the options or the environment name."""
+    return Session(certificate_directory=options.certificate_directory).found_certificates()
+
+
+def client_of(config: ClusterConfig, options: argparse.Namespace, place: Place) -> ClusterClient:
+    """A client that shows the operator's certificate: what the options name, else the configuration's directory, else
+    where it was when the worker was joined. Raises ConfigError."""
+    named = named_certificates(options)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        if named is None and Path(config.security.directory).resolve() == place.certificates.resolve():
+            named = Path(json.loads(place.operator_file.read_text(encoding="utf-8"))["certificate_directory"])
+    addresses = [master.grpc_address for master in config.masters]
+    return ClusterClient(addresses, timeout_s=10.0, credentials=of_client(config, options.identity_name, named))
 
 
 def cluster_config(path: Path | None, own: Path | None = None) -> tuple[ClusterConfig, Path]:
@@ -58,6 +86,16 @@ class Place:
     def config(self) -> Path:
         """The worker's configuration."""
         return self.directory / "cluster.toml"
+
+    @property
+    def certificates(self) -> Path:
+        """The worker's certificate and key, and the authority's certificate."""
+        return self.directory / "certificates"
+
+    @property
+    def operator_file(self) -> Path:
+        """Where the operator's certificate was when the worker was joined; no secret."""
+        return self.directory / "operator.json"
 
     @property
     def log(self) -> Path:

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 
 from coordinator.api.v1 import types_pb2
-from coordinator.client import ClusterClient
 from coordinator.model import key_hash
 from coordinator.model.errors import CoordinatorError
+from tools.lib.quickstart_cluster import QuickstartCluster
 from tools.lib.quickstart_stage import Place, Stage, peak_to_average
 
 HELD = Counter[str]
@@ -171,7 +171,7 @@ def worker_leaves(stage: Stage) -> str:
     stage.require(safe.safe, f"the dry run says that it is not safe: {list(safe.problems)}")
     story_from = max((event.sequence for event in client.stream_events(latest=1)), default=0) + 1
     begun_s = time.monotonic()
-    with Watch([master.grpc_address for master in cluster.config.masters]) as watch:
+    with Watch(cluster) as watch:
         client.drain_node(leaver)
 
         def emptied() -> bool:
@@ -224,10 +224,10 @@ def copies_before_removals(stage: Stage, story: list[types_pb2.Event]) -> int:
 class Watch:
     """Looks at every shard all the time, in a thread of its own with a connection of its own."""
 
-    def __init__(self, addresses: list[str]) -> None:
+    def __init__(self, cluster: QuickstartCluster) -> None:
         self.looks = 0
         self.faults: list[str] = []
-        self._addresses = addresses
+        self._cluster = cluster
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch")
 
@@ -240,7 +240,7 @@ class Watch:
         self._thread.join()
 
     def _run(self) -> None:
-        with ClusterClient(self._addresses) as client:
+        with self._cluster.new_client(timeout_s=10.0) as client:
             while not self._stop.wait(0.01):
                 try:
                     answer = client.list_shards()

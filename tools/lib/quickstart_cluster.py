@@ -11,6 +11,8 @@ from coordinator.api.v1 import cluster_pb2, types_pb2
 from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig
 from coordinator.model.errors import CoordinatorError
+from coordinator.security.credentials import PLAINTEXT, of_client
+from coordinator.security.provision import OPERATOR, ensure_cluster
 from tools.lib.consul_agent import ConsulAgent
 from tools.lib.daemons import Daemon, running_with
 from tools.lib.quickstart_directory import QuickstartError, listeners, ports_in_use
@@ -28,7 +30,7 @@ class QuickstartCluster:
         self.consul = consul
         self.masters = {master.id: Daemon.master(master.id, directory) for master in config.masters}
         self.workers: dict[str, Daemon] = {}
-        self.client = ClusterClient([master.grpc_address for master in config.masters], timeout_s=10.0)
+        self._client: ClusterClient | None = None
 
     def __enter__(self) -> QuickstartCluster:
         return self
@@ -36,12 +38,46 @@ class QuickstartCluster:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.client.close()
+        if self._client is not None:
+            self._client.close()
         self.stop()
+
+    @property
+    def client(self) -> ClusterClient:
+        """The cluster's operator; works once the cluster was started, which makes the certificates."""
+        if self._client is None:
+            self._client = self.new_client(timeout_s=10.0)
+        return self._client
+
+    def new_client(self, timeout_s: float) -> ClusterClient:
+        """A client of this cluster, as its operator."""
+        addresses = [master.grpc_address for master in self.config.masters]
+        credentials = of_client(self.config, OPERATOR, self.certificates)
+        return ClusterClient(addresses, timeout_s=timeout_s, credentials=credentials)
+
+    @property
+    def config_path(self) -> Path:
+        """The cluster.toml of all daemons."""
+        return self.directory / "cluster.toml"
+
+    @property
+    def certificates(self) -> Path:
+        """Where the cluster's own authority and all certificates are."""
+        return self.directory / self.config.security.directory
+
+    def _ensure_certificates(self, *workers: str) -> None:
+        if self.config.security.mode == PLAINTEXT:
+            return
+        try:
+            ensure_cluster(self.certificates, self.config, workers)
+        except OSError as error:
+            raise QuickstartError(
+                f"cannot write {error.filename or self.certificates}: {error.strerror}; choose another place with --dir"
+            ) from None
 
     def refuse_if_occupied(self, worker_ids: Sequence[str]) -> None:
         """Raises QuickstartError when something listens where a daemon will."""
-        left = sorted(running_with(self.directory / "cluster.toml"))
+        left = sorted(running_with(self.config_path))
         if left:
             which = ", ".join(f"{name} (process {process})" for process, name in left)
             raise QuickstartError(
@@ -54,6 +90,7 @@ class QuickstartCluster:
 
     def start(self, worker_ids: Sequence[str]) -> None:
         """Starts Consul where there is one, the masters, and these workers; returns at once."""
+        self._ensure_certificates(*worker_ids)
         if self.consul is not None:
             self.consul.start()
         for master in self.masters.values():
@@ -63,6 +100,7 @@ class QuickstartCluster:
 
     def start_worker(self, worker_id: str) -> Daemon:
         """Starts one worker; it need not be in the configuration."""
+        self._ensure_certificates(worker_id)
         worker = self.workers.setdefault(worker_id, Daemon.worker(worker_id, self.directory))
         worker.start()
         return worker

@@ -2,6 +2,7 @@
 
 quickstart.json   says that the directory is a quickstart's, and, once `complete`, that all of it was written
 cluster.toml      the configuration of every daemon; read again, never overwritten without need, at the next start
+certificates/     the cluster's own authority, and the certificates of masters, workers and operator
 data/ID/          what each daemon keeps
 logs/ID.log       what each daemon says
 consul/           Consul's data, with --consul
@@ -17,11 +18,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.cli.session import quickstart_config
 from coordinator.config import ClusterConfig, ConsulSettings, DiscoverySettings, MasterSettings, WorkerSettings
 from coordinator.config_file import load, render
 
 MARKER_NAME = "quickstart.json"
 CONFIG_NAME = "cluster.toml"
+CERTIFICATES_NAME = "certificates"
 MASTER_COUNT = 3
 HOST = "127.0.0.1"
 GRPC_PORT, PEER_PORT, HTTP_PORT = 7101, 7151, 7201
@@ -73,8 +76,7 @@ class Ports:
 
 def default_directory() -> Path:
     """Where a quickstart keeps its files unless it is told otherwise."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return Path(base) / "coordinator" / "quickstart"
+    return quickstart_config().parent
 
 
 def cluster_config(ports: Ports, base: ClusterConfig | None = None) -> ClusterConfig:
@@ -89,7 +91,10 @@ def cluster_config(ports: Ports, base: ClusterConfig | None = None) -> ClusterCo
         for number, (grpc, http) in enumerate(ports.workers, 1)
     )
     # The file lies in the working directory, so the folder can be moved as a whole.
-    return dataclasses.replace(base, name="quickstart", data_directory="data", masters=masters, workers=workers)
+    security = dataclasses.replace(base.security, directory=CERTIFICATES_NAME)
+    return dataclasses.replace(
+        base, name="quickstart", data_directory="data", security=security, masters=masters, workers=workers
+    )
 
 
 def with_discovery(config: ClusterConfig, consul_address: str | None) -> ClusterConfig:
@@ -161,7 +166,8 @@ def found(directory: Path) -> ClusterConfig | None:
     if not complete or not (directory / CONFIG_NAME).is_file():
         raise QuickstartError(f"{directory} was only half written by an earlier start; remove it and start again")
     config = load(directory / CONFIG_NAME)
-    return dataclasses.replace(config, data_directory="data")
+    security = dataclasses.replace(config.security, directory=CERTIFICATES_NAME)
+    return dataclasses.replace(config, data_directory="data", security=security)
 
 
 def ports_in_use(addresses: Sequence[tuple[str, str]]) -> list[str]:

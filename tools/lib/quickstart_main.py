@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -133,9 +134,10 @@ def summary(cluster: QuickstartCluster, worker_ids: list[str]) -> str:
     ]
     if cluster.consul is not None:
         lines.append(f"  Consul      {cluster.consul.ui_url}")
-    command = program("clusterctl")
+    # The configuration leads to the operator's certificate, so these work from anywhere.
+    command = f"{shlex.quote(str(program('clusterctl')))} --config {shlex.quote(str(cluster.config_path))}"
     lines += [
-        f"  files       {cluster.directory} (cluster.toml, data, logs)",
+        f"  files       {cluster.directory} (cluster.toml, certificates, data, logs)",
         "",
         "Try next, in another terminal:",
         f"  {command} status",

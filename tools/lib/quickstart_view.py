@@ -23,9 +23,8 @@ EVENTS_SHOWN = 8
 
 def watch(cluster: QuickstartCluster) -> None:
     """Shows the cluster until an exception ends it; never returns by itself."""
-    addresses = [master.grpc_address for master in cluster.config.masters]
     # A short time limit: the view says that nobody answers rather than standing still.
-    with ClusterClient(addresses, timeout_s=2.0) as client:
+    with cluster.new_client(timeout_s=2.0) as client:
         if sys.stdout.isatty():
             _watch_on_terminal(cluster, client)
         else:

@@ -107,6 +107,7 @@ class Master(_message.Message):
     STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id, for example "m1"."""
     grpc_address: _builtins.str
@@ -116,7 +117,7 @@ class Master(_message.Message):
     peer_address: _builtins.str
     """host:port of its peer port."""
     role: _builtins.str
-    """"leader", "follower", "candidate", or "unreachable" as seen by the master that was asked."""
+    """"leader", "follower", "candidate", "learner" (its disk does not vote), or "unreachable" as seen by the master that was asked."""
     leader_id: _builtins.str
     """Id of the leader that it knows; empty for none."""
     term: _builtins.int
@@ -135,6 +136,8 @@ class Master(_message.Message):
     """Why it is unreachable; empty when it answered."""
     log_bytes: _builtins.int
     """Bytes of its log on disk."""
+    cluster_id: _builtins.str
+    """Identity of the cluster that its disk belongs to; empty while it has not learned it."""
     @_builtins.property
     def connected_peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that it is connected with."""
@@ -157,10 +160,11 @@ class Master(_message.Message):
         started_unix_ms: _builtins.int = ...,
         problem: _builtins.str = ...,
         log_bytes: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "commit_index", b"commit_index", "connected_peers", b"connected_peers", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "leader_id", b"leader_id", "log_bytes", b"log_bytes", "log_entries", b"log_entries", "peer_address", b"peer_address", "problem", b"problem", "role", b"role", "started_unix_ms", b"started_unix_ms", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "connected_peers", b"connected_peers", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "leader_id", b"leader_id", "log_bytes", b"log_bytes", "log_entries", b"log_entries", "peer_address", b"peer_address", "problem", b"problem", "role", b"role", "started_unix_ms", b"started_unix_ms", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1344,3 +1348,156 @@ class StreamEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamEventsResponse: _TypeAlias = StreamEventsResponse  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipRequest(_message.Message):
+    """Hands the leadership on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_ID_FIELD_NUMBER: _builtins.int
+    LEADER_ID_FIELD_NUMBER: _builtins.int
+    target_id: _builtins.str
+    """The master that shall lead; empty for the one that has most of the log."""
+    leader_id: _builtins.str
+    """The master that shall stop leading; empty for whoever leads. When another one leads already nothing is done, so
+    that a retry does not hand on twice.
+    """
+    def __init__(
+        self,
+        *,
+        target_id: _builtins.str = ...,
+        leader_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_id", b"leader_id", "target_id", b"target_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipRequest: _TypeAlias = TransferLeadershipRequest  # noqa: Y015
+
+@_typing.final
+class TransferLeadershipResponse(_message.Message):
+    """The leadership was handed on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEADER_ID_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    leader_id: _builtins.str
+    """Who leads now."""
+    term: _builtins.int
+    """The Raft term."""
+    def __init__(
+        self,
+        *,
+        leader_id: _builtins.str = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leader_id", b"leader_id", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferLeadershipResponse: _TypeAlias = TransferLeadershipResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceMasterRequest(_message.Message):
+    """Replaces the disk of a master."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    master_id: _builtins.str
+    """The master."""
+    peer_address: _builtins.str
+    """host:port of its peer port where it runs now; empty for the configured one."""
+    def __init__(
+        self,
+        *,
+        master_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["master_id", b"master_id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceMasterRequest: _TypeAlias = ReplaceMasterRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceMasterResponse(_message.Message):
+    """The new disk votes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    disk_id: _builtins.str
+    """Name of the new data directory."""
+    def __init__(
+        self,
+        *,
+        disk_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceMasterResponse: _TypeAlias = ReplaceMasterResponse  # noqa: Y015
+
+@_typing.final
+class BackupRequest(_message.Message):
+    """Asks for a backup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupRequest: _TypeAlias = BackupRequest  # noqa: Y015
+
+@_typing.final
+class BackupResponse(_message.Message):
+    """A part of the backup file. The first one has every field, the others only `data`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes of the file."""
+    file_bytes: _builtins.int
+    """Bytes of the whole file."""
+    index: _builtins.int
+    """Raft index that the backup shows."""
+    cluster_id: _builtins.str
+    """Identity of the cluster."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        file_bytes: _builtins.int = ...,
+        index: _builtins.int = ...,
+        cluster_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "data", b"data", "file_bytes", b"file_bytes", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupResponse: _TypeAlias = BackupResponse  # noqa: Y015

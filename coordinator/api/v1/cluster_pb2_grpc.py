@@ -120,6 +120,21 @@ class ClusterServiceStub:
                 request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsRequest.SerializeToString,
                 response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsResponse.FromString,
                 _registered_method=True)
+        self.TransferLeadership = channel.unary_unary(
+                '/coordinator.api.v1.ClusterService/TransferLeadership',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.FromString,
+                _registered_method=True)
+        self.ReplaceMaster = channel.unary_unary(
+                '/coordinator.api.v1.ClusterService/ReplaceMaster',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.FromString,
+                _registered_method=True)
+        self.Backup = channel.unary_stream(
+                '/coordinator.api.v1.ClusterService/Backup',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer:
@@ -245,6 +260,27 @@ class ClusterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TransferLeadership(self, request, context):
+        """Hand the leadership to another master.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceMaster(self, request, context):
+        """Let a master with a new, empty disk take its place. Waits until it has caught up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """The whole state as the bytes of a backup file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -332,6 +368,21 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.StreamEvents,
                     request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsRequest.FromString,
                     response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsResponse.SerializeToString,
+            ),
+            'TransferLeadership': grpc.unary_unary_rpc_method_handler(
+                    servicer.TransferLeadership,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.SerializeToString,
+            ),
+            'ReplaceMaster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceMaster,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.SerializeToString,
+            ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -794,6 +845,87 @@ class ClusterService:
             '/coordinator.api.v1.ClusterService/StreamEvents',
             coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsRequest.SerializeToString,
             coordinator_dot_api_dot_v1_dot_cluster__pb2.StreamEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TransferLeadership(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.api.v1.ClusterService/TransferLeadership',
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.TransferLeadershipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceMaster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.api.v1.ClusterService/ReplaceMaster',
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.ReplaceMasterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/coordinator.api.v1.ClusterService/Backup',
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cluster__pb2.BackupResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,12 @@ class ClusterServiceStub:
     """Roll a move back."""
     StreamEvents: _grpc.UnaryStreamMultiCallable[_cluster_pb2.StreamEventsRequest, _cluster_pb2.StreamEventsResponse]
     """The cluster's story, and what follows."""
+    TransferLeadership: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]
+    """Hand the leadership to another master."""
+    ReplaceMaster: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceMasterRequest, _cluster_pb2.ReplaceMasterResponse]
+    """Let a master with a new, empty disk take its place. Waits until it has caught up."""
+    Backup: _grpc.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupResponse]
+    """The whole state as the bytes of a backup file."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -110,6 +116,12 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Roll a move back."""
     StreamEvents: _aio.UnaryStreamMultiCallable[_cluster_pb2.StreamEventsRequest, _cluster_pb2.StreamEventsResponse]  # type: ignore[assignment]
     """The cluster's story, and what follows."""
+    TransferLeadership: _aio.UnaryUnaryMultiCallable[_cluster_pb2.TransferLeadershipRequest, _cluster_pb2.TransferLeadershipResponse]  # type: ignore[assignment]
+    """Hand the leadership to another master."""
+    ReplaceMaster: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ReplaceMasterRequest, _cluster_pb2.ReplaceMasterResponse]  # type: ignore[assignment]
+    """Let a master with a new, empty disk take its place. Waits until it has caught up."""
+    Backup: _aio.UnaryStreamMultiCallable[_cluster_pb2.BackupRequest, _cluster_pb2.BackupResponse]  # type: ignore[assignment]
+    """The whole state as the bytes of a backup file."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """The cluster, its workers, its shards."""
@@ -249,5 +261,29 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cluster_pb2.StreamEventsResponse], _abc.AsyncIterator[_cluster_pb2.StreamEventsResponse]]:
         """The cluster's story, and what follows."""
+
+    @_abc_1.abstractmethod
+    def TransferLeadership(
+        self,
+        request: _cluster_pb2.TransferLeadershipRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.TransferLeadershipResponse, _abc.Awaitable[_cluster_pb2.TransferLeadershipResponse]]:
+        """Hand the leadership to another master."""
+
+    @_abc_1.abstractmethod
+    def ReplaceMaster(
+        self,
+        request: _cluster_pb2.ReplaceMasterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.ReplaceMasterResponse, _abc.Awaitable[_cluster_pb2.ReplaceMasterResponse]]:
+        """Let a master with a new, empty disk take its place. Waits until it has caught up."""
+
+    @_abc_1.abstractmethod
+    def Backup(
+        self,
+        request: _cluster_pb2.BackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_cluster_pb2.BackupResponse], _abc.AsyncIterator[_cluster_pb2.BackupResponse]]:
+        """The whole state as the bytes of a backup file."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

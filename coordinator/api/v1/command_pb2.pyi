@@ -71,6 +71,7 @@ class Command(_message.Message):
     BOOTSTRAP_CLUSTER_FIELD_NUMBER: _builtins.int
     CHANGE_SETTINGS_FIELD_NUMBER: _builtins.int
     BARRIER_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     REGISTER_NODE_FIELD_NUMBER: _builtins.int
     ACTIVATE_NODE_FIELD_NUMBER: _builtins.int
     SUSPECT_NODE_FIELD_NUMBER: _builtins.int
@@ -97,6 +98,7 @@ class Command(_message.Message):
     START_LAUNCH_FIELD_NUMBER: _builtins.int
     FINISH_LAUNCH_FIELD_NUMBER: _builtins.int
     LOSE_LAUNCH_FIELD_NUMBER: _builtins.int
+    ADMIT_MASTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique name of the request; a second command with the same name returns the first one's result. Empty: none."""
     cause: _builtins.str
@@ -112,6 +114,10 @@ class Command(_message.Message):
     @_builtins.property
     def barrier(self) -> Global___Barrier:
         """Changes nothing."""
+
+    @_builtins.property
+    def batch(self) -> Global___Batch:
+        """Several commands in one entry."""
 
     @_builtins.property
     def register_node(self) -> Global___RegisterNode:
@@ -217,6 +223,10 @@ class Command(_message.Message):
     def lose_launch(self) -> Global___LoseLaunch:
         """The worker of an attempt is lost."""
 
+    @_builtins.property
+    def admit_master(self) -> Global___AdmitMaster:
+        """Another disk takes a master's place."""
+
     def __init__(
         self,
         *,
@@ -225,6 +235,7 @@ class Command(_message.Message):
         bootstrap_cluster: Global___BootstrapCluster | None = ...,
         change_settings: Global___ChangeSettings | None = ...,
         barrier: Global___Barrier | None = ...,
+        batch: Global___Batch | None = ...,
         register_node: Global___RegisterNode | None = ...,
         activate_node: Global___ActivateNode | None = ...,
         suspect_node: Global___SuspectNode | None = ...,
@@ -251,12 +262,13 @@ class Command(_message.Message):
         start_launch: Global___StartLaunch | None = ...,
         finish_launch: Global___FinishLaunch | None = ...,
         lose_launch: Global___LoseLaunch | None = ...,
+        admit_master: Global___AdmitMaster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "admit_master"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -303,6 +315,7 @@ class Applied(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     CREATED_IDS_FIELD_NUMBER: _builtins.int
     SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Raft index at which it was applied."""
     scheduled_at_unix_ms: _builtins.int
@@ -311,16 +324,21 @@ class Applied(_message.Message):
     def created_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Ids that the command made (moves, shards), in its order."""
 
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommandResult]:
+        """What each command of a Batch answered, in their order."""
+
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         created_ids: _abc.Iterable[_builtins.int] | None = ...,
         scheduled_at_unix_ms: _builtins.int = ...,
+        results: _abc.Iterable[Global___CommandResult] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ids", b"created_ids", "index", b"index", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_ids", b"created_ids", "index", b"index", "results", b"results", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,6 +442,32 @@ class Barrier(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Barrier: _TypeAlias = Barrier  # noqa: Y015
+
+@_typing.final
+class Batch(_message.Message):
+    """Many commands in one log entry: applied one after another, each with its own result, as if they had come alone. One that
+    is refused does not stop the others. The batch itself has no request id: give one to each command that may be retried.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___Command]:
+        """1 to 1,000 commands, none of them a batch. One without a cause gets the batch's."""
+
+    def __init__(
+        self,
+        *,
+        commands: _abc.Iterable[Global___Command] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Batch: _TypeAlias = Batch  # noqa: Y015
 
 @_typing.final
 class RegisterNode(_message.Message):
@@ -1228,3 +1272,35 @@ class LoseLaunch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoseLaunch: _TypeAlias = LoseLaunch  # noqa: Y015
+
+@_typing.final
+class AdmitMaster(_message.Message):
+    """Another disk takes a master's place. From this entry on the one before it counts nowhere; the new one votes once it knows
+    the entry to be committed. Never refused, and never part of anything larger: the consensus reads it out of the log.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    master_id: _builtins.str
+    """The master's id in the configuration."""
+    disk_id: _builtins.str
+    """Random name of its new data directory."""
+    peer_address: _builtins.str
+    """host:port of its peer port when that is no longer the configuration's; empty when it is."""
+    def __init__(
+        self,
+        *,
+        master_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_id", b"disk_id", "master_id", b"master_id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmitMaster: _TypeAlias = AdmitMaster  # noqa: Y015

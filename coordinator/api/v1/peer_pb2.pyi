@@ -37,6 +37,8 @@ class PeerFrame(_message.Message):
     APPLY_COMMAND_RESPONSE_FIELD_NUMBER: _builtins.int
     TIMEOUT_NOW_FIELD_NUMBER: _builtins.int
     INSTALL_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_FIELD_NUMBER: _builtins.int
+    PRE_VOTE_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___PeerHello:
         """The first frame in each direction."""
@@ -73,6 +75,14 @@ class PeerFrame(_message.Message):
     def install_snapshot(self) -> Global___InstallSnapshot:
         """One chunk of a snapshot for a follower that is too far behind."""
 
+    @_builtins.property
+    def pre_vote(self) -> Global___PreVote:
+        """Asks whether an election could be won."""
+
+    @_builtins.property
+    def pre_vote_answer(self) -> Global___PreVoteAnswer:
+        """The answer to that."""
+
     def __init__(
         self,
         *,
@@ -85,12 +95,14 @@ class PeerFrame(_message.Message):
         apply_command_response: Global___ApplyCommandResponse | None = ...,
         timeout_now: Global___TimeoutNow | None = ...,
         install_snapshot: Global___InstallSnapshot | None = ...,
+        pre_vote: Global___PreVote | None = ...,
+        pre_vote_answer: Global___PreVoteAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "append_entries", "next_node_index", "request_vote", "response_vote", "apply_command", "apply_command_response", "timeout_now", "install_snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "append_entries", "next_node_index", "request_vote", "response_vote", "apply_command", "apply_command_response", "timeout_now", "install_snapshot", "pre_vote", "pre_vote_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -107,6 +119,10 @@ class PeerHello(_message.Message):
     TO_ID_FIELD_NUMBER: _builtins.int
     CLUSTER_NAME_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    IS_VOTER_FIELD_NUMBER: _builtins.int
+    HAS_HISTORY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of the protocol; 1 now."""
     from_id: _builtins.str
@@ -117,6 +133,14 @@ class PeerHello(_message.Message):
     """Name of the cluster in both configurations."""
     incarnation: _builtins.str
     """Random name of the speaking process."""
+    cluster_id: _builtins.str
+    """Identity of the cluster; empty while the speaking master has not learned it."""
+    disk_id: _builtins.str
+    """Random name of its data directory."""
+    is_voter: _builtins.bool
+    """True when that disk votes: it was there from the founding on, or was admitted later."""
+    has_history: _builtins.bool
+    """True when that disk has ever seen a term or an entry."""
     def __init__(
         self,
         *,
@@ -125,10 +149,14 @@ class PeerHello(_message.Message):
         to_id: _builtins.str = ...,
         cluster_name: _builtins.str = ...,
         incarnation: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        is_voter: _builtins.bool = ...,
+        has_history: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_name", b"cluster_name", "from_id", b"from_id", "incarnation", b"incarnation", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "disk_id", b"disk_id", "from_id", b"from_id", "has_history", b"has_history", "incarnation", b"incarnation", "is_voter", b"is_voter", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -175,6 +203,7 @@ class AppendEntries(_message.Message):
     PREVIOUS_LOG_INDEX_FIELD_NUMBER: _builtins.int
     PREVIOUS_LOG_TERM_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    SENT_AT_US_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The leader's term."""
     commit_index: _builtins.int
@@ -183,6 +212,8 @@ class AppendEntries(_message.Message):
     """Index of the entry before the new ones."""
     previous_log_term: _builtins.int
     """Term of the entry before the new ones."""
+    sent_at_us: _builtins.int
+    """When the leader sent it, in microseconds of the leader's monotonic clock; the answer carries it back."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
         """The new entries."""
@@ -195,10 +226,11 @@ class AppendEntries(_message.Message):
         previous_log_index: _builtins.int = ...,
         previous_log_term: _builtins.int = ...,
         entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        sent_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "entries", b"entries", "previous_log_index", b"previous_log_index", "previous_log_term", b"previous_log_term", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "entries", b"entries", "previous_log_index", b"previous_log_index", "previous_log_term", b"previous_log_term", "sent_at_us", b"sent_at_us", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,6 +246,8 @@ class NextNodeIndex(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     SUCCESS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    SENT_AT_US_FIELD_NUMBER: _builtins.int
+    IS_LEARNER_FIELD_NUMBER: _builtins.int
     next_node_index: _builtins.int
     """The index that the follower wants next."""
     reset: _builtins.bool
@@ -221,7 +255,13 @@ class NextNodeIndex(_message.Message):
     success: _builtins.bool
     """True when everything before it matches the leader's log."""
     term: _builtins.int
-    """The follower's term when it answered; the leader drops an answer of another term than its own."""
+    """The follower's term when it answered; an answer of another term than the leader's counts for nothing, and one of a
+    later term makes the leader step down.
+    """
+    sent_at_us: _builtins.int
+    """`sent_at_us` of what it answers; the leader's lease counts from there."""
+    is_learner: _builtins.bool
+    """True when the follower's disk does not vote: then the answer counts for nothing but what to send it next."""
     def __init__(
         self,
         *,
@@ -229,10 +269,12 @@ class NextNodeIndex(_message.Message):
         reset: _builtins.bool = ...,
         success: _builtins.bool = ...,
         term: _builtins.int = ...,
+        sent_at_us: _builtins.int = ...,
+        is_learner: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_node_index", b"next_node_index", "reset", b"reset", "success", b"success", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_learner", b"is_learner", "next_node_index", b"next_node_index", "reset", b"reset", "sent_at_us", b"sent_at_us", "success", b"success", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -247,8 +289,42 @@ class RequestVote(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     LAST_LOG_INDEX_FIELD_NUMBER: _builtins.int
     LAST_LOG_TERM_FIELD_NUMBER: _builtins.int
+    IS_TRANSFER_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The candidate's term."""
+    last_log_index: _builtins.int
+    """Index of the candidate's last entry."""
+    last_log_term: _builtins.int
+    """Term of the candidate's last entry."""
+    is_transfer: _builtins.bool
+    """True when the leader of the term before asked for this election; then voters answer although they hear a leader."""
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        last_log_index: _builtins.int = ...,
+        last_log_term: _builtins.int = ...,
+        is_transfer: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_transfer", b"is_transfer", "last_log_index", b"last_log_index", "last_log_term", b"last_log_term", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestVote: _TypeAlias = RequestVote  # noqa: Y015
+
+@_typing.final
+class PreVote(_message.Message):
+    """Would you vote for me in this term? Changes nothing at either side (Raft thesis, section 9.6)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    LAST_LOG_INDEX_FIELD_NUMBER: _builtins.int
+    LAST_LOG_TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """The term in which the candidate would stand: its own plus one."""
     last_log_index: _builtins.int
     """Index of the candidate's last entry."""
     last_log_term: _builtins.int
@@ -266,7 +342,37 @@ class RequestVote(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RequestVote: _TypeAlias = RequestVote  # noqa: Y015
+Global___PreVote: _TypeAlias = PreVote  # noqa: Y015
+
+@_typing.final
+class PreVoteAnswer(_message.Message):
+    """The answer to a PreVote."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    IS_GRANTED_FIELD_NUMBER: _builtins.int
+    VOTER_TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """The term that was asked for."""
+    is_granted: _builtins.bool
+    """True when the voter would vote for the candidate."""
+    voter_term: _builtins.int
+    """The voter's own term; a later one than the candidate's is taken over by the candidate."""
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        is_granted: _builtins.bool = ...,
+        voter_term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_granted", b"is_granted", "term", b"term", "voter_term", b"voter_term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreVoteAnswer: _TypeAlias = PreVoteAnswer  # noqa: Y015
 
 @_typing.final
 class ResponseVote(_message.Message):
@@ -386,6 +492,7 @@ class InstallSnapshot(_message.Message):
     IS_FIRST_FIELD_NUMBER: _builtins.int
     IS_LAST_FIELD_NUMBER: _builtins.int
     IS_EMPTY_FIELD_NUMBER: _builtins.int
+    SENT_AT_US_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The leader's term."""
     commit_index: _builtins.int
@@ -397,7 +504,9 @@ class InstallSnapshot(_message.Message):
     is_last: _builtins.bool
     """True for the last chunk."""
     is_empty: _builtins.bool
-    """True when the leader has no chunk to send yet; then the other fields but term and commit_index are unset."""
+    """True when the leader has no chunk to send yet; then data, is_first and is_last are unset."""
+    sent_at_us: _builtins.int
+    """When the leader sent it, in microseconds of the leader's monotonic clock; the answer carries it back."""
     def __init__(
         self,
         *,
@@ -407,10 +516,11 @@ class InstallSnapshot(_message.Message):
         is_first: _builtins.bool = ...,
         is_last: _builtins.bool = ...,
         is_empty: _builtins.bool = ...,
+        sent_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "is_empty", b"is_empty", "is_first", b"is_first", "is_last", b"is_last", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "is_empty", b"is_empty", "is_first", b"is_first", "is_last", b"is_last", "sent_at_us", b"sent_at_us", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from coordinator.api.v1 import command_pb2 as coordinator_dot_api_dot_v1_dot_com
 from coordinator.api.v1 import types_pb2 as coordinator_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!coordinator/api/v1/snapshot.proto\x12\x12\x63oordinator.api.v1\x1a coordinator/api/v1/command.proto\x1a\x1e\x63oordinator/api/v1/types.proto\"|\n\x10RememberedResult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x12\n\nat_unix_ms\x18\x03 \x01(\x03\x12\x31\n\x06result\x18\x04 \x01(\x0b\x32!.coordinator.api.v1.CommandResult\"\xbc\x04\n\x08Snapshot\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\x12.\n\x08settings\x18\x05 \x01(\x0b\x32\x1c.coordinator.api.v1.Settings\x12\'\n\x05nodes\x18\x06 \x03(\x0b\x32\x18.coordinator.api.v1.Node\x12)\n\x06shards\x18\x07 \x03(\x0b\x32\x19.coordinator.api.v1.Shard\x12\'\n\x05moves\x18\x08 \x03(\x0b\x32\x18.coordinator.api.v1.Move\x12-\n\x0b\x65nded_moves\x18\t \x03(\x0b\x32\x18.coordinator.api.v1.Move\x12)\n\x04jobs\x18\n \x03(\x0b\x32\x1b.coordinator.api.v1.CronJob\x12,\n\x08launches\x18\x0b \x03(\x0b\x32\x1a.coordinator.api.v1.Launch\x12)\n\x06\x65vents\x18\x0c \x03(\x0b\x32\x19.coordinator.api.v1.Event\x12\x35\n\x07results\x18\r \x03(\x0b\x32$.coordinator.api.v1.RememberedResult\x12\x15\n\rnext_shard_id\x18\x0e \x01(\x04\x12\x14\n\x0cnext_move_id\x18\x0f \x01(\x04\x12\x1b\n\x13next_event_sequence\x18\x10 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!coordinator/api/v1/snapshot.proto\x12\x12\x63oordinator.api.v1\x1a coordinator/api/v1/command.proto\x1a\x1e\x63oordinator/api/v1/types.proto\"|\n\x10RememberedResult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x12\n\nat_unix_ms\x18\x03 \x01(\x03\x12\x31\n\x06result\x18\x04 \x01(\x0b\x32!.coordinator.api.v1.CommandResult\"]\n\x0e\x41\x64mittedMaster\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x18\n\x10\x61\x64mitted_unix_ms\x18\x04 \x01(\x03\"\xf1\x04\n\x08Snapshot\x12\x16\n\x0e\x66ormat_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x14\n\x0ctime_unix_ms\x18\x04 \x01(\x03\x12.\n\x08settings\x18\x05 \x01(\x0b\x32\x1c.coordinator.api.v1.Settings\x12\'\n\x05nodes\x18\x06 \x03(\x0b\x32\x18.coordinator.api.v1.Node\x12)\n\x06shards\x18\x07 \x03(\x0b\x32\x19.coordinator.api.v1.Shard\x12\'\n\x05moves\x18\x08 \x03(\x0b\x32\x18.coordinator.api.v1.Move\x12-\n\x0b\x65nded_moves\x18\t \x03(\x0b\x32\x18.coordinator.api.v1.Move\x12)\n\x04jobs\x18\n \x03(\x0b\x32\x1b.coordinator.api.v1.CronJob\x12,\n\x08launches\x18\x0b \x03(\x0b\x32\x1a.coordinator.api.v1.Launch\x12)\n\x06\x65vents\x18\x0c \x03(\x0b\x32\x19.coordinator.api.v1.Event\x12\x35\n\x07results\x18\r \x03(\x0b\x32$.coordinator.api.v1.RememberedResult\x12\x15\n\rnext_shard_id\x18\x0e \x01(\x04\x12\x14\n\x0cnext_move_id\x18\x0f \x01(\x04\x12\x1b\n\x13next_event_sequence\x18\x10 \x01(\x04\x12\x33\n\x07masters\x18\x11 \x03(\x0b\x32\".coordinator.api.v1.AdmittedMaster\"\x99\x01\n\x0c\x42\x61\x63kupHeader\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x15\n\rtaken_unix_ms\x18\x05 \x01(\x03\x12\x11\n\tmaster_id\x18\x06 \x01(\t\x12\x18\n\x10software_version\x18\x07 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REMEMBEREDRESULT']._serialized_start=123
   _globals['_REMEMBEREDRESULT']._serialized_end=247
-  _globals['_SNAPSHOT']._serialized_start=250
-  _globals['_SNAPSHOT']._serialized_end=822
+  _globals['_ADMITTEDMASTER']._serialized_start=249
+  _globals['_ADMITTEDMASTER']._serialized_end=342
+  _globals['_SNAPSHOT']._serialized_start=345
+  _globals['_SNAPSHOT']._serialized_end=970
+  _globals['_BACKUPHEADER']._serialized_start=973
+  _globals['_BACKUPHEADER']._serialized_end=1126
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,40 @@ class RememberedResult(_message.Message):
 Global___RememberedResult: _TypeAlias = RememberedResult  # noqa: Y015
 
 @_typing.final
+class AdmittedMaster(_message.Message):
+    """A master whose disk took the place of an older one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DISK_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ADMITTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    disk_id: _builtins.str
+    """Random name of the data directory that counts; any other of this master does not."""
+    peer_address: _builtins.str
+    """host:port of its peer port; empty for the configuration's."""
+    admitted_unix_ms: _builtins.int
+    """When it was admitted."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        disk_id: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        admitted_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_unix_ms", b"admitted_unix_ms", "disk_id", b"disk_id", "id", b"id", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmittedMaster: _TypeAlias = AdmittedMaster  # noqa: Y015
+
+@_typing.final
 class Snapshot(_message.Message):
     """The replicated state after one Raft index."""
 
@@ -82,6 +116,7 @@ class Snapshot(_message.Message):
     NEXT_SHARD_ID_FIELD_NUMBER: _builtins.int
     NEXT_MOVE_ID_FIELD_NUMBER: _builtins.int
     NEXT_EVENT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    MASTERS_FIELD_NUMBER: _builtins.int
     format_version: _builtins.int
     """Version of this message's meaning; 1 now."""
     cluster_id: _builtins.str
@@ -132,6 +167,10 @@ class Snapshot(_message.Message):
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RememberedResult]:
         """Results that are remembered, sorted by index."""
 
+    @_builtins.property
+    def masters(self) -> _containers.RepeatedCompositeFieldContainer[Global___AdmittedMaster]:
+        """Masters whose disk was replaced, sorted by id."""
+
     def __init__(
         self,
         *,
@@ -151,11 +190,58 @@ class Snapshot(_message.Message):
         next_shard_id: _builtins.int = ...,
         next_move_id: _builtins.int = ...,
         next_event_sequence: _builtins.int = ...,
+        masters: _abc.Iterable[Global___AdmittedMaster] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "ended_moves", b"ended_moves", "events", b"events", "format_version", b"format_version", "index", b"index", "jobs", b"jobs", "launches", b"launches", "moves", b"moves", "next_event_sequence", b"next_event_sequence", "next_move_id", b"next_move_id", "next_shard_id", b"next_shard_id", "nodes", b"nodes", "results", b"results", "settings", b"settings", "shards", b"shards", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "ended_moves", b"ended_moves", "events", b"events", "format_version", b"format_version", "index", b"index", "jobs", b"jobs", "launches", b"launches", "masters", b"masters", "moves", b"moves", "next_event_sequence", b"next_event_sequence", "next_move_id", b"next_move_id", "next_shard_id", b"next_shard_id", "nodes", b"nodes", "results", b"results", "settings", b"settings", "shards", b"shards", "time_unix_ms", b"time_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class BackupHeader(_message.Message):
+    """What a backup file says of itself, before the state. coordinator/machine/backup.py has the file's format."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_NAME_FIELD_NUMBER: _builtins.int
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    TAKEN_UNIX_MS_FIELD_NUMBER: _builtins.int
+    MASTER_ID_FIELD_NUMBER: _builtins.int
+    SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    cluster_name: _builtins.str
+    """Name of the cluster in its configuration."""
+    cluster_id: _builtins.str
+    """Identity of the cluster."""
+    index: _builtins.int
+    """Raft index that the state shows."""
+    term: _builtins.int
+    """Raft term at that time."""
+    taken_unix_ms: _builtins.int
+    """When it was taken."""
+    master_id: _builtins.str
+    """Master that made it."""
+    software_version: _builtins.str
+    """Version of that master's software."""
+    def __init__(
+        self,
+        *,
+        cluster_name: _builtins.str = ...,
+        cluster_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        taken_unix_ms: _builtins.int = ...,
+        master_id: _builtins.str = ...,
+        software_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "index", b"index", "master_id", b"master_id", "software_version", b"software_version", "taken_unix_ms", b"taken_unix_ms", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupHeader: _TypeAlias = BackupHeader  # noqa: Y015

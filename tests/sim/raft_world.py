@@ -1,0 +1,223 @@
+"""A whole cluster of masters in one thread, where one seed decides everything.
+
+Real: PySyncObj, Consensus, elections, the journal, the vote file, the snapshot store, the frames, the machine. Played:
+clocks that drift (raft_master.py), network (raft_net.py), disks (raft_disk.py), faults (raft_faults.py), clients
+(raft_clients.py). What must hold is in raft_checks.py. `run_seed` plays one life of a cluster: it is set up, faults
+and clients have their time, everything is healed, and within LIVE_S_MAX there must be a leader and a committed write.
+
+Determinism: events happen in the order of (time, sequence); every master, link, disk and client has a generator of its
+own, so nothing depends on the order of PySyncObj's sets.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pysyncobj.syncobj
+
+from coordinator.api.v1 import command_pb2
+from coordinator.config import RaftSettings
+from coordinator.raft import snapshot
+from coordinator.raft.consensus import Consensus
+from coordinator.raft.elections import Protections
+from coordinator.raft.journal import Journal
+from tests.sim import raft_disk
+from tests.sim.linearizability import Operation
+from tests.sim.raft_checks import Checks, Violation, WatchedJournal
+from tests.sim.raft_clients import INITIAL, REGISTERS, Client, Ledger, set_up_commands
+from tests.sim.raft_faults import Faults, Plan
+from tests.sim.raft_master import Master
+from tests.sim.raft_net import Network
+
+LIVE_S_MAX = 3.0
+"""After the last fault: a leader, and a write that is committed."""
+EQUAL_S_MAX = 4.0
+"""After that: every master has applied everything."""
+CHUNK_BYTES = 700
+"""Of a snapshot, so that one takes several chunks."""
+TRACE_LINES = 150
+
+
+class SeedFailed(AssertionError):
+    """A seed found something; its message is for whoever replays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """What a run does without, to show what it is for. The default is everything."""
+
+    protections: Protections = Protections()  # noqa: RUF009 - frozen
+    journal_type: type[Journal] = WatchedJournal
+    consensus_type: type[Consensus] = Consensus
+    lies_about: tuple[str, ...] = ()
+    """See Disk.lies_about."""
+    takes_leader_changed_for_denied: bool = False
+
+
+class World:
+    """Masters, network, clients, and their time."""
+
+    def __init__(self, seed: int, plan: Plan, mutation: Mutation) -> None:
+        self.seed = seed
+        self.plan = plan
+        self.protections = mutation.protections
+        self.journal_type = mutation.journal_type
+        self.consensus_type = mutation.consensus_type
+        self.rng = random.Random(f"{seed} world")
+        self.settings = RaftSettings(snapshot_entries=self.rng.choice((self.rng.randint(15, 40), 150)))
+        self.segment_bytes_max = self.rng.choice((300, 1_000, 4_000))
+        self.ids = tuple(f"m{number}" for number in range(1, plan.masters + 1))
+        self.now_s = 0.0
+        self.running: Master | None = None
+        self.trace: deque[str] = deque(maxlen=TRACE_LINES)
+        self.events = 0
+        self._queue: list[tuple[float, int, Callable[[], object]]] = []
+        self._sequence = 0
+        self.network = Network(self, seed)
+        self.masters = {id: Master(self, id, random.Random(f"{seed} {id}")) for id in self.ids}
+        self.checks = Checks(self)
+        self.ledger = Ledger(takes_leader_changed_for_denied=mutation.takes_leader_changed_for_denied)
+        for master in self.masters.values():
+            master.disk.lies_about = mutation.lies_about
+            master.rate = 1.0 + self.rng.uniform(-plan.drift, plan.drift)
+
+    def clock_s(self) -> float:
+        """What PySyncObj reads: the clock of the master whose code runs."""
+        return self.now_s if self.running is None else self.running.monotonic_s()
+
+    def note(self, line: str) -> None:
+        """Remembers a line for whoever replays this seed."""
+        self.trace.append(f"{self.now_s:9.4f}  {line}")
+
+    def at(self, time_s: float, action: Callable[[], object]) -> None:
+        """Has something done at a time."""
+        self._sequence += 1
+        heapq.heappush(self._queue, (max(time_s, self.now_s), self._sequence, action))
+
+    def after(self, seconds: float, action: Callable[[], object]) -> None:
+        """Has something done after a while."""
+        self.at(self.now_s + seconds, action)
+
+    def run_until(self, end_s: float, condition: Callable[[], object] = lambda: False) -> bool:
+        """Lets time pass until then, or until the condition holds; whether it does."""
+        while not condition():
+            if not self._queue or self._queue[0][0] > end_s:
+                self.now_s = end_s
+                return False
+            self.now_s, _, action = heapq.heappop(self._queue)
+            self.events += 1
+            action()
+        return True
+
+    def leader(self) -> Master | None:
+        """The master that leads whole in the highest term."""
+        leading = [
+            (master.consensus.term, id)
+            for id, master in self.masters.items()
+            if master.consensus is not None and master.consensus.leads_whole and not master.is_paused
+        ]
+        return self.masters[max(leading)[1]] if leading else None
+
+    # One life
+
+    def commit(self, command: command_pb2.Command, seconds: float) -> int:
+        """Has a command committed, trying again with the same request id; its index."""
+        done: list[int] = []
+        end_s = self.now_s + seconds
+
+        def answered(state: object, result: command_pb2.CommandResult | None, reason: int) -> None:
+            if result is not None:
+                assert result.WhichOneof("outcome") == "applied", result
+                done.append(result.applied.index)
+
+        def again() -> None:
+            leader = self.leader()
+            if leader is not None and not done:
+                leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
+            if not done and self.now_s < end_s:
+                self.after(0.05, again)
+
+        again()
+        if not self.run_until(end_s, lambda: done):
+            raise Violation(f"nothing was committed within {seconds:g} s")
+        return done[0]
+
+    def play(self) -> None:
+        """Sets up, plays, heals, checks."""
+        for master in self.masters.values():
+            master.start()
+        for command in set_up_commands():
+            self.commit(command, LIVE_S_MAX)
+        clients = [
+            Client(self, f"c{number}", random.Random(f"{self.seed} c{number}"))
+            for number in range(1, self.plan.clients + 1)
+        ]
+        faults = Faults(self, random.Random(f"{self.seed} faults"))
+        faults.play()
+        self.note("everything is healed")
+        faults.heal()
+        healed_s = self.now_s
+        self.commit(command_pb2.Command(request_id="live", cause="live", barrier=command_pb2.Barrier()), LIVE_S_MAX)
+        self.note(f"committed {self.now_s - healed_s:.2f} s after the last fault")
+        self.run_until(self.now_s + 0.5)
+        for client in clients:
+            client.is_stopped = True
+        if not self.run_until(self.now_s + EQUAL_S_MAX, self._all_equal):
+            raise Violation(f"the masters are not equal within {EQUAL_S_MAX:g} s: {self._show_masters()}")
+        self._read_all()
+        self.checks.finish(self.ledger.acknowledged, self.ledger.denied, self.ledger.history, INITIAL)
+
+    def _all_equal(self) -> bool:
+        applied = {master.consensus and master.consensus.applied_index for master in self.masters.values()}
+        last = {master.journal[-1][1] for master in self.masters.values()}
+        return len(applied) == 1 and applied == last
+
+    def _show_masters(self) -> str:
+        return ", ".join(
+            f"{id} {'is down' if master.consensus is None else f'has applied {master.consensus.applied_index}'}"
+            for id, master in self.masters.items()
+        )
+
+    def _read_all(self) -> None:
+        leader = self.leader()
+        assert leader is not None
+        assert leader.consensus is not None
+        for key in REGISTERS:
+            value = leader.consensus.state.nodes[key].weight
+            self.ledger.reads.append(Operation(key, False, value, self.now_s, self.now_s, "end"))
+
+
+@contextmanager
+def _simulated(world: World) -> Iterator[None]:
+    """PySyncObj reads the world's clocks, journal.py its disks, and snapshots travel in small chunks."""
+    engine, store = cast("Any", pysyncobj.syncobj), cast("Any", snapshot)
+    real = engine.monotonicTime, store.CHUNK_BYTES
+    engine.monotonicTime, store.CHUNK_BYTES = world.clock_s, CHUNK_BYTES
+    try:
+        with raft_disk.installed():
+            yield
+    finally:
+        engine.monotonicTime, store.CHUNK_BYTES = real
+
+
+def run_seed(seed: int, plan: Plan | None = None, mutation: Mutation | None = None) -> World:
+    """Plays one seed. Raises SeedFailed with its story and with the command that plays it again."""
+    world: World | None = None
+    plan = plan or Plan.of_seed(seed)
+    try:
+        world = World(seed, plan, mutation or Mutation())
+        with _simulated(world):
+            world.play()
+    except Exception as error:
+        story = "\n".join(world.trace) if world is not None else ""
+        raise SeedFailed(
+            f"seed {seed} at {world.now_s if world else 0:.4f} s: {type(error).__name__}: {error}\n{story}\n{plan}\n"
+            f"replay: SIM_SEED={seed} tools/test tests/sim/test_raft_seeds.py -k test_seed"
+        ) from error
+    return world
