@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import pytest
 
@@ -65,3 +67,40 @@ def test_a_long_history_is_checked_quickly() -> None:
         history.append(read(number, number + 2.6, number + 2.9))
     assert find_violation(history) is None
     assert find_violation([*history, read(100, 600, 601)]) is not None
+
+
+def explained_by_brute_force(history: list[Operation]) -> bool:
+    """Every order of every choice of unanswered writes, tried."""
+    unanswered = [one for one in history if one.returned == math.inf]
+    answered = [one for one in history if one.returned < math.inf]
+    for count in range(len(unanswered) + 1):
+        for taken in itertools.combinations(unanswered, count):
+            for order in itertools.permutations([*answered, *taken]):
+                if any(late.returned < early.called for early, late in itertools.combinations(order, 2)):
+                    continue
+                value: object = None
+                for one in order:
+                    if not one.is_write and one.value != value:
+                        break
+                    value = one.value if one.is_write else value
+                else:
+                    return True
+    return False
+
+
+def test_the_short_search_finds_what_a_full_one_finds() -> None:
+    """Random small histories, with unanswered writes and values that are written twice: the same answer each time."""
+    rng = random.Random(1)
+    answers = set()
+    for _ in range(600):
+        history = []
+        for _ in range(rng.randint(1, 5)):
+            called = rng.uniform(0, 10)
+            if rng.random() < 0.5:
+                history.append(write(rng.randint(1, 3), called, rng.choice([math.inf, called + rng.uniform(0, 5)])))
+            else:
+                history.append(read(rng.choice([None, 1, 2, 3]), called, called + rng.uniform(0, 5)))
+        expected = explained_by_brute_force(history)
+        assert (find_violation(history) is None) is expected, history
+        answers.add(expected)
+    assert answers == {True, False}
