@@ -2,8 +2,8 @@
 
 A register is one key of one user. Each value is written once, so a read names the write that it saw. The keys change
 every WINDOW_S, which keeps the histories short enough to check. Recorded are acknowledged writes, writes whose outcome
-is unknown, what was definitely denied, and reads that answered; stale reads may show anything that was ever written, but
-nothing that was denied.
+is unknown, what was definitely denied, and reads that answered; stale reads may show anything that was ever written,
+but nothing that was denied.
 """
 
 from __future__ import annotations
