@@ -38,7 +38,7 @@ _COPIES = (
 
 
 def split_store(parent_path: Path, children: Sequence[Child], settings: StoreSettings = DEFAULT_SETTINGS) -> None:
-    """Makes children whose ranges, in order, are the parent's.
+    """Makes children whose ranges lie, in order, within the parent's: this worker need not hold all of them.
 
     Raises what opening the parent raises, ValueError for other ranges or an unfinished copy, StoreFull, OSError. The
     parent must not be open.
@@ -67,7 +67,8 @@ def _make(parent_paths: Sequence[Path], children: Sequence[Child], settings: Sto
             # All that is in a sealed log was committed; a power cut may have taken the last of it out of the tables.
             parent.apply(parent.position().last, keeps_tombstones=False)
         built = [_build(child, parents) for child in missing]
-        if len(missing) == len(children) and _total(built) != _total([parent.digest() for parent in parents]):
+        is_all = (parents[0].lo, parents[-1].hi) == (children[0][2], children[-1][3]) and len(missing) == len(children)
+        if is_all and _total(built) != _total([parent.digest() for parent in parents]):
             raise damaged(parents[0].path, "the rows of what was made of it do not add up to its digest")
         for path, *_ in missing:
             with told(path):
@@ -75,11 +76,13 @@ def _make(parent_paths: Sequence[Path], children: Sequence[Child], settings: Sto
 
 
 def _check_ranges(parents: Sequence[tuple[int, int]], children: Sequence[tuple[int, int]]) -> None:
-    """Raises ValueError unless both are the same range, each without gap and overlap."""
+    """Raises ValueError unless children of one parent lie within it, or a child is just what its parents were."""
     for ranges in (parents, children):
         if any(lower[1] != upper[0] for lower, upper in pairwise(ranges)):
             raise ValueError(f"the ranges {ranges} do not join")
-    if (parents[0][0], parents[-1][1]) != (children[0][0], children[-1][1]):
+    lo, hi = parents[0][0], parents[-1][1]
+    is_part = len(parents) == 1 and lo <= children[0][0] and children[-1][1] <= hi
+    if not is_part and (lo, hi) != (children[0][0], children[-1][1]):
         raise ValueError(f"the ranges {children} are not those of the parents, {parents}")
 
 

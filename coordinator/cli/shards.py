@@ -16,7 +16,7 @@ from coordinator.model.errors import RefusalReason, Refused
 
 COLUMNS = (
     Column("SHARD", right=True),
-    Column("RANGE"),
+    Column("FROM"),
     Column("KEYS", right=True),
     Column("USERS", right=True),
     Column("SIZE", right=True),
@@ -59,7 +59,7 @@ def shards_table(
     rows = [
         [
             str(shard.id),
-            range_text(shard.lo, shard.hi),
+            hash_text(shard.lo),
             percent(share(shard.lo, shard.hi)),
             str(of_shard[shard.id].users) if shard.id in of_shard else NOTHING,
             size(of_shard[shard.id].bytes) if shard.id in of_shard else NOTHING,
