@@ -57,6 +57,8 @@ ANYWHERE = frozenset({"0.0.0.0", "::"})
 STORES_DIRECTORY = "shards"
 HEARTBEATS_PER_LEASE = 4
 """A primary asks for its leases so often that three requests in a row may be late."""
+HAND_OVER_S = 1.0
+"""How long a stop waits for what is in flight in the shards."""
 COUNT_EVERY_S = 2.0
 """How often the leader hears how much is in the shards."""
 SHOW_EVERY_S = 5.0
@@ -147,6 +149,7 @@ class WorkerAgent:
                 # The runs end before the Goodbye: with it the leader may start them elsewhere.
                 self._driver.take_no_orders()
                 await self._launcher.stop_all("the worker agent stops")
+                await self._shards.hand_over(HAND_OVER_S)
                 self._driver.stop(self._stop_reason)
             self._stop.set()
             return await self._driver.ended

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from coordinator.model import Clock, Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
 from worker_agent.replica import Replica
+from worker_agent.replica_primary import State
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
 from worker_agent.store import ShardStore, StoreSettings, create_store, delete_store, open_store
@@ -71,6 +72,7 @@ class ShardContext:
     connected_peers: Callable[[], Sequence[str]]
     place: Callable[[str], Place]
     on_changed: Callable[[], None]
+    changed: Callable[[], Awaitable[None]]
     copy_rate: CopyRate = field(default_factory=CopyRate)
 
 
@@ -232,7 +234,7 @@ class Shard:
         self._set_timer(step.next_wake)
         if self._queue is not None:
             self._queue.start()
-        shown = (self.view.epoch, self.view.role, self.is_serving, self.primary)
+        shown = (self.view.epoch, self.view.role, self.state, self.primary)
         if shown != self._shown:
             self._shown = shown
             self._context.on_changed()
@@ -284,6 +286,25 @@ class Shard:
         )
         self.last_report = report
         self._context.report(report)
+
+    async def hand_over(self) -> None:
+        """Before this process ends: stops serving for good in this epoch, with everything applied everywhere.
+
+        The replicas hear that their leases are over, so whoever is primary next need not wait for their end.
+        """
+        if not self.is_serving or len(self.view.in_sync) < 2:
+            return
+        self.view = replace(self.view, is_sealed=True)
+        self.feed(interface.Assigned(self.view))
+        while self.state == State.CEDING.value:
+            await self._context.changed()
+        if self.state != State.CEDED.value:
+            return
+        for peer in self.view.in_sync:
+            if peer != self._context.node_id:
+                ceded = replication_pb2.Ceded(last_sequence=self._replica.last_sequence if self._replica else 0)
+                message = replication_pb2.ShardMessage(shard_id=self.shard_id, epoch=self.view.epoch, ceded=ceded)
+                self._context.send(peer, message, False)
 
     def _on_store(self, event: StoreDone | StoreFailed) -> None:
         if isinstance(event, StoreFailed):

@@ -99,6 +99,7 @@ class Shards:
             connected_peers=lambda: self._replication.open_peers() if self._replication is not None else (),
             place=self._place,
             on_changed=self._on_changed,
+            changed=self.changed,
         )
 
     def attach(self, replication: Replication) -> None:
@@ -270,6 +271,12 @@ class Shards:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("task %r failed", task.get_name(), exc_info=error)
+
+    async def hand_over(self, within_s: float) -> None:
+        """Before a clean stop: what this worker is primary of stops, so that others take over without a wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await asyncio.gather(*(shard.hand_over() for shard in self.shards))
 
     async def close(self) -> None:
         """Closes every store; what was not acknowledged stays unknown to its callers."""

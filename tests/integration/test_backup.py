@@ -50,9 +50,8 @@ class Splitter(threading.Thread):
         self.some_done = threading.Event()
 
     def run(self) -> None:
-        shard_id = 1
         while not self._stop_asked.is_set():
-            shard_id = self._client.split_shard(shard_id).upper_shard_id
+            self._client.split_shard(self.acknowledged + 1)
             self.acknowledged += 1
             if self.acknowledged >= 5:
                 self.some_done.set()
