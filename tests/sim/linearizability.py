@@ -13,6 +13,8 @@ import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+ANYTHING = object()
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -25,6 +27,8 @@ class Operation:
     called: float
     returned: float = math.inf
     client: str = ""
+    expected: Hashable = ANYTHING
+    """Of a compare-and-set that succeeded: the value that it found."""
 
 
 def find_violation(history: Iterable[Operation], initial: Hashable = None) -> list[Operation] | None:
@@ -55,7 +59,8 @@ def is_linearizable(operations: list[Operation], initial: Hashable = None) -> bo
         for number in _candidates(ordered, done):
             operation = ordered[number]
             if operation.is_write:
-                stack.append((done | 1 << number, operation.value))
+                if operation.expected is ANYTHING or operation.expected == value:
+                    stack.append((done | 1 << number, operation.value))
             elif operation.value == value:
                 stack.append((done | 1 << number, value))
     return False
