@@ -173,6 +173,8 @@ class StateSettings:
     """Records that a shard's log keeps, for replicas that come back."""
     forget_s: float = 300.0
     """How long a worker keeps the files of a shard that it gave up."""
+    scrub_s: float = 86_400.0
+    """How long a worker takes to check all that its shards have on disk, again and again; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,9 @@ class WorkerSettings:
     output_bytes_max: int = 1_024
     """Last bytes of a launch's output that are reported."""
     stop_grace_s: float = 5.0
-    """Time between asking a run to stop and killing it."""
+    """Time between asking a run to stop and killing it; what the application's on_released may take."""
+    application: str = ""
+    """A class that is told which shards this worker serves, "package.module:Class"; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)

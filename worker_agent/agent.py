@@ -5,6 +5,7 @@
                              |---> launcher --> runs
                              |---> shards: replicas, stores <-- replication --> other workers
                                      ^---- gRPC StateService <-- clients
+                                     ^---- application: told what is served, reads and writes it
     HTTP /health, /metrics <-- view of all of it
 
 Up: the lock, then the servers (so that what is registered is what is bound), then discovery, then the
@@ -37,16 +38,19 @@ from coordinator.security import certificates
 from coordinator.security.credentials import Credentials, of_daemon
 from coordinator.server.http import HttpServer, join_address, split_address
 from coordinator.server.lock import DirectoryLock
+from worker_agent.application import Handlers, OwnedShard, load_application
 from worker_agent.driver import SessionDriver
 from worker_agent.files import read_if_there
 from worker_agent.hosting import Hosting, Stored, decode
 from worker_agent.launcher import Launcher
+from worker_agent.local_state import LocalState
 from worker_agent.metrics import figures, read_counters
 from worker_agent.observe import View, health_document, make_registry
 from worker_agent.replication import Replication
 from worker_agent.server import WorkerServer
 from worker_agent.session import WorkerSession
 from worker_agent.session_interface import End, SessionTimes
+from worker_agent.shard import Shard
 from worker_agent.shard_interface import ReplicaRole, ReplicaTimes
 from worker_agent.shards import Shards
 from worker_agent.state_service import StateService
@@ -114,6 +118,7 @@ class WorkerAgent:
         self._stop_reason = ""
         self._stop = asyncio.Event()
         self._tally = _Tally()
+        self._handlers: Handlers | None = None
         self._metrics = session_pb2.NodeMetrics()
         self.ready = asyncio.Event()
         """Set once the worker listens and looks for its leader."""
@@ -148,7 +153,7 @@ class WorkerAgent:
                 await self._server.say_stopping()
                 # The runs end before the Goodbye: with it the leader may start them elsewhere.
                 self._driver.take_no_orders()
-                await self._launcher.stop_all("the worker agent stops")
+                await asyncio.gather(self._launcher.stop_all("the worker agent stops"), self._release())
                 await self._shards.hand_over(HAND_OVER_S)
                 self._driver.stop(self._stop_reason)
             self._stop.set()
@@ -169,6 +174,11 @@ class WorkerAgent:
         stack.push_async_callback(self._replication.close)
         stack.push_async_callback(self._shards.close)
         stack.push_async_callback(self._state.close)
+        if self._settings.application:
+            local = LocalState(node.id, self._state.core, self._shards)
+            application = load_application(self._settings.application, local)
+            self._handlers = Handlers(application, release_s_max=self._settings.stop_grace_s)
+        stack.push_async_callback(self._release)
         http = HttpServer(self._settings.http_address, self._health, make_registry(self._view))
         self.http_address = node.http_address = await self._reachable(await http.start())
         stack.push_async_callback(http.stop)
@@ -221,6 +231,7 @@ class WorkerAgent:
             ),
             self._session.has_lease,
             lambda report: self._driver.report_replica(report),
+            self._on_serving,
         )
         self._replication = Replication(
             node.id,
@@ -319,6 +330,16 @@ class WorkerAgent:
         metrics.open_streams = self._server.open_calls
         metrics.running_launches = self._launcher.running
         return metrics
+
+    def _on_serving(self, shard: Shard, is_serving: bool) -> None:
+        if self._handlers is not None:
+            view = shard.view
+            self._handlers.on_serving(OwnedShard(view.shard_id, view.lo, view.hi, view.epoch), is_serving)
+
+    async def _release(self) -> None:
+        """The application lets go of its shards."""
+        if self._handlers is not None:
+            await self._handlers.close()
 
     def _on_launch_report(self, report: session_pb2.LaunchReport) -> None:
         self._tally.count(report)

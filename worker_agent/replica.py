@@ -266,6 +266,8 @@ class Replica:
     def _end_role(self) -> None:
         if isinstance(self._role, Primary):
             self._role.end(self._not_primary())
+        elif self._role is not None:
+            self._role.end()
         self._role = None
 
     def _not_primary(self) -> NotPrimary:

@@ -52,7 +52,7 @@ class Backup:
         self._matched = 0
         self._pending: list[LogRecord] = []
         """Taken, and waiting for the append that is on its way."""
-        self._committed = core.disk.position.applied
+        self._committed = core.disk.applying
         self._told: Digest | None = None
         self._compared_until = 0
         self.is_different = False
@@ -81,6 +81,10 @@ class Backup:
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
         assert not self._pending or self._pending[0].sequence == self._disk.last + 1, "what waits goes on where it ends"
+
+    def end(self) -> None:
+        """It is a backup no more: what nobody was told of is forgotten."""
+        self._drop_pending()
 
     # Messages
 
@@ -276,7 +280,6 @@ class Backup:
             case MergeChunk(chunk):
                 self._answer_chunk(chunk.next_cursor)
             case FinishCopy():
-                self._cursor = None
                 self._answer_chunk(b"")
             case _:
                 pass
@@ -320,7 +323,7 @@ class Backup:
         if self._has_last_chunk and not disk.pending(MergeChunk) and not disk.pending(FinishCopy):
             position = disk.position
             if position.applied >= position.copy_read_at:
-                self._has_last_chunk = False
+                self._has_last_chunk, self._cursor = False, None
                 disk.do(FinishCopy())
 
     def _wants_digest(self) -> bool:

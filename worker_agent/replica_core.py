@@ -246,7 +246,9 @@ class Core:
 
     def persist_epoch(self) -> None:
         """Asks for the epoch to be written where it is not, and is not about to be."""
-        if self.protections.persists_epoch and not self.has_seen_durably and not self.disk.pending(SeeEpoch):
+        # A store that knows no epoch at all would count as lost, which is not what the switch is to show.
+        is_written = self.protections.persists_epoch or self.disk.position.epoch_seen == 0
+        if is_written and self.disk.position.epoch_seen < self.seen and not self.disk.pending(SeeEpoch):
             self.disk.do(SeeEpoch(self.seen))
 
     @property

@@ -72,12 +72,14 @@ class Primary:
         self._tokens: deque[tuple[int, int, int]] = deque()
         """(sequence, token, bytes) of writes that are not settled."""
         self._in_flight_bytes = 0
+        self._doubted_until = 0
+        """Records up to there may wait without a token: who decides on a write cannot see them before they apply."""
         self._barriers: deque[tuple[int, int]] = deque()
         self._cede_deadline = NEVER
         self._word_deadline = NEVER
         self._has_sent_ceded = False
         self._looked_at = now
-        self.streams.committed = core.disk.position.applied
+        self.streams.committed = core.disk.applying
         core.disk.ask_for_tail(core.node_id)
         self.follow(now, view)
 
@@ -149,7 +151,7 @@ class Primary:
         core, shard_id = self._core, self._core.shard_id
         if self.state is not State.SERVING:
             return self._not_primary()
-        if now < core.blocked_until or (core.block_reason and self._tail.last > self._disk.last):
+        if now < core.blocked_until or self._disk.position.applied < self._doubted_until:
             return StoreFull(
                 f"worker {core.node_id} cannot write shard {shard_id} ({core.block_reason}); make room on its disk, "
                 "reads go on"
@@ -227,6 +229,7 @@ class Primary:
 
     def _doubt(self, why: str) -> None:
         """Settles what is in flight as unknown; the records keep their places."""
+        self._doubted_until = self._tail.last
         while self._tokens:
             _, token, _ = self._tokens.popleft()
             self._settle(token, error=OutcomeUnknown(f"{why}; the write may be applied"))

@@ -179,7 +179,8 @@ class Streams:
             return
         follower.has_acknowledged = True
         follower.waits_since = None if acknowledge.sent_at_us >= follower.sent_us else Monotonic(sent_s)
-        follower.note_durable(min(acknowledge.durable_sequence, self._tail.last))
+        # It may have taken what was on its way when it said where it stood; that will be sent once more.
+        follower.note_durable(min(acknowledge.durable_sequence, follower.next - 1))
         follower.applied = acknowledge.applied_sequence
         follower.is_different = acknowledge.is_different
         follower.compared_until = acknowledge.compared_until

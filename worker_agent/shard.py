@@ -22,6 +22,7 @@ from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.model import Clock, Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
+from worker_agent.copy_rate import CopyRate
 from worker_agent.replica import Replica
 from worker_agent.replica_primary import State
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
@@ -36,25 +37,6 @@ OPEN_AGAIN_S = 1.0
 NEVER_PROMISED = Monotonic(-math.inf)
 
 _log = logging.getLogger(__name__)
-
-
-class CopyRate:
-    """A token bucket for what this worker sends of copies; one second's worth may go at once."""
-
-    def __init__(self) -> None:
-        self._bytes_per_s = 0
-        self._free_at = 0.0
-
-    def set(self, bytes_per_s: int) -> None:
-        """0 for no limit."""
-        self._bytes_per_s = bytes_per_s
-
-    def delay_s(self, now_s: float, size: int) -> float:
-        """Books `size` bytes; how long to wait before they may leave."""
-        if not self._bytes_per_s:
-            return 0.0
-        self._free_at = max(self._free_at, now_s - 1.0) + size / self._bytes_per_s
-        return max(0.0, self._free_at - now_s)
 
 
 @dataclass(slots=True)
@@ -73,6 +55,8 @@ class ShardContext:
     place: Callable[[str], Place]
     on_changed: Callable[[], None]
     changed: Callable[[], Awaitable[None]]
+    on_serving: Callable[[Shard, bool], None]
+    """A shard begins to be served here, or stops; told at once, in this order."""
     copy_rate: CopyRate = field(default_factory=CopyRate)
 
 
@@ -97,6 +81,7 @@ class Shard:
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self._shown: tuple[object, ...] = ()
+        self._was_serving = False
 
     # Opening and closing
 
@@ -173,6 +158,7 @@ class Shard:
         """Ends it; what was not settled is unknown."""
         self._is_closed = True
         self._replica = None
+        self._show()
         self._set_timer(None)
         for future in self._waiting.values():
             if not future.done():
@@ -215,6 +201,7 @@ class Shard:
             await self.open()
 
         self._replica = None
+        self._show()
         self._promised_from = self._context.clock.monotonic()
         self._again = asyncio.create_task(again(), name=f"begin shard {self.view.shard_id} anew")
 
@@ -234,10 +221,16 @@ class Shard:
         self._set_timer(step.next_wake)
         if self._queue is not None:
             self._queue.start()
+        self._show()
+
+    def _show(self) -> None:
         shown = (self.view.epoch, self.view.role, self.state, self.primary)
         if shown != self._shown:
             self._shown = shown
             self._context.on_changed()
+        if self.is_serving != self._was_serving:
+            self._was_serving = self.is_serving
+            self._context.on_serving(self, self._was_serving)
 
     def _set_timer(self, wake: Monotonic | None) -> None:
         if self._timer is not None:

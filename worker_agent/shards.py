@@ -62,6 +62,7 @@ class Shards:
         times: ReplicaTimes,
         has_session_lease: Callable[[Monotonic], bool],
         report: Callable[[session_pb2.ReplicaReport], None],
+        on_serving: Callable[[Shard, bool], None] = lambda shard, is_serving: None,
     ) -> None:
         self._node_id = node_id
         self._clock = clock
@@ -100,6 +101,7 @@ class Shards:
             place=self._place,
             on_changed=self._on_changed,
             changed=self.changed,
+            on_serving=on_serving,
         )
 
     def attach(self, replication: Replication) -> None:

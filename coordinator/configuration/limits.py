@@ -99,6 +99,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "remembered_s": Range(1, 30 * DAY_S, "seconds"),
         "log_records_kept": Range(1, 10_000_000, "records"),
         "forget_s": Range(0, 30 * DAY_S, "seconds"),
+        "scrub_s": Range(0, 366 * DAY_S, "seconds"),
     },
     CronSettings: {
         "launches_kept": Range(1, 100_000, "launches"),

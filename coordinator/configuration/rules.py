@@ -249,6 +249,10 @@ def _check_daemons(findings: Findings, config: ClusterConfig) -> None:
         is_inherited = base != ("worker",) and worker.zone == config.worker.zone
         if findings.is_sound(place) and worker.zone and not is_inherited and (advice := check_id(worker.zone)):
             findings.refuse(place, f"{findings.named(place, worker.zone)} is not a zone; {advice}")
+        place, application = (*base, "application"), worker.application
+        is_inherited = base != ("worker",) and application == config.worker.application
+        if findings.is_sound(place) and application and not (is_inherited or _PYTHON_PATTERN.fullmatch(application)):
+            findings.refuse(place, f'{findings.named(place, application)} is not a class; use "package.module:Class"')
     seen: dict[str, Path] = {}
     daemons = [("masters", master.id) for master in config.masters]
     daemons += [("workers", worker.id) for worker in config.workers]

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
+ANYTHING = object()
+
 
 @dataclass(frozen=True, slots=True)
 class Operation:
@@ -30,6 +32,8 @@ class Operation:
     called: float
     returned: float = math.inf
     client: str = ""
+    expected: Hashable = ANYTHING
+    """Of a compare-and-set that succeeded: the value that it found."""
 
 
 def find_violation(history: Iterable[Operation], initial: Hashable = None) -> list[Operation] | None:
@@ -62,7 +66,10 @@ def is_linearizable(operations: list[Operation], initial: Hashable = None) -> bo
         if fitting:
             stack.append((done | fitting, value))
             continue
-        stack += [(done | 1 << one, ordered[one].value) for one in candidates if ordered[one].is_write]
+        for one in candidates:
+            operation = ordered[one]
+            if operation.is_write and (operation.expected is ANYTHING or operation.expected == value):
+                stack.append((done | 1 << one, operation.value))
     return False
 
 

@@ -219,6 +219,7 @@ SINGLE_FAULTS = [
     pytest.param('[discovery]\nbackend = "zk"', '"zk" is not known; use "embedded" or "consul"', id="choice"),
     pytest.param('[logging]\nlevel = "loud"', 'logging.level = "loud" is not known', id="level"),
     pytest.param('[worker]\nzone = "a b"', 'worker.zone = "a b" is not a zone', id="zone"),
+    pytest.param('[worker]\napplication = "a.b"', 'worker.application = "a.b" is not a class; use', id="application"),
     pytest.param("[worker]\nlabels = { a = 1 }", "is a table with values of another type", id="labels"),
     pytest.param('[worker]\nid = "w1"', "unknown key worker.id", id="worker-id"),
     pytest.param("[workers.w1]\nweight = -1", "cluster.toml:6: workers.w1.weight = -1.0 is too small", id="weight"),
