@@ -15,9 +15,9 @@ from coordinator.config import StateSettings
 from coordinator.model import HASH_SPACE
 from coordinator.model.errors import CoordinatorError, NotPrimary
 from coordinator.server.errors import ErrorInterceptor
-from worker_agent.shard_interface import Reader, StateItem, UserSize
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.state_service import StateService
+from worker_agent.store_interface import Reader, StateItem, UserSize
 
 
 class Rows:

@@ -19,7 +19,6 @@ from worker_agent.shard_interface import (
     ApplyLog,
     Assigned,
     BeginCopy,
-    Digest,
     FinishCopy,
     MergeChunk,
     PeerConnected,
@@ -42,6 +41,7 @@ from worker_agent.shard_interface import (
     Submit,
     TruncateLog,
 )
+from worker_agent.store_interface import Digest
 
 SHARD = 7
 TIMES = ReplicaTimes()

@@ -24,7 +24,6 @@ import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from worker_agent.application import Handlers, OwnedShard, load_application
 from worker_agent.driver import SessionDriver
 from worker_agent.files import read_if_there
 from worker_agent.hosting import Hosting, Stored, decode
+from worker_agent.launch_tally import LaunchTally
 from worker_agent.launcher import Launcher
 from worker_agent.local_state import LocalState
 from worker_agent.metrics import figures, read_counters
@@ -71,29 +71,6 @@ SHOW_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What became of the launches of this process."""
-
-    by_end: Counter[str] = field(default_factory=Counter)
-    failing: set[str] = field(default_factory=set)
-    _last: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Scheduled time and attempt of the latest launch that ended, by job: an end is reported again when asked for."""
-
-    def count(self, report: session_pb2.LaunchReport) -> None:
-        """Takes a report in; a run that goes on, or was counted, changes nothing."""
-        token = (report.scheduled_at_unix_ms, report.attempt)
-        if report.state == types_pb2.LAUNCH_STATE_RUNNING or self._last.get(report.job_id) == token:
-            return
-        self._last[report.job_id] = token
-        name = types_pb2.LaunchState.Name(report.state).removeprefix("LAUNCH_STATE_").lower()
-        self.by_end[name] += 1
-        if report.state == types_pb2.LAUNCH_STATE_SUCCEEDED:
-            self.failing.discard(report.job_id)
-        else:
-            self.failing.add(report.job_id)
-
-
 class WorkerAgent:
     """One worker. `run` lasts until the worker is stopped, or the masters end its session for good."""
 
@@ -117,7 +94,7 @@ class WorkerAgent:
         self._assignment_path = self._directory / ASSIGNMENT_FILE
         self._stop_reason = ""
         self._stop = asyncio.Event()
-        self._tally = _Tally()
+        self._tally = LaunchTally()
         self._handlers: Handlers | None = None
         self._metrics = session_pb2.NodeMetrics()
         self.ready = asyncio.Event()

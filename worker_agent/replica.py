@@ -54,9 +54,9 @@ from worker_agent.shard_interface import (
     ShardView,
     StoreDone,
     StoreFailed,
-    StoreFull,
     Submit,
 )
+from worker_agent.store_interface import StoreFull
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,15 +30,14 @@ from worker_agent.shard_interface import (
     AppendRecords,
     ApplyLog,
     BeginCopy,
-    Digest,
     FinishCopy,
-    LogRecord,
     MergeChunk,
     ReadLog,
     ReplicaRole,
     StoreDone,
     TruncateLog,
 )
+from worker_agent.store_interface import Digest, LogRecord
 
 
 class Backup:

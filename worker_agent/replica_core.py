@@ -21,9 +21,7 @@ from worker_agent.shard_interface import (
     AppendRecords,
     ApplyLog,
     BeginCopy,
-    Digest,
     FinishCopy,
-    LogRecord,
     MergeChunk,
     ReadChunk,
     ReadLog,
@@ -34,9 +32,9 @@ from worker_agent.shard_interface import (
     ShardView,
     StoreDone,
     StoreOperation,
-    StorePosition,
     TruncateLog,
 )
+from worker_agent.store_interface import Digest, LogRecord, StorePosition
 
 STORE_RETRY_S = 0.5
 """How long after a failure of the store (a full disk) it is tried again."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from coordinator.model import Monotonic
 from worker_agent.replica_core import LONG_AGO
 from worker_agent.replica_messages import record_bytes
-from worker_agent.shard_interface import LogRecord
+from worker_agent.store_interface import LogRecord
 
 WINDOW_RECORDS = 2_048
 WINDOW_BYTES = 4 << 20

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic, WallMs
-from worker_agent.shard_interface import CopyChunk, Digest, LogRecord, StorePosition
+from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StorePosition
 
 RECORD_OVERHEAD_BYTES = 32
 """What a record costs on its way beside its payload, about."""

@@ -26,17 +26,8 @@ from worker_agent.replica_core import LONG_AGO, NEVER, Core
 from worker_agent.replica_follower import Phase, Tail
 from worker_agent.replica_messages import record_bytes, to_us
 from worker_agent.replica_streams import Streams
-from worker_agent.shard_interface import (
-    AppendRecords,
-    ApplyLog,
-    Barrier,
-    LogRecord,
-    Settle,
-    ShardView,
-    StoreFull,
-    Submit,
-    TruncateLog,
-)
+from worker_agent.shard_interface import AppendRecords, ApplyLog, Barrier, Settle, ShardView, Submit, TruncateLog
+from worker_agent.store_interface import LogRecord, StoreFull
 
 IN_FLIGHT_RECORDS_MAX = 4_096
 IN_FLIGHT_BYTES_MAX = 16 << 20

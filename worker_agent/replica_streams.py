@@ -21,7 +21,8 @@ from coordinator.model import Monotonic
 from worker_agent.replica_core import LONG_AGO, Core
 from worker_agent.replica_follower import COPY_CHUNKS_MAX, Copy, Follower, Phase, Tail, bounded
 from worker_agent.replica_messages import chunk_to_proto, records_to_proto, rows_bytes, to_us
-from worker_agent.shard_interface import LogRecord, ReadChunk, ReadLog, ShardView, StoreDone
+from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDone
+from worker_agent.store_interface import LogRecord
 
 COPY_PATIENCE = 3.0
 """Times `lagging_s` that a chunk of a copy may take before its receiver is asked where it stands."""

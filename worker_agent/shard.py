@@ -12,23 +12,23 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from coordinator.api.v1 import replication_pb2, session_pb2
-from coordinator.model import Clock, Monotonic
+from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
-from worker_agent.copy_rate import CopyRate
 from worker_agent.replica import Replica
 from worker_agent.replica_primary import State
+from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
-from worker_agent.store import ShardStore, StoreSettings, create_store, delete_store, open_store
+from worker_agent.store import ShardStore, create_store, delete_store, open_store
 from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store_interface import Reader, StoreFigures
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
 Result = TypeVar("Result")
@@ -37,27 +37,6 @@ OPEN_AGAIN_S = 1.0
 NEVER_PROMISED = Monotonic(-math.inf)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class ShardContext:
-    """What all shards of a worker share."""
-
-    node_id: str
-    pool: ThreadPoolExecutor
-    clock: Clock
-    store_settings: StoreSettings
-    times: interface.ReplicaTimes
-    has_session_lease: Callable[[Monotonic], bool]
-    report: Callable[[session_pb2.ReplicaReport], None]
-    send: Callable[[str, replication_pb2.ShardMessage, bool], None]
-    connected_peers: Callable[[], Sequence[str]]
-    place: Callable[[str], Place]
-    on_changed: Callable[[], None]
-    changed: Callable[[], Awaitable[None]]
-    on_serving: Callable[[Shard, bool], None]
-    """A shard begins to be served here, or stops; told at once, in this order."""
-    copy_rate: CopyRate = field(default_factory=CopyRate)
 
 
 class Shard:
@@ -337,7 +316,7 @@ class Shard:
         return len(self.view.in_sync)
 
     @property
-    def reader(self) -> interface.Reader | None:
+    def reader(self) -> Reader | None:
         return self._queue.store.reader() if self._queue is not None and self._replica is not None else None
 
     def may_read(self) -> bool:
@@ -392,7 +371,7 @@ class Shard:
         if self._queue is None or not self.is_open:
             return None
         found = await self._queue.call(lambda store: store.figures())
-        assert isinstance(found, interface.StoreFigures)
+        assert isinstance(found, StoreFigures)
         copies = self._replica.copies() if self._replica is not None else ()
         return session_pb2.ShardFigure(
             shard_id=self.shard_id,

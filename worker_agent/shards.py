@@ -32,15 +32,9 @@ from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.config import StateSettings
 from coordinator.model import Clock, Monotonic
 from worker_agent.replication import Replication
-from worker_agent.shard import Shard, ShardContext
-from worker_agent.shard_interface import (
-    PeerConnected,
-    PeerLost,
-    PeerSaid,
-    ReplicaRole,
-    ReplicaTimes,
-    ShardView,
-)
+from worker_agent.shard import Shard
+from worker_agent.shard_context import ShardContext
+from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaRole, ReplicaTimes, ShardView
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.store import StoreSettings, delete_store
 

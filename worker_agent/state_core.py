@@ -29,9 +29,9 @@ from coordinator.model.errors import (
     TooFewReplicas,
 )
 from worker_agent import user_state
-from worker_agent.shard_interface import Reader
 from worker_agent.state_interface import Elsewhere, HostedShard, ShardHost
 from worker_agent.state_route import UNRESOLVED, Again, Router, Scope
+from worker_agent.store_interface import Reader
 from worker_agent.user_state import Accept, Overlay, PendingWrite, Refuse, Repeat, SameAs, WaitFor
 
 Answer = TypeVar("Answer", state_pb2.ReadResponse, state_pb2.ScanResponse, state_pb2.DescribeUserResponse)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker_agent.shard_interface import Reader
+from worker_agent.store_interface import Reader
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from pathlib import Path
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model.keys import HASH_SPACE
-from worker_agent.shard_interface import CopyChunk, Digest, LogRecord, StoreFigures, StorePosition
 from worker_agent.store_codec import CURSOR_END, from_stored, record_crc, to_stored
 from worker_agent.store_database import (
     FORMAT_VERSION,
@@ -44,6 +43,7 @@ from worker_agent.store_database import (
     write_meta,
 )
 from worker_agent.store_files import Mark, MarkFile, beside, damaged, publish, remove_files
+from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StoreFigures, StorePosition
 from worker_agent.store_reader import StoreReader
 from worker_agent.store_rows import Tables
 from worker_agent.store_scan import log_records, read_chunk, scrub

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import WallMs
-from worker_agent.shard_interface import CopyChunk, LogRecord
 from worker_agent.store_codec import (
     CURSOR_END,
     ROW_BYTES,
@@ -32,6 +31,7 @@ from worker_agent.store_codec import (
 )
 from worker_agent.store_database import read_meta
 from worker_agent.store_files import damaged
+from worker_agent.store_interface import CopyChunk, LogRecord
 from worker_agent.store_rows import Size
 
 SCRUB_ROWS = 2_000

@@ -25,7 +25,7 @@ from coordinator.api.v1 import replication_pb2, state_pb2
 from coordinator.config import StateSettings
 from coordinator.model import KEY_BYTES_MAX, check_key
 from coordinator.model.errors import CoordinatorError, InvalidRequest, RefusalReason, Refused, VersionConflict
-from worker_agent.shard_interface import Reader, StateItem
+from worker_agent.store_interface import Reader, StateItem
 
 MUTATIONS_MAX = 1_000
 WRITE_BYTES_MAX = 8 << 20

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from coordinator.api.v1 import replication_pb2
-from worker_agent.shard_interface import CopyChunk, Digest, LogRecord, StoreFull, StorePosition
+from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StoreFull, StorePosition
 
 REGISTER, REQUEST = 1, 2
 ROWS_PER_CHUNK = 4

@@ -24,7 +24,6 @@ from worker_agent.shard_interface import (
     ApplyLog,
     Assigned,
     Barrier,
-    LogRecord,
     PeerConnected,
     PeerLost,
     PeerSaid,
@@ -42,6 +41,7 @@ from worker_agent.shard_interface import (
     StoreOperation,
     Submit,
 )
+from worker_agent.store_interface import LogRecord
 
 if TYPE_CHECKING:
     from tests.sim.replica_world import World

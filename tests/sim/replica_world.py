@@ -23,7 +23,8 @@ from tests.sim.replica_master import Config, Master, Move
 from tests.sim.replica_net import Net
 from tests.sim.replica_worker import Hosted, Worker
 from worker_agent.replica_core import Protections
-from worker_agent.shard_interface import LogRecord, ReportReplica
+from worker_agent.shard_interface import ReportReplica
+from worker_agent.store_interface import LogRecord
 
 if TYPE_CHECKING:
     from coordinator.model import Monotonic

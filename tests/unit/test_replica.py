@@ -11,15 +11,8 @@ from coordinator.model.errors import Damaged, NotPrimary, OutcomeUnknown, Overlo
 from tests.replica_driver import TIMES, Cluster
 from tests.sim.replica_store import SimStore
 from worker_agent import replica_primary
-from worker_agent.shard_interface import (
-    AppendRecords,
-    Barrier,
-    LogRecord,
-    Progress,
-    SendToPeer,
-    StoreFailed,
-    StoreFull,
-)
+from worker_agent.shard_interface import AppendRecords, Barrier, Progress, SendToPeer, StoreFailed
+from worker_agent.store_interface import LogRecord, StoreFull
 
 PROMISE_S = TIMES.replica_lease_s * TIMES.lease_margin
 
