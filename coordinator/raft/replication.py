@@ -36,12 +36,15 @@ class Replication:
         self._commit_told: dict[Node, int] = {}
         self._learners: dict[Node, int] = {}
         """Followers whose latest answer did not count, and how far their log is known to be this leader's."""
+        self._has_answered: set[Node] = set()
+        """Followers that have answered over the present connection, in this leader's time."""
 
     # What answers show
 
     def answered(self, node: Node, message: Message, *, counts: bool) -> None:
         """A follower has answered in this term; `counts` when its disk speaks for it (voters.py)."""
         self._in_flight[node] = max(0, self._in_flight.get(node, 0) - 1)
+        self._has_answered.add(node)
         if counts:
             self._learners.pop(node, None)
         else:
@@ -52,18 +55,23 @@ class Replication:
         """Index up to which a follower's log is known to be this leader's."""
         return self._learners.get(node, self._engine.match_index(node))
 
-    def standing(self, id: str) -> tuple[bool, int]:
-        """Whether a follower's latest answer counted, and up to which index its log is the leader's."""
+    def standing(self, id: str) -> tuple[bool, int] | None:
+        """Whether a follower's latest answer counted, and up to which index its log is the leader's.
+
+        None before it has answered over the present connection: what an earlier one showed may be of another disk.
+        """
         node = self._transport.nodes[id]
-        return node not in self._learners, self.match_index(node)
+        return (node not in self._learners, self.match_index(node)) if node in self._has_answered else None
 
     def clear(self) -> None:
         """This master does not lead (any more)."""
         self._learners.clear()
+        self._has_answered.clear()
 
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""
         self._learners.pop(node, None)
+        self._has_answered.discard(node)
         self._in_flight.pop(node, None)
         self._commit_told.pop(node, None)
         self._snapshots.cancelTransmisstion(node)

@@ -77,10 +77,10 @@ class Seat:
         """A peer at the leader; None while it is not connected."""
         if self._consensus is None or id not in self._transport.connected_ids:
             return None
-        counts, matched_index = self._consensus.replication.standing(id)
         # Before it has answered this leader there is only what it said when the connection was made.
-        is_learner = not counts or not (matched_index or self._transport.told[id].is_voter)
-        return PeerStanding(self._transport.disk_of(id), is_learner, matched_index)
+        told = self._transport.told[id].is_voter, 0
+        counts, matched_index = self._consensus.replication.standing(id) or told
+        return PeerStanding(self._transport.disk_of(id), not counts, matched_index)
 
     # Voting
 

@@ -109,7 +109,8 @@ def test_a_master_moves_to_another_address(tmp_path: Path, capsys: pytest.Captur
         arguments = ["--config", str(cluster.config_path), "masters", "replace", lost]
         assert cli_main.run([*arguments, "--with", "nowhere"]) == 1
         assert "is not host:port" in " ".join(capsys.readouterr().err.split())
-        status = cli_main.run([*arguments, "--with", moved])
+        # A process has to start within that time, on a machine that may be busy.
+        status = cli_main.run(["--timeout", "60", *arguments, "--with", moved])
         assert status == 0, capsys.readouterr().err
         cluster.stop()
         cluster.start()
