@@ -9,11 +9,16 @@ history may end without it. A read that never answered says nothing and is left 
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-ANYTHING = object()
+
+class Any(enum.Enum):
+    """Stands where no value is asked for."""
+
+    VALUE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Operation:
     called: float
     returned: float = math.inf
     client: str = ""
-    expected: Hashable = ANYTHING
+    expected: Hashable = Any.VALUE
     """Of a compare-and-set that succeeded: the value that it found."""
 
 
@@ -59,7 +64,7 @@ def is_linearizable(operations: list[Operation], initial: Hashable = None) -> bo
         for number in _candidates(ordered, done):
             operation = ordered[number]
             if operation.is_write:
-                if operation.expected is ANYTHING or operation.expected == value:
+                if operation.expected is Any.VALUE or operation.expected == value:
                     stack.append((done | 1 << number, operation.value))
             elif operation.value == value:
                 stack.append((done | 1 << number, value))
