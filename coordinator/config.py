@@ -157,7 +157,7 @@ class StateSettings:
     replica_lease_s: float = 1.5
     """How long a replica lets its primary answer reads without asking; a promoted replica waits it out. Below
     session.session_lease_s."""
-    lagging_s: float = 1.0
+    lagging_s: float = 3.0
     """An in-sync replica that has not acknowledged what it was sent for so long is taken out."""
     min_in_sync: int = 1
     """Writes of a shard with fewer in-sync replicas are refused."""

@@ -58,6 +58,9 @@ from worker_agent.shard_interface import (
 )
 from worker_agent.store_interface import StoreFull
 
+LOOK_S = 0.05
+"""How often a primary looks who is silent; who lags is a matter of a second."""
+
 
 @dataclass(frozen=True, slots=True)
 class CopyFigure:
@@ -85,6 +88,9 @@ class Replica:
         self._role: Primary | Backup | None = None
         self._lost_reason = ""
         self._reported: ReportReplica | None = None
+        self._looked: tuple[object, ...] = ()
+        """What a report was last made of, but for silence, which is looked for every now and then."""
+        self._look_at = started_at
 
     # What others may ask
 
@@ -158,7 +164,7 @@ class Replica:
         disk = self._core.disk
         assert disk.position.applied <= disk.applying <= disk.last, "applied <= applying <= last"
         assert not (self._lost_reason and self._role), "who has no store has no role"
-        if self._role is not None:
+        if self._role:
             self._role.validate()
 
     # What happens
@@ -199,9 +205,8 @@ class Replica:
         self._report(now)
         actions = tuple(core.actions)
         core.actions.clear()
-        wake = role.next_wake(now) if isinstance(role, Primary) else None
-        if isinstance(role, Backup) and now < core.blocked_until:
-            wake = core.blocked_until
+        is_blocked = isinstance(role, Backup) and now < core.blocked_until
+        wake = role.next_wake(now) if isinstance(role, Primary) else core.blocked_until if is_blocked else None
         return ReplicaStep(actions, wake)
 
     # Roles
@@ -273,8 +278,7 @@ class Replica:
     def _not_primary(self) -> NotPrimary:
         core = self._core
         view = core.view
-        known = self._role.leader if isinstance(self._role, Backup) else ""
-        known = known or (view.primary if view is not None else "")
+        known = (self._role.leader if isinstance(self._role, Backup) else "") or (view.primary if view else "")
         primary = known if known != core.node_id else ""
         where = f"; {primary} is" if primary else ""
         message = f"worker {core.node_id} is not primary of shard {core.shard_id}{where}"
@@ -373,6 +377,11 @@ class Replica:
         core, role, view = self._core, self._role, self._core.view
         if view is None:
             return
+        state = (role.state, role.streams.told_count) if isinstance(role, Primary) else None
+        looked = (view, role, state, self._lost_reason, core.block_reason, core.has_seen_durably)
+        if now < self._look_at and looked == self._looked:
+            return
+        self._looked, self._look_at = looked, Monotonic(now + LOOK_S)
         if self._lost_reason:
             report = ReportReplica(view.epoch, Progress.LOST, reason=self._lost_reason)
         elif not core.has_seen_durably:

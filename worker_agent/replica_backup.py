@@ -59,6 +59,7 @@ class Backup:
         self._answered_us = 0
         self._owes_answer = False
         self._ceded_epoch = 0
+        self._owes_ceded_word = False
         self._cursor: bytes | None = None
         """While a copy is received: where it goes on once all that was asked of the store is done."""
         self._has_last_chunk = False
@@ -120,7 +121,7 @@ class Backup:
         self.is_different = False
         self._standing_us = None
         self._answered_us = 0
-        self._owes_answer = False
+        self._owes_answer = self._owes_ceded_word = False
         self._fresh_next = None
 
     def _refuse(self, node_id: str, epoch: int) -> None:
@@ -136,10 +137,13 @@ class Backup:
         core = self._core
         core.promised_until = min(core.promised_until, now)
         self._ceded_epoch = core.seen
-        if core.has_seen_durably:
-            message = core.message(core.seen)
-            message.ceded_acknowledge.applied_sequence = self._disk.position.applied
-            core.send(self._leader, message, is_answer=True)
+        self._owes_ceded_word = True
+
+    def _answer_ceded(self) -> None:
+        core, self._owes_ceded_word = self._core, False
+        message = core.message(core.seen)
+        message.ceded_acknowledge.applied_sequence = self._disk.position.applied
+        core.send(self._leader, message, is_answer=True)
 
     # Records
 
@@ -300,6 +304,9 @@ class Backup:
         if now >= core.blocked_until:
             core.persist_epoch()
             self._write()
+        if self._owes_ceded_word and core.has_seen_durably:
+            # The promotion brings the epoch and the wish to cede at once, so this mostly waits for the epoch's sync.
+            self._answer_ceded()
         self._note_fresh()
         self._compare()
         if self._standing_us is not None:

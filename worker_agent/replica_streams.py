@@ -42,6 +42,8 @@ class Streams:
         """Copies are sent only while it is."""
         self.committed = 0
         """Everything up to here is on all needed disks."""
+        self.told_count = 0
+        """Times that a replica was told of; a change says that there is something new to report."""
         self._grace_until = LONG_AGO
         self._message: tuple[object, replication_pb2.ShardMessage] = (None, core.message(0))
 
@@ -358,3 +360,4 @@ class Streams:
                 self._choose_needed()
             if is_fit and follower.durable >= self.committed:
                 follower.is_told = True
+                self.told_count += 1

@@ -39,7 +39,9 @@ from tools.lib.local_cluster import LocalCluster, wait_until
 NOW = datetime.datetime.now(datetime.UTC)
 TIMEOUT_S = 10.0
 HEALTH = "/grpc.health.v1.Health/Check"
+OF_WORKERS = ("/coordinator.api.v1.StateService/", "/coordinator.api.v1.ReplicationService/")
 STREAMS_IN = (
+    "/coordinator.api.v1.ReplicationService/Open",
     "/coordinator.api.v1.SessionService/Open",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
@@ -209,12 +211,18 @@ async def failure_of(channel: Any, method: str) -> aio.AioRpcError | None:
 
 @pytest.mark.parametrize("role", list(Role))
 async def test_the_whole_table_over_the_wire(cluster: LocalCluster, tmp_path: Path, role: Role) -> None:
-    """Shows for one role and every call that the masters refuse it exactly where the table says so."""
+    """Shows for one role and every call that who serves it refuses it exactly where the table says so."""
     shown = certified(cluster, tmp_path, role, "somebody")
-    async with open_channel(cluster.config.masters[0].grpc_address, channel_options(), shown) as channel:
-        asked = [is_forbidden(channel, method) for method in ALLOWED]
-        found = dict(zip(ALLOWED, await asyncio.gather(*asked), strict=True))
-    assert found == {method: not is_allowed(role, method) for method in ALLOWED}
+    places = {
+        Role.MASTER: cluster.config.masters[0].grpc_address,
+        Role.WORKER: cluster.client().list_nodes().nodes[0].node.grpc_address,
+    }
+    for server, address in places.items():
+        served = [one for one in ALLOWED if one.startswith(OF_WORKERS) == (server is Role.WORKER)]
+        async with open_channel(address, channel_options(), shown, server) as channel:
+            asked = [is_forbidden(channel, method) for method in served]
+            found = dict(zip(served, await asyncio.gather(*asked), strict=True))
+        assert found == {method: not is_allowed(role, method) for method in served}
 
 
 async def test_a_session_is_for_the_certificates_holder(cluster: LocalCluster, tmp_path: Path) -> None:

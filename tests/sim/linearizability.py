@@ -13,12 +13,17 @@ wrote, took effect before the first of those reads returned.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
-ANYTHING = object()
+
+class Any(enum.Enum):
+    """Stands where no value is asked for."""
+
+    VALUE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Operation:
     called: float
     returned: float = math.inf
     client: str = ""
-    expected: Hashable = ANYTHING
+    expected: Hashable = Any.VALUE
     """Of a compare-and-set that succeeded: the value that it found."""
 
 
@@ -68,7 +73,7 @@ def is_linearizable(operations: list[Operation], initial: Hashable = None) -> bo
             continue
         for one in candidates:
             operation = ordered[one]
-            if operation.is_write and (operation.expected is ANYTHING or operation.expected == value):
+            if operation.is_write and (operation.expected is Any.VALUE or operation.expected == value):
                 stack.append((done | 1 << one, operation.value))
     return False
 
