@@ -129,7 +129,15 @@ class ClusterWrites:
             await asyncio.sleep(MOVE_POLL_S)
         if move.phase is not MovePhase.DONE:
             raise Refused(RefusalReason.PRECONDITION, f"nothing was cut or joined: {move.outcome}")
+        # Whoever goes on at once with what was made finds it ready; what is still not by the deadline will be.
+        while self._are_in_the_making(move.created_shard_ids) and asyncio.get_running_loop().time() < give_up_at_s:
+            await asyncio.sleep(MOVE_POLL_S)
         return move.created_shard_ids
+
+    def _are_in_the_making(self, shard_ids: tuple[int, ...]) -> bool:
+        """True while a worker still makes its store of one of them."""
+        shards = [self._master.raft.state.shards.get(shard_id) for shard_id in shard_ids]
+        return any(shard is not None and shard.parents for shard in shards)
 
     async def ReleaseShard(
         self, request: cluster_pb2.ReleaseShardRequest, context: Call
