@@ -14,16 +14,6 @@ import immutables
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model.errors import Damaged
-from worker_agent.shard_interface import (
-    CopyChunk,
-    Digest,
-    LogRecord,
-    StateItem,
-    StoreFigures,
-    StoreFull,
-    StorePosition,
-    UserSize,
-)
 from worker_agent.store import DEFAULT_SETTINGS, REQUESTS_FORGOTTEN_MAX, StoreSettings
 from worker_agent.store_codec import (
     CURSOR_END,
@@ -42,6 +32,16 @@ from worker_agent.store_codec import (
     split_row_key,
     to_stored,
     user_hash,
+)
+from worker_agent.store_interface import (
+    CopyChunk,
+    Digest,
+    LogRecord,
+    StateItem,
+    StoreFigures,
+    StoreFull,
+    StorePosition,
+    UserSize,
 )
 from worker_agent.store_rows import TOMBSTONES_DROPPED_MAX
 

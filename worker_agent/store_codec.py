@@ -17,7 +17,7 @@ from xxhash import xxh3_64_intdigest
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model.keys import HASH_SPACE
-from worker_agent.shard_interface import LogRecord
+from worker_agent.store_interface import LogRecord
 
 TABLE_ENTRIES = 1
 """Row.table of the users' keys; the value is empty for a tombstone, else one byte 1 and the value."""

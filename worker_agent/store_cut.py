@@ -19,11 +19,11 @@ from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 
-from worker_agent.shard_interface import Digest
 from worker_agent.store import DEFAULT_SETTINGS, ShardStore, StoreSettings, new_meta
 from worker_agent.store_codec import add_digests, to_stored
 from worker_agent.store_database import Meta, close_made, make_database, told, write_meta
 from worker_agent.store_files import beside, damaged, publish
+from worker_agent.store_interface import Digest
 from worker_agent.store_scan import sum_users
 
 Child = tuple[Path, int, int, int]

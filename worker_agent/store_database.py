@@ -36,8 +36,8 @@ from zlib import crc32
 
 from google.protobuf.message import DecodeError
 
-from worker_agent.shard_interface import StoreFull
 from worker_agent.store_files import beside, damaged
+from worker_agent.store_interface import StoreFull
 
 FORMAT_VERSION = 1
 ROOM_BYTES_MIN = 1 << 20

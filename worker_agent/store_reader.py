@@ -9,10 +9,10 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker_agent.shard_interface import StateItem, UserSize
 from worker_agent.store_codec import from_stored, request_digest, row_digest, size_digest, user_hash
 from worker_agent.store_database import connect_reader, read_meta, told
 from worker_agent.store_files import damaged
+from worker_agent.store_interface import StateItem, UserSize
 
 _GET = "SELECT version, value, digest FROM entries WHERE hash = ? AND user = ? AND key = ?"
 _SCAN = (

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import HASH_SPACE, WallMs
 from tests.model_store import ModelStore, merge_models, split_model
-from worker_agent.shard_interface import LogRecord
 from worker_agent.store import StoreSettings, create_store, open_store
 from worker_agent.store_codec import CURSOR_END
 from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store_interface import LogRecord
 
 SETTINGS = StoreSettings(
     remembered_ms=50, requests_kept=6, log_records_kept=8, log_bytes_kept=150, checkpoint_pages=1 << 40
@@ -73,6 +73,7 @@ class Pair:
         assert real.position() == model.position()
         assert real.digest() == model.digest()
         assert real.figures() == model.figures()
+        assert real._meta.tombstones == sum(value is None for *_, value in model.disk().rows())
         assert real.read_chunk(b"", bytes_max=1 << 20) == model.read_chunk(b"", bytes_max=1 << 20)
 
     def compare_reads(self) -> None:

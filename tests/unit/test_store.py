@@ -15,10 +15,10 @@ import pytest
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import HASH_SPACE, WallMs, key_hash
 from coordinator.model.errors import Damaged
-from worker_agent.shard_interface import CopyChunk, LogRecord, Reader, StateItem, Store, UserSize
 from worker_agent.store import ShardStore, StoreSettings, create_store, delete_store, open_store
 from worker_agent.store_cut import merge_stores, split_store
 from worker_agent.store_files import StoreInUse, beside
+from worker_agent.store_interface import CopyChunk, LogRecord, Reader, StateItem, Store, UserSize
 
 SHARD = (7, 0, HASH_SPACE)
 Changes = Mapping[str, bytes | None]

@@ -17,11 +17,11 @@ import pytest
 from coordinator.model import HASH_SPACE
 from coordinator.model.errors import Damaged
 from tests.unit.test_store import SHARD, record, rows, scrub, write
-from worker_agent.shard_interface import StateItem, StoreFull
 from worker_agent.store import ShardStore, StoreSettings, create_store, open_store
 from worker_agent.store_cut import split_store
 from worker_agent.store_database import SyncFailed, meaning
 from worker_agent.store_files import ADVICE, Mark, MarkFile, beside
+from worker_agent.store_interface import StateItem, StoreFull
 
 USERS = [f"user-{number}" for number in range(30)]
 KEYS = ["a", "b", "c"]
