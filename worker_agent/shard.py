@@ -12,21 +12,19 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.api.v1 import replication_pb2, session_pb2
-from coordinator.model import Clock, Monotonic
+from coordinator.api.v1 import session_pb2
+from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
-from worker_agent.copy_rate import CopyRate
 from worker_agent.replica import Replica
+from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
-from worker_agent.store import ShardStore, StoreSettings, create_store, delete_store, open_store
+from worker_agent.store import ShardStore, create_store, delete_store, open_store
 from worker_agent.store_cut import merge_stores, split_store
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
@@ -36,26 +34,6 @@ OPEN_AGAIN_S = 1.0
 NEVER_PROMISED = Monotonic(-math.inf)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class ShardContext:
-    """What all shards of a worker share."""
-
-    node_id: str
-    pool: ThreadPoolExecutor
-    clock: Clock
-    store_settings: StoreSettings
-    times: interface.ReplicaTimes
-    has_session_lease: Callable[[Monotonic], bool]
-    report: Callable[[session_pb2.ReplicaReport], None]
-    send: Callable[[str, replication_pb2.ShardMessage, bool], None]
-    connected_peers: Callable[[], Sequence[str]]
-    place: Callable[[str], Place]
-    on_changed: Callable[[], None]
-    on_serving: Callable[[Shard, bool], None]
-    """A shard begins to be served here, or stops; told at once, in this order."""
-    copy_rate: CopyRate = field(default_factory=CopyRate)
 
 
 class Shard:
@@ -366,12 +344,40 @@ class Shard:
             return "lost"
         return self._replica.state if self._replica is not None else "opening"
 
+    async def scrub_rows(self) -> int:
+        """About how many rows and records a scrub checks; 0 while there is no store."""
+        found = await self._look(lambda store: store.figures())
+        return max(1, found.rows + found.requests + found.log_records) if found is not None else 0
+
+    async def scrub(self, cursor: bytes) -> bytes:
+        """Checks what is on disk behind the cursor; where to go on, empty at the end. What is damaged is lost."""
+        return await self._look(lambda store: store.scrub(cursor)) or b""
+
+    async def _look(self, function: Callable[[ShardStore], Result]) -> Result | None:
+        """What `function` makes of the store, in its turn; None when it cannot be asked.
+
+        Damage that it finds is a loss, where there is another copy.
+        """
+        queue = self._queue
+        if queue is None or not self.is_open or self._is_lost:
+            return None
+        try:
+            return await queue.ask(function)
+        except OSError as error:
+            _log.warning("shard %d cannot be read now: %s", self.shard_id, error)
+        except Damaged as error:
+            if self.view.in_sync == (self._context.node_id,):
+                _log.error("shard %d: its last copy is damaged, and stays in service: %s", self.shard_id, error)
+            elif queue is self._queue:
+                _log.error("shard %d is damaged: %s", self.shard_id, error)
+                self.feed(StoreFailed(interface.SeeEpoch(0), error, None))
+        return None
+
     async def figures(self) -> session_pb2.ShardFigure | None:
         """How much is in it; None while it has no store."""
-        if self._queue is None or not self.is_open:
+        found = await self._look(lambda store: store.figures())
+        if found is None:
             return None
-        found = await self._queue.call(lambda store: store.figures())
-        assert isinstance(found, interface.StoreFigures)
         copies = self._replica.copies() if self._replica is not None else ()
         return session_pb2.ShardFigure(
             shard_id=self.shard_id,

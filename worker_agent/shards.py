@@ -32,7 +32,9 @@ from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.config import StateSettings
 from coordinator.model import Clock, Monotonic
 from worker_agent.replication import Replication
-from worker_agent.shard import Shard, ShardContext
+from worker_agent.scrub import Scrub
+from worker_agent.shard import Shard
+from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import (
     PeerConnected,
     PeerLost,
@@ -135,6 +137,8 @@ class Shards:
         if not self._has_swept:
             self._has_swept = True
             self._spawn(self._sweep(), "look for old stores")
+            if self._settings.scrub_s:
+                self._spawn(Scrub(lambda: self.shards, self._settings.scrub_s).run(), "scrub")
         self._on_changed()
 
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
