@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
+from tests.model_store import ModelStore
 from tests.sim.replica_store import SimStore, payload_of
 from worker_agent.replica import Replica
 from worker_agent.replica_core import Protections
@@ -47,7 +48,7 @@ SHARD = 7
 TIMES = ReplicaTimes()
 
 
-def perform(store: SimStore, operation: StoreOperation) -> StoreDone:
+def perform(store: SimStore | ModelStore, operation: StoreOperation) -> StoreDone:
     """Does one operation of the store."""
     digest: Digest | None = None
     match operation:

@@ -339,11 +339,11 @@ class Primary:
             self._drop_unsent(self._sent_until(), self._not_primary())
             self._doubt(f"shard {self._core.shard_id} was ceded to {self.view.cede_to}")
         if self.view.is_sealed:
-            if not all(each.applied == self._tail.last and each.has_acknowledged for each in streams.needed):
-                late = [each for each in streams.needed if each.waits_since is None]
-                streams.beat(now, late)
-                return
-            self.state = State.CEDED
+            if all(each.applied == self._tail.last and each.has_acknowledged for each in streams.needed):
+                self.state = State.CEDED
+            elif not streams.is_hurried:
+                streams.is_hurried = True
+                streams.beat(now, streams.needed)
             return
         target = streams.followers.get(self.view.cede_to)
         if not self._has_sent_ceded:

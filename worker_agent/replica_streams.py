@@ -24,6 +24,7 @@ from worker_agent.replica_messages import chunk_to_proto, records_to_proto, rows
 from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDone
 from worker_agent.store_interface import LogRecord
 
+HURRIED_BEAT_S = 0.01
 COPY_PATIENCE = 3.0
 """Times `lagging_s` that a chunk of a copy may take before its receiver is asked where it stands."""
 
@@ -40,6 +41,8 @@ class Streams:
         self.needed: list[Follower] = []
         self.is_serving = False
         """Copies are sent only while it is."""
+        self.is_hurried = False
+        """A seal waits until everybody has applied everything."""
         self.committed = 0
         """Everything up to here is on all needed disks."""
         self.told_count = 0
@@ -295,6 +298,8 @@ class Streams:
 
     def beat_s(self, follower: Follower) -> float:
         """How often it is sent something; more often while a move waits for it."""
+        if self.is_hurried:
+            return HURRIED_BEAT_S
         is_awaited = follower.is_joining and follower.is_complete and not follower.is_told
         return self._core.times.probe_s if is_awaited else self._core.times.heartbeat_s
 

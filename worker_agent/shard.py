@@ -12,23 +12,21 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.api.v1 import replication_pb2, session_pb2
+from coordinator.api.v1 import session_pb2
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
 from worker_agent.replica import Replica
-from worker_agent.replica_primary import State
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
 from worker_agent.store import ShardStore, create_store, delete_store, open_store
 from worker_agent.store_cut import merge_stores, split_store
-from worker_agent.store_interface import Reader, StoreFigures
+from worker_agent.store_interface import Reader
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
 Result = TypeVar("Result")
@@ -246,37 +244,17 @@ class Shard:
             future.set_result(sequence)
 
     def _report(self, action: ReportReplica) -> None:
-        last = self._replica.last_sequence if self._replica is not None else 0
         report = session_pb2.ReplicaReport(
             shard_id=self.view.shard_id,
             epoch=action.epoch,
             progress=session_pb2.ReplicaProgress.ValueType(action.progress.value),
             caught_up=action.caught_up,
             lagging=action.lagging,
-            last_sequence=last,
+            last_sequence=self.last_sequence,
             reason=action.reason,
         )
         self.last_report = report
         self._context.report(report)
-
-    async def hand_over(self) -> None:
-        """Before this process ends: stops serving for good in this epoch, with everything applied everywhere.
-
-        The replicas hear that their leases are over, so whoever is primary next need not wait for their end.
-        """
-        if not self.is_serving or len(self.view.in_sync) < 2:
-            return
-        self.view = replace(self.view, is_sealed=True)
-        self.feed(interface.Assigned(self.view))
-        while self.state == State.CEDING.value:
-            await self._context.changed()
-        if self.state != State.CEDED.value:
-            return
-        for peer in self.view.in_sync:
-            if peer != self._context.node_id:
-                ceded = replication_pb2.Ceded(last_sequence=self._replica.last_sequence if self._replica else 0)
-                message = replication_pb2.ShardMessage(shard_id=self.shard_id, epoch=self.view.epoch, ceded=ceded)
-                self._context.send(peer, message, False)
 
     def _on_store(self, event: StoreDone | StoreFailed) -> None:
         if isinstance(event, StoreFailed):
@@ -293,6 +271,11 @@ class Shard:
     @property
     def shard_id(self) -> int:
         return self.view.shard_id
+
+    @property
+    def last_sequence(self) -> int:
+        """The last record that is on disk."""
+        return self._replica.last_sequence if self._replica is not None else 0
 
     @property
     def epoch(self) -> int:
@@ -366,19 +349,47 @@ class Shard:
             return "lost"
         return self._replica.state if self._replica is not None else "opening"
 
+    async def scrub_rows(self) -> int:
+        """About how many rows and records a scrub checks; 0 while there is no store."""
+        found = await self._look(lambda store: store.figures())
+        return max(1, found.rows + found.requests + found.log_records) if found is not None else 0
+
+    async def scrub(self, cursor: bytes) -> bytes:
+        """Checks what is on disk behind the cursor; where to go on, empty at the end. What is damaged is lost."""
+        return await self._look(lambda store: store.scrub(cursor)) or b""
+
+    async def _look(self, function: Callable[[ShardStore], Result]) -> Result | None:
+        """What `function` makes of the store, in its turn; None when it cannot be asked.
+
+        Damage that it finds is a loss, where there is another copy.
+        """
+        queue = self._queue
+        if queue is None or not self.is_open or self._is_lost:
+            return None
+        try:
+            return await queue.ask(function)
+        except OSError as error:
+            _log.warning("shard %d cannot be read now: %s", self.shard_id, error)
+        except Damaged as error:
+            if self.view.in_sync == (self._context.node_id,):
+                _log.error("shard %d: its last copy is damaged, and stays in service: %s", self.shard_id, error)
+            elif queue is self._queue:
+                _log.error("shard %d is damaged: %s", self.shard_id, error)
+                self.feed(StoreFailed(interface.SeeEpoch(0), error, None))
+        return None
+
     async def figures(self) -> session_pb2.ShardFigure | None:
         """How much is in it; None while it has no store."""
-        if self._queue is None or not self.is_open:
+        found = await self._look(lambda store: store.figures())
+        if found is None:
             return None
-        found = await self._queue.call(lambda store: store.figures())
-        assert isinstance(found, StoreFigures)
         copies = self._replica.copies() if self._replica is not None else ()
         return session_pb2.ShardFigure(
             shard_id=self.shard_id,
             users=found.users,
             bytes=found.bytes,
             median_hash=found.median_hash,
-            last_sequence=self._replica.last_sequence if self._replica is not None else 0,
+            last_sequence=self.last_sequence,
             copied_rows=sum(copy.rows for copy in copies),
             copied_bytes=sum(copy.bytes for copy in copies),
             copy_rows=found.rows if copies else 0,

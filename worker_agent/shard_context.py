@@ -1,4 +1,4 @@
-"""What all shards of a worker share."""
+"""What all shards of a worker share: where their words go, and how fast they may send copies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.model import Clock, Monotonic
-from worker_agent.copy_rate import CopyRate
 from worker_agent.shard_interface import ReplicaTimes
 from worker_agent.state_interface import Place
 from worker_agent.store import StoreSettings
@@ -18,9 +17,28 @@ if TYPE_CHECKING:
     from worker_agent.shard import Shard
 
 
+class CopyRate:
+    """A token bucket for what this worker sends of copies; one second's worth may go at once."""
+
+    def __init__(self) -> None:
+        self._bytes_per_s = 0
+        self._free_at = 0.0
+
+    def set(self, bytes_per_s: int) -> None:
+        """0 for no limit."""
+        self._bytes_per_s = bytes_per_s
+
+    def delay_s(self, now_s: float, size: int) -> float:
+        """Books `size` bytes; how long to wait before they may leave."""
+        if not self._bytes_per_s:
+            return 0.0
+        self._free_at = max(self._free_at, now_s - 1.0) + size / self._bytes_per_s
+        return max(0.0, self._free_at - now_s)
+
+
 @dataclass(slots=True)
 class ShardContext:
-    """What all shards of a worker share."""
+    """What the host gives to each of its shards."""
 
     node_id: str
     pool: ThreadPoolExecutor
@@ -34,6 +52,7 @@ class ShardContext:
     place: Callable[[str], Place]
     on_changed: Callable[[], None]
     changed: Callable[[], Awaitable[None]]
+    """Ends at the next change of any shard."""
     on_serving: Callable[[Shard, bool], None]
     """A shard begins to be served here, or stops; told at once, in this order."""
     copy_rate: CopyRate = field(default_factory=CopyRate)

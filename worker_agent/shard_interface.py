@@ -18,6 +18,14 @@ from coordinator.model import NEVER_MS, Monotonic, WallMs
 from coordinator.model.errors import CoordinatorError
 from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StorePosition
 
+# What a store keeps and answers, for those who know it from here.
+from worker_agent.store_interface import Reader as Reader
+from worker_agent.store_interface import StateItem as StateItem
+from worker_agent.store_interface import Store as Store
+from worker_agent.store_interface import StoreFigures as StoreFigures
+from worker_agent.store_interface import StoreFull as StoreFull
+from worker_agent.store_interface import UserSize as UserSize
+
 # What a shard is
 
 

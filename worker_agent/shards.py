@@ -31,7 +31,9 @@ from pathlib import Path
 from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.config import StateSettings
 from coordinator.model import Clock, Monotonic
+from worker_agent.hand_over import hand_over
 from worker_agent.replication import Replication
+from worker_agent.scrub import Scrub
 from worker_agent.shard import Shard
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaRole, ReplicaTimes, ShardView
@@ -130,6 +132,8 @@ class Shards:
         if not self._has_swept:
             self._has_swept = True
             self._spawn(self._sweep(), "look for old stores")
+            if self._settings.scrub_s:
+                self._spawn(Scrub(lambda: self.shards, self._settings.scrub_s).run(), "scrub")
         self._on_changed()
 
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
@@ -272,7 +276,7 @@ class Shards:
         """Before a clean stop: what this worker is primary of stops, so that others take over without a wait."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                await asyncio.gather(*(shard.hand_over() for shard in self.shards))
+                await asyncio.gather(*(hand_over(shard, self._context) for shard in self.shards))
 
     async def close(self) -> None:
         """Closes every store; what was not acknowledged stays unknown to its callers."""

@@ -15,8 +15,8 @@ the next opening.
 Nothing reads a clock: remembered requests age by the times in the records, so that all replicas agree.
 
 Where things are: store_files.py names, lock and mark; store_database.py connections, durability, errors; store_codec.py
-bytes and digests; store_rows.py how rows merge; store_scan.py copies and the scrub; store_reader.py reads beside;
-store_cut.py split and merge.
+bytes and digests; store_log.py the log; store_rows.py how rows merge; store_scan.py copies and the scrub;
+store_reader.py reads beside; store_cut.py split and merge.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pathlib import Path
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model.keys import HASH_SPACE
-from worker_agent.store_codec import CURSOR_END, from_stored, record_crc, to_stored
+from worker_agent.store_codec import CURSOR_END, from_stored, to_stored
 from worker_agent.store_database import (
     FORMAT_VERSION,
     Meta,
@@ -44,9 +44,10 @@ from worker_agent.store_database import (
 )
 from worker_agent.store_files import Mark, MarkFile, beside, damaged, publish, remove_files
 from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StoreFigures, StorePosition
+from worker_agent.store_log import add_records, drop_behind, log_bounds, log_records, trim
 from worker_agent.store_reader import StoreReader
 from worker_agent.store_rows import Tables
-from worker_agent.store_scan import log_records, read_chunk, scrub
+from worker_agent.store_scan import read_chunk, scrub
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ def create_store(
 def open_store(path: Path, shard_id: int, lo: int, hi: int, settings: StoreSettings = DEFAULT_SETTINGS) -> ShardStore:
     """Opens the store of this shard and range.
 
-    Raises FileNotFoundError, StoreInUse, Damaged (also when it is another shard's), OSError.
+    Raises FileNotFoundError, StoreInUse, Damaged (also when it is another shard's), StoreFull (SQLite needs 32 KiB for
+    its index), OSError.
     """
     store = ShardStore(path, settings)
     if (store.shard_id, store.lo, store.hi) != (shard_id, lo, hi):
@@ -145,16 +147,7 @@ class ShardStore:
         self.lo, self.hi = from_stored(self._meta.lo), from_stored(self._meta.through) + 1
         self._median: tuple[int, int] | None = None
         applied = self._meta.applied
-        first, last, count = connection.execute("SELECT min(sequence), max(sequence), count(*) FROM log").fetchone()
-        if not count:
-            first, last = applied + 1, applied
-        elif count != last - first + 1 or first > applied + 1 or last < applied:
-            raise damaged(self.path, f"the log has {count} records from {first} to {last}, applied are {applied}")
-        self._first: int = first
-        self._last: int = last
-        self._log_bytes: int = connection.execute(
-            "SELECT coalesce(sum(length(payload)), 0) FROM log WHERE sequence <= ?", (applied,)
-        ).fetchone()[0]
+        self._first, self._last, self._log_bytes = log_bounds(connection, self.path, applied)
         self._last_epoch = self._meta.applied_epoch
         for record in log_records(connection, self.path, applied):
             if record.sequence > applied:
@@ -270,11 +263,7 @@ class ShardStore:
             if record.sequence != place:
                 raise ValueError(f"{self.path}: record {record.sequence} cannot follow {place - 1}")
         with self._writer.transaction(is_durable=True) as connection:
-            connection.executemany(
-                "INSERT INTO log(sequence, epoch, time_ms, payload, crc) VALUES (?, ?, ?, ?, ?)",
-                [(record.sequence, record.epoch, record.time_ms, record.payload, record_crc(record))
-                 for record in records],
-            )  # fmt: skip
+            add_records(connection, records)
         self._last, self._last_epoch = records[-1].sequence, records[-1].epoch
         self._set_mark()
         self._writer.checkpoint_if_due()
@@ -290,7 +279,7 @@ class ShardStore:
             last_epoch = self.read_log(last, records_max=1, bytes_max=1)[0].epoch
         self._lower_mark(Mark(last, last_epoch, self._meta.epoch_seen, bool(self._meta.is_complete)))
         with self._writer.transaction(is_durable=True) as connection:
-            connection.execute("DELETE FROM log WHERE sequence > ?", (last,))
+            drop_behind(connection, last)
         self._last, self._last_epoch = last, last_epoch
 
     # What changes the tables
@@ -327,24 +316,13 @@ class ShardStore:
             tables.drop_tombstones()
             write_meta(connection, tables.meta)
             log_bytes = self._log_bytes + sum(len(record.payload) for record in records)
-            first, log_bytes = self._trim(connection, tables.meta.applied, log_bytes)
+            first, log_bytes = trim(
+                connection, self._first, tables.meta.applied, log_bytes,
+                records_kept=settings.log_records_kept, bytes_kept=settings.log_bytes_kept,
+            )  # fmt: skip
         self._meta, self._first, self._log_bytes, self._median = tables.meta, first, log_bytes, None
         self._writer.checkpoint_if_due()
         return self.digest()
-
-    def _trim(self, connection: sqlite3.Connection, applied: int, log_bytes: int) -> tuple[int, int]:
-        """Drops applied records where there are too many; returns the first one left, and the bytes of the applied."""
-        first, records_kept, bytes_kept = self._first, self._settings.log_records_kept, self._settings.log_bytes_kept
-        if applied + 1 - first <= records_kept and log_bytes <= bytes_kept:
-            return first, log_bytes
-        records_kept, bytes_kept = records_kept * 7 // 8, bytes_kept * 7 // 8
-        sizes = connection.execute("SELECT length(payload) FROM log WHERE sequence <= ? ORDER BY sequence", (applied,))
-        while applied + 1 - first > records_kept or log_bytes > bytes_kept:
-            log_bytes -= sizes.fetchone()[0]
-            first += 1
-        sizes.close()
-        connection.execute("DELETE FROM log WHERE sequence < ?", (first,))
-        return first, log_bytes
 
     def begin_copy(self, start: int, start_epoch: int) -> None:
         """Forgets all rows and records: incomplete, applied and last are `start`."""

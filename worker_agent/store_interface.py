@@ -1,6 +1,7 @@
-"""What a shard keeps, and what its store does with it: records, rows, digests, positions; Store and Reader.
+"""What a shard's store keeps and answers: records, rows, digests, positions, and the two protocols.
 
-A store is used by one thread at a time (store_queue.py), its Reader on the event loop beside it.
+`Store` is used by one thread at a time, its `Reader` on the event loop beside it. store.py is the one on disk,
+tests/model_store.py the one of the simulations.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import Protocol
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import WallMs
 from coordinator.model.errors import CoordinatorError
-
-# Records and rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import assert_never
+from functools import partial
+from typing import Any, TypeVar, assert_never, cast
 
 from worker_agent import shard_interface as interface
 from worker_agent.shard_interface import StoreDone, StoreFailed
@@ -24,6 +25,8 @@ READ_RECORDS_MAX = 2_000
 READ_BYTES_MAX = 1 << 20
 """What one read of the log for a peer brings at most."""
 
+Result = TypeVar("Result")
+
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ class _Call:
     """Something else to do with the store, in its turn: `future` has the outcome."""
 
     function: Callable[[ShardStore], object]
-    future: asyncio.Future[object]
+    future: asyncio.Future[Any]
 
 
 class StoreQueue:
@@ -53,15 +56,15 @@ class StoreQueue:
         """Queues an operation; `start` begins with what is queued."""
         self._queued.append(operation)
 
-    async def call(self, function: Callable[[ShardStore], object]) -> object:
-        """Does something else with the store, in its turn. Raises what that raises; CancelledError when dropped."""
-        future: asyncio.Future[object] = self._loop.create_future()
+    async def ask(self, function: Callable[[ShardStore], Result]) -> Result | None:
+        """What `function` makes of the store, in its turn; None when that was dropped. Raises what it raises."""
         if self._is_closed:
-            future.cancel()
-        else:
-            self._queued.append(_Call(function, future))
-            self.start()
-        return await future
+            return None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queued.append(_Call(function, future))
+        self.start()
+        await asyncio.wait([future])
+        return None if future.cancelled() else cast("Result", future.result())
 
     def start(self) -> None:
         """Begins the next batch, unless one runs."""
@@ -70,13 +73,18 @@ class StoreQueue:
         batch = tuple(self._queued)
         self._queued.clear()
         self._batch = self._loop.run_in_executor(self._pool, _perform_batch, self.store, batch)
-        self._batch.add_done_callback(self._on_batch)
+        self._batch.add_done_callback(partial(self._on_batch, batch))
 
-    def _on_batch(self, done: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]]) -> None:
+    def _on_batch(
+        self,
+        batch: Sequence[interface.StoreOperation | _Call],
+        done: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]],
+    ) -> None:
         self._batch = None
         events = done.result()
         if any(isinstance(event, StoreFailed) for event in events):
             self._drop()
+            _cancel(batch[len(events) :])
         for event in events:
             if isinstance(event, tuple):
                 call, outcome = event
@@ -86,9 +94,7 @@ class StoreQueue:
         self.start()
 
     def _drop(self) -> None:
-        for operation in self._queued:
-            if isinstance(operation, _Call):
-                operation.future.cancel()
+        _cancel(self._queued)
         self._queued.clear()
 
     async def close(self) -> None:
@@ -100,7 +106,13 @@ class StoreQueue:
         await self._loop.run_in_executor(self._pool, self.store.close)
 
 
-def _resolve(future: asyncio.Future[object], outcome: object) -> None:
+def _cancel(dropped: Iterable[interface.StoreOperation | _Call]) -> None:
+    for operation in dropped:
+        if isinstance(operation, _Call):
+            operation.future.cancel()
+
+
+def _resolve(future: asyncio.Future[Any], outcome: object) -> None:
     if future.done():
         return
     if isinstance(outcome, Exception):

@@ -6,11 +6,9 @@ Both go by cursors (store_codec.py) and read one stretch per call, so that neith
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.api.v1 import replication_pb2
-from coordinator.model import WallMs
 from worker_agent.store_codec import (
     CURSOR_END,
     ROW_BYTES,
@@ -21,7 +19,6 @@ from worker_agent.store_codec import (
     from_stored,
     make_cursor,
     read_cursor,
-    record_crc,
     request_digest,
     request_row,
     row_digest,
@@ -31,16 +28,15 @@ from worker_agent.store_codec import (
 )
 from worker_agent.store_database import read_meta
 from worker_agent.store_files import damaged
-from worker_agent.store_interface import CopyChunk, LogRecord
+from worker_agent.store_interface import CopyChunk
+from worker_agent.store_log import log_records
 from worker_agent.store_rows import Size
 
 SCRUB_ROWS = 2_000
 """Rows that one step of a scrub reads at least, where there are as many."""
-SEQUENCE_MAX = (1 << 63) - 1
 _TABLE_LOG = 3
 """In the cursors of a scrub only: its hash is a sequence."""
 
-_LOG = "SELECT sequence, epoch, time_ms, payload, crc FROM log WHERE sequence BETWEEN ? AND ? ORDER BY sequence"
 _ENTRIES = (
     "SELECT hash, user, key, version, value, digest FROM entries WHERE (hash, user, key) > (?, ?, ?)"
     " ORDER BY hash, user, key"
@@ -170,16 +166,3 @@ def _scrub_log(connection: sqlite3.Connection, path: Path, after: int) -> bytes:
         if rows >= SCRUB_ROWS:
             return make_cursor(_TABLE_LOG, to_stored(after), b"", b"")
     return b""
-
-
-def log_records(
-    connection: sqlite3.Connection, path: Path, first: int, last: int = SEQUENCE_MAX
-) -> Iterator[LogRecord]:
-    """Records from `first` to `last`, as many as there are, each checked. Raises Damaged, also for a gap."""
-    previous = 0
-    for sequence, epoch, time_ms, payload, crc in connection.execute(_LOG, (first, last)):
-        record = LogRecord(sequence, epoch, WallMs(time_ms), payload)
-        if record_crc(record) != crc or (previous and sequence != previous + 1):
-            raise damaged(path, f"log record {sequence} does not match its checksum or its place")
-        previous = sequence
-        yield record

@@ -73,6 +73,7 @@ class Pair:
         assert real.position() == model.position()
         assert real.digest() == model.digest()
         assert real.figures() == model.figures()
+        assert real._meta.tombstones == sum(value is None for *_, value in model.disk().rows())
         assert real.read_chunk(b"", bytes_max=1 << 20) == model.read_chunk(b"", bytes_max=1 << 20)
 
     def compare_reads(self) -> None:

@@ -81,7 +81,8 @@ class Client:
             self._ask(Request(shard_id, register))
             return
         request_id = f"{self._name}-{self._numbers}"
-        request = Request(shard_id, register, True, f"v-{request_id}", request_id)
+        value = f"v-{request_id}" if rng.random() < 0.85 else None
+        request = Request(shard_id, register, True, value, request_id)
         operation = Operation(register, True, request.value, world.now_s, client=self._name)
         if rng.random() < 0.3 and register in self._seen:
             request = replace(request, is_conditional=True, expected=self._seen[register])

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from worker_agent.shard_interface import ReplicaTimes
 
 if TYPE_CHECKING:
+    from tests.sim.replica_master import Config
+    from tests.sim.replica_worker import Hosted
     from tests.sim.replica_world import World
 
 KINDS = (
@@ -49,6 +51,8 @@ class Plan:
     """Clock rates differ by at most so much from the world's: lease_margin covers 1.25."""
     think_s: float = 0.06
     log_kept: int = 20
+    has_model_stores: bool = False
+    """With the model of the real store, instead of one that only counts what the machine may rely on."""
     times: ReplicaTimes = field(default_factory=ReplicaTimes)
 
     @staticmethod
@@ -69,6 +73,7 @@ class Plan:
             drift=0.09 if rng.random() < 0.25 else 0.03,
             think_s=rng.choice((0.01, 0.03, 0.1)),
             log_kept=rng.choice((3, 20, 1_000)),
+            has_model_stores=rng.random() < 0.2,
         )
 
 
@@ -134,14 +139,13 @@ class Faults:
             case "isolate":
                 world.net.open_holes(_between(name, others), duration_s)
             case "depose":
-                # It hears of its successor from nobody for a while, and goes on as it was.
-                duration_s += rng.choice((0.0, 2.0))
-                world.net.open_holes(_between(name, others), duration_s)
-                world.master.cut_off.add(name)
-                world.after(2 * duration_s + 2.0, lambda: world.master.cut_off.discard(name))
-                world.master.suspect(name)
+                self._depose(name, duration_s + rng.choice((0.0, 2.0)))
             case "amnesia":
-                self._forget()
+                shard = world.master.shards[rng.choice(sorted(world.master.shards))]
+                ghost = shard.primary
+                if shard.is_formed and world.workers[ghost].is_up:
+                    self._depose(ghost, 6.0)
+                    self._hand_on(shard, ghost, world.now_s + 6.0)
             case "cut_off":
                 world.master.cut_off.add(name)
                 world.after(duration_s, lambda: world.master.cut_off.discard(name))
@@ -167,21 +171,37 @@ class Faults:
             case _:
                 raise ValueError(kind)
 
-    def _forget(self) -> None:
-        """Whom a deposed primary needs restarts, and hears it again before it hears its successor."""
+    def _depose(self, name: str, duration_s: float) -> None:
+        """It hears of its successor from nobody for a while, and goes on as it was."""
         world = self._world
-        for shard in world.master.shards.values():
-            for ghost in world.workers.values():
-                hosted = ghost.hosted.get(shard.shard_id)
-                is_ghost = hosted is not None and hosted.machine.is_serving and ghost.name != shard.primary
-                if hosted is None or not is_ghost or shard.primary in hosted.view.in_sync:
-                    continue
-                for name in hosted.view.in_sync:
-                    if name != ghost.name:
-                        world.workers[name].crash(is_silent=False)
-                        self._later(name, 0.1)
-                        world.net.close_holes(_between(ghost.name, [name]))
-                        world.net.open_holes(_between(name, [shard.primary]), 1.0)
+        world.net.open_holes(_between(name, [other for other in world.names if other != name]), duration_s)
+        world.master.cut_off.add(name)
+        world.after(2 * duration_s + 2.0, lambda: world.master.cut_off.discard(name))
+        world.master.suspect(name)
+
+    def _hand_on(self, shard: Config, ghost: str, end_s: float) -> None:
+        """Has the successor of a deposed primary hand the role to somebody whom that does not know; then it forgets."""
+        world = self._world
+        hosted = world.workers[ghost].hosted.get(shard.shard_id)
+        if hosted is None or not hosted.machine.is_serving or world.now_s > end_s:
+            return
+        others = [name for name in shard.in_sync if name not in hosted.view.in_sync]
+        if shard.primary not in hosted.view.in_sync:
+            self._forget(hosted, shard)
+            return
+        if others and shard.move is None and ghost != shard.primary:
+            world.master.move(shard, "transfer", shard.primary, others[0])
+        world.after(0.05, lambda: self._hand_on(shard, ghost, end_s))
+
+    def _forget(self, ghost: Hosted, shard: Config) -> None:
+        """Whom a deposed primary needs restarts, and hears it again before it hears its successor."""
+        world, name = self._world, ghost.worker.name
+        for other in ghost.view.in_sync:
+            if other != name:
+                world.workers[other].crash(is_silent=False)
+                self._later(other, 0.1)
+                world.net.close_holes(_between(name, [other]))
+                world.net.open_holes(_between(other, [shard.primary]), 1.0)
 
     def _damage(self) -> None:
         """A replica's store is gone after a restart, where another one is whole."""

@@ -1,13 +1,12 @@
 """A store of one shard in memory: what a crash leaves of it is what was durable. For tests of the replica machine.
 
-Rows are registers (table 1) and the requests that wrote them (table 2); a record's payload is JSON of
-[register, value, request id], with a value of null to remove the register. An application is durable only with the next
-write, as Store.apply says: a crash may keep it, or lose it.
+Rows are registers (table 1) and the requests that wrote them (table 2); a register is the one key of a user. An
+application is durable only with the next write, as Store.apply says: a crash may keep it, or lose it. `ModelBacked` has
+the same face before tests/model_store.py, which behaves like the real store in everything, and takes its time.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from coordinator.api.v1 import replication_pb2
+from tests.model_store import ModelStore
+from worker_agent.store import StoreSettings
 from worker_agent.store_interface import CopyChunk, Digest, LogRecord, StoreFull, StorePosition
 
 REGISTER, REQUEST = 1, 2
@@ -24,9 +25,18 @@ LOG_RECORDS_KEPT = 40
 RowKey = tuple[int, str]
 
 
+KEY = "value"
+
+
 def payload_of(register: str, value: str | None, request_id: str) -> bytes:
-    """A record that writes a register."""
-    return json.dumps([register, value, request_id]).encode()
+    """A record that writes a register, or removes it."""
+    effect = replication_pb2.Effect(key=KEY, value=None if value is None else value.encode())
+    return replication_pb2.Effects(user=register, effects=[effect], request_id=request_id).SerializeToString()
+
+
+def request_of(record: LogRecord) -> str:
+    """The request that made a record."""
+    return replication_pb2.Effects.FromString(record.payload).request_id
 
 
 @dataclass(slots=True)
@@ -130,9 +140,11 @@ class SimStore:
             self._need_room()
         for record in now.log[now.applied - now.base : up_to - now.base]:
             self.on_apply(record)
-            register, value, request_id = json.loads(record.payload)
-            self._put((REGISTER, register), value, record.sequence)
-            self._put((REQUEST, request_id), str(record.sequence), record.sequence)
+            effects = replication_pb2.Effects.FromString(record.payload)
+            effect = effects.effects[0]
+            value = effect.value.decode() if effect.HasField("value") else None
+            self._put((REGISTER, effects.user), value, record.sequence)
+            self._put((REQUEST, effects.request_id), str(record.sequence), record.sequence)
             now.applied, now.applied_epoch = record.sequence, record.epoch
         if not keeps_tombstones:
             now.rows = {key: row for key, row in now.rows.items() if row[0] is not None}
@@ -211,7 +223,38 @@ class SimStore:
         """The value of a register as applied."""
         return self.now.rows.get((REGISTER, register), (None, 0))[0]
 
-    def request(self, request_id: str) -> int | None:
+    def request(self, register: str, request_id: str) -> int | None:
         """Sequence of the record that a request made."""
         row = self.now.rows.get((REQUEST, request_id))
         return row[1] if row is not None else None
+
+
+class ModelBacked(ModelStore):
+    """The model of the real store, with what hosts and checks of the simulation ask for."""
+
+    def __init__(self, *, is_complete: bool = True, log_records_kept: int = LOG_RECORDS_KEPT) -> None:
+        super().__init__(1, 0, 1 << 64, StoreSettings(log_records_kept=log_records_kept))
+        self.on_apply: Callable[[LogRecord], None] = lambda record: None
+
+    def crash(self, rng: random.Random) -> None:
+        """The process ends, with or without the power."""
+        if rng.random() < 0.5:
+            self.lose_power()
+        else:
+            self.close()
+
+    def apply(self, up_to: int, *, keeps_tombstones: bool) -> Digest:
+        records = [self.disk().log[number] for number in range(self.disk().applied + 1, up_to + 1)]
+        digest = super().apply(up_to, keeps_tombstones=keeps_tombstones)
+        for record in records:
+            self.on_apply(record)
+        return digest
+
+    def get(self, register: str) -> str | None:
+        """The value of a register as applied."""
+        items = self.reader().get(register, [KEY])
+        return items[0].value.decode() if items else None
+
+    def request(self, register: str, request_id: str) -> int | None:
+        """Sequence of the record that a request made."""
+        return self.reader().request(register, request_id)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import replication_pb2
-from coordinator.model import Monotonic
+from coordinator.model import Monotonic, WallMs
 from coordinator.model.errors import CoordinatorError, NotPrimary
 from tests.replica_driver import perform
 from tests.sim.replica_net import Stream
-from tests.sim.replica_store import SimStore, payload_of
+from tests.sim.replica_store import ModelBacked, SimStore, payload_of
 from worker_agent.replica import Replica
 from worker_agent.shard_interface import (
     ApplyLog,
@@ -57,7 +57,7 @@ class Request:
     shard_id: int
     register: str
     is_write: bool = False
-    value: str = ""
+    value: str | None = None
     request_id: str = ""
     expected: str | None = None
     is_conditional: bool = False
@@ -79,7 +79,7 @@ Answer = Callable[[Reply], None]
 class Hosted:
     """One shard on one worker in one life."""
 
-    def __init__(self, worker: Worker, view: ShardView, store: SimStore) -> None:
+    def __init__(self, worker: Worker, view: ShardView, store: SimStore | ModelBacked) -> None:
         self.worker = worker
         self.shard_id = view.shard_id
         self.store = store
@@ -97,7 +97,7 @@ class Hosted:
         self._wake_s = float("inf")
         self._tokens: dict[int, Callable[[Settle], None]] = {}
         self._next_token = 0
-        self._overlay: dict[str, tuple[int, str]] = {}
+        self._overlay: dict[str, tuple[int, str | None]] = {}
         self._waiting: dict[str, list[Answer]] = {}
         self.feed(Assigned(view, store.position()))
         for stream in worker.outgoing.values():
@@ -180,12 +180,6 @@ class Hosted:
 
     # Clients
 
-    def _submit(self, payload: bytes, settled: Callable[[Settle], None]) -> int:
-        self._next_token += 1
-        self._tokens[self._next_token] = settled
-        self.feed(Submit(self._next_token, payload))
-        return self._next_token
-
     def _barrier(self, settled: Callable[[Settle], None]) -> None:
         self._next_token += 1
         self._tokens[self._next_token] = settled
@@ -215,7 +209,7 @@ class Hosted:
             self._write(request, answer)
 
     def _write(self, request: Request, answer: Answer) -> None:
-        known = self.store.request(request.request_id)
+        known = self.store.request(request.register, request.request_id)
         if known is not None:
             answer(Reply(sequence=known))
             return
@@ -245,7 +239,8 @@ class Hosted:
                 waiting(reply)
 
         self._tokens[token] = settled
-        self.feed(Submit(token, payload_of(request.register, request.value, request.request_id)))
+        payload = payload_of(request.register, request.value, request.request_id)
+        self.feed(Submit(token, payload, WallMs(int(self.worker.world.now_s * 1_000))))
 
     def _conflict(self, request: Request) -> Reply:
         found = self.store.get(request.register)
@@ -267,7 +262,7 @@ class Worker:
         self.is_up = False
         self.is_paused = False
         self._backlog: deque[Callable[[Worker], None]] = deque()
-        self.stores: dict[int, SimStore] = {}
+        self.stores: dict[int, SimStore | ModelBacked] = {}
         self.hosted: dict[int, Hosted] = {}
         self.outgoing: dict[str, Stream] = {}
         self.generation = 0
@@ -425,11 +420,12 @@ class Worker:
                 hosted.view = view
                 hosted.feed(Assigned(view))
 
-    def _store(self, view: ShardView) -> SimStore:
+    def _store(self, view: ShardView) -> SimStore | ModelBacked:
         store = self.stores.get(view.shard_id)
         if store is None:
             is_complete = view.role is not ReplicaRole.JOINING
-            store = SimStore(is_complete=is_complete, log_records_kept=self.world.plan.log_kept)
+            kind = ModelBacked if self.world.plan.has_model_stores else SimStore
+            store = kind(is_complete=is_complete, log_records_kept=self.world.plan.log_kept)
             shard_id = view.shard_id
 
             def on_apply(record: LogRecord) -> None:

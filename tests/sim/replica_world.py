@@ -10,7 +10,6 @@ replicas are equal and whole again within RESTORED_S_MAX after the last fault.
 from __future__ import annotations
 
 import heapq
-import json
 import random
 from collections import Counter, deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tests.sim.replica_clients import Client, Ledger
 from tests.sim.replica_faults import Faults, Plan
 from tests.sim.replica_master import Config, Master, Move
 from tests.sim.replica_net import Net
+from tests.sim.replica_store import request_of
 from tests.sim.replica_worker import Hosted, Worker
 from worker_agent.replica_core import Protections
 from worker_agent.shard_interface import ReportReplica
@@ -79,7 +79,7 @@ class Checks:
     def acknowledged(self, shard_id: int, sequence: int, request_id: str) -> None:
         """A host tells a client that its write is done."""
         record = self.committed.get((shard_id, sequence))
-        if record is None or json.loads(record.payload)[2] != request_id:
+        if record is None or request_of(record) != request_id:
             raise Violation(f"{request_id} is acknowledged at {sequence} of shard {shard_id}, where there is {record}")
 
     def reported(self, hosted: Hosted, report: ReportReplica) -> None:
@@ -211,7 +211,7 @@ class World:
         return "\n".join(lines)
 
     def _finish(self) -> None:
-        applied = Counter(json.loads(record.payload)[2] for record in self.checks.committed.values())
+        applied = Counter(map(request_of, self.checks.committed.values()))
         for request_id, count in applied.items():
             if count > 1:
                 raise Violation(f"{request_id} was applied {count} times")
@@ -220,9 +220,9 @@ class World:
         for shard in self.master.shards.values():
             store = self.workers[shard.primary].stores[shard.shard_id]
             for request_id, sequence in self.ledger.acknowledged.items():
-                if self.ledger.writes[request_id].key.startswith(f"s{shard.shard_id}-"):
-                    if store.request(request_id) != sequence:
-                        raise Violation(f"{request_id}, acknowledged at {sequence}, is at {store.request(request_id)}")
+                key = self.ledger.writes[request_id].key
+                if key.startswith(f"s{shard.shard_id}-") and store.request(key, request_id) != sequence:
+                    raise Violation(f"{request_id}, acknowledged at {sequence}, is not there")
             for register in self.registers:
                 key = f"s{shard.shard_id}-{register}"
                 self.ledger.reads.append(Operation(key, False, store.get(key), self.now_s, self.now_s, "end"))

@@ -126,10 +126,8 @@ WITHOUT = {
     ),
     "epoch_on_disk": Row(
         Protections(persists_epoch=False),
-        Plan(
-            workers=3, seconds=12.0, fault_every_s=0.4, kinds=("depose", "transfer", "amnesia"), think_s=0.02
-        ),
-        60,
+        Plan(workers=3, seconds=6.0, fault_every_s=3.0, kinds=("amnesia",), think_s=0.1, clients=4),
+        20,
         (*LOST, *STALE),
     ),
 }

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.model.errors import Damaged, NotPrimary, OutcomeUnknown, Overloaded
 from tests.replica_driver import TIMES, Cluster
-from tests.sim.replica_store import SimStore
+from tests.sim.replica_store import SimStore, payload_of
 from worker_agent import replica_primary
 from worker_agent.shard_interface import AppendRecords, Barrier, Progress, SendToPeer, StoreFailed
 from worker_agent.store_interface import LogRecord, StoreFull
@@ -319,7 +319,7 @@ def test_a_sealed_shard_is_applied_everywhere() -> None:
     for token in range(5):
         primary.submit(token)
     cluster.assign(cluster.view(1, "w1", "w2", "w3", is_sealed=True), "w1")
-    cluster.settle()
+    cluster.pass_time(0.1)
     assert primary.report.progress is Progress.CEDED
     for node in cluster.nodes.values():
         position = node.store.position()
@@ -450,7 +450,7 @@ def test_a_tail_of_several_epochs_is_learnt_after_a_restart() -> None:
     """A replica that starts with records that it has not applied reads their epochs before it says where it stands."""
     store = SimStore()
     store.see_epoch(5)
-    store.append([LogRecord(number, 1 + number // 3, 0, b'["a", "x", "r"]') for number in range(1, 8)])  # type: ignore[arg-type]
+    store.append([LogRecord(number, 1 + number // 3, 0, payload_of("a", "x", f"r{number}")) for number in range(1, 8)])  # type: ignore[arg-type]
     cluster = Cluster("w1")
     node = cluster.add("w2", store)
     node.assign(cluster.view(6, "w2"))

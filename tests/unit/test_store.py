@@ -414,14 +414,24 @@ def test_an_interrupted_split_is_done_again(tmp_path: Path, keep: Keep) -> None:
     assert children[0][0].stat().st_ino == inode
 
 
-def test_a_split_needs_the_whole_range_and_a_whole_parent(tmp_path: Path, keep: Keep) -> None:
+def test_a_split_may_make_one_child_alone(tmp_path: Path, keep: Keep) -> None:
+    """A worker that holds one of the children makes that one, with the same rows as beside the other."""
+    parent, (lower, upper) = family(tmp_path, keep)
+    parent.close()
+    split_store(parent.path, [upper])
+    alone = keep(open_store(*upper)).digest()
+    assert not lower[0].exists()
+    assert alone.rows > 0
+
+
+def test_a_split_needs_ranges_that_fit_and_a_whole_parent(tmp_path: Path, keep: Keep) -> None:
     """Ranges that do not fit, an unfinished copy and a parent in use make no child."""
     parent, (lower, upper) = family(tmp_path, keep)
     with pytest.raises(StoreInUse):
         split_store(parent.path, [lower, upper])
     parent.close()
     with pytest.raises(ValueError, match="are not those of the parents"):
-        split_store(parent.path, [lower])
+        split_store(parent.path, [(*lower[:2], lower[2], upper[3] + 1)])
     with pytest.raises(ValueError, match="do not join"):
         split_store(parent.path, [lower, (*upper[:2], upper[2] + 1, upper[3])])
     again = keep(open_store(parent.path, *SHARD))
