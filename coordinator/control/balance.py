@@ -145,6 +145,9 @@ class BalanceControl:
                 self._unassigned.add(after.id)
         if before is None or after is None or before.may_change != after.may_change:
             self._ask_plan(now)
+        elif len(after.in_sync) < len(before.in_sync):
+            # Its primary goes on without a replica that lagged: nothing else tells of that.
+            self._ask_plan(now)
 
     def _take_job(self, now: Monotonic, change: JobChanged) -> None:
         before, after = change.before, change.after

@@ -191,6 +191,20 @@ def test_a_lost_workers_place_is_looked_at_when_the_hold_ends() -> None:
     assert set(operations(scene.settle(scene.advance(31.0)))) == {"start_move"}
 
 
+def test_a_replica_that_was_taken_out_is_brought_back() -> None:
+    """A primary that goes on without a replica that lagged asks for a plan: nothing else would."""
+    scene = Scene()
+    scene.assign_all("w1", "w2")
+    scene.settle(scene.advance(0.1))
+    scene.advance(0.1)
+    assert scene.next_wake is None
+    shard = scene.machine.state.shards[1]
+    other = next(name for name in shard.in_sync if name != shard.primary)
+    drop = command_pb2.DropReplica(shard_id=shard.id, node_id=other, expected_epoch=shard.epoch, reason="it lags")
+    scene.run(drop_replica=drop)
+    assert operations(scene.advance(0.2)) == ["start_move"]
+
+
 def test_a_refused_move_does_not_make_a_storm() -> None:
     """A move that cannot start is looked at again after a second, not at once."""
     scene = Scene()

@@ -12,7 +12,19 @@ from pathlib import Path
 
 from tools.bench_lib.result import OURS, Params, Result
 
-HELPERS = ("__init__", "main", "result", "etcd", "raft_layer", "raft_load", "raft_ours")
+HELPERS = (
+    "__init__",
+    "main",
+    "result",
+    "etcd",
+    "raft_layer",
+    "raft_load",
+    "raft_ours",
+    "migration_pauses",
+    "redis_cluster",
+    "state_load",
+    "state_systems",
+)
 
 
 def names() -> list[str]:

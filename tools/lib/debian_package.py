@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class Package:
     """Its name, in /usr/bin of the package."""
     version_argument: str
     """What makes the program tell its version."""
+    epoch: str = ""
+    """Debian's own number before the version, for example "5:"."""
+    libraries: tuple[str, ...] = ()
+    """Further packages that the program needs and that a machine may lack, of the same release; unpacked beside it."""
 
     @property
     def directory(self) -> Path:
@@ -66,6 +71,11 @@ class Package:
     def cached(self) -> Path:
         """Where the program is once it is in the cache."""
         return self.directory / "usr" / "bin" / self.program
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that the program needs to find its libraries."""
+        return _environment(self.directory)
 
 
 def find(package: Package) -> Path | None:
@@ -194,12 +204,18 @@ def _fetch(package: Package, sources: list[AptSource], scratch: Path) -> None:
     else:
         wanted = f"{package.title} {package.version} ({package.suite})"
         raise PackageError(f"no mirror of this machine gave {wanted}: {failure}")
-    archive = next(scratch.glob(f"{package.name}_*.deb"))
-    _run(["dpkg", "-x", str(archive), str(scratch / "package")], scratch)
+    for archive in sorted(scratch.glob("*.deb")):
+        _run(["dpkg", "-x", str(archive), str(scratch / "package")], scratch)
     binary = scratch / "package" / "usr" / "bin" / package.program
-    said = _run([str(binary), package.version_argument], scratch)
+    said = _run([str(binary), package.version_argument], scratch, _environment(scratch / "package"))
     if package.version not in said:
         raise PackageError(f"expected {package.title} {package.version}, the package holds {said.splitlines()[:1]}")
+
+
+def _environment(unpacked: Path) -> dict[str, str]:
+    """What lets programs find the libraries that were unpacked beside them."""
+    found = sorted({str(path.parent) for path in unpacked.glob("usr/lib/**/*.so*")})
+    return {"LD_LIBRARY_PATH": ":".join(found)} if found else {}
 
 
 def _download(package: Package, source: AptSource, scratch: Path) -> None:
@@ -220,17 +236,17 @@ def _download(package: Package, source: AptSource, scratch: Path) -> None:
     (scratch / "apt.conf").write_text(APT_CONFIGURATION.format(scratch=scratch))
     apt = ["apt-get", "-c", str(scratch / "apt.conf"), "-q"]
     _run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], scratch)
-    _run([*apt, "download", f"{package.name}={package.version}*"], scratch)
+    _run([*apt, "download", f"{package.name}={package.epoch}{package.version}*", *package.libraries], scratch)
 
 
-def _run(arguments: list[str], directory: Path) -> str:
+def _run(arguments: list[str], directory: Path, environment: Mapping[str, str] | None = None) -> str:
     """What the program said. Raises PackageError with the line that tells the fault."""
     name = " ".join([Path(arguments[0]).name, arguments[-1]]) if arguments[0] == "apt-get" else Path(arguments[0]).name
     try:
         done = subprocess.run(
             arguments,
             cwd=directory,
-            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+            env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
