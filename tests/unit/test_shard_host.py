@@ -33,12 +33,16 @@ class Hosting:
     reports: list[session_pb2.ReplicaReport] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
+    async def next_change(self) -> None:
+        """Returns at the next change that the shard tells."""
+        self.changed.clear()
+        await self.changed.wait()
+
     async def until_serving(self, wanted: bool) -> None:
         """Returns once it serves, or does not."""
         async with asyncio.timeout(10):
             while self.shard.is_serving != wanted:
-                self.changed.clear()
-                await self.changed.wait()
+                await self.next_change()
 
     async def put(self, key: str) -> None:
         """A write."""
@@ -73,6 +77,7 @@ async def hosting(tmp_path: Path) -> AsyncIterator[Hosting]:
             connected_peers=lambda: (),
             place=lambda node_id: Place(node_id, ""),
             on_changed=lambda: made.changed.set(),
+            changed=lambda: made.next_change(),
             on_serving=lambda shard, is_serving: made.serving.append(is_serving),
         )
         shard = Shard(ALONE, tmp_path / "1.sqlite", context, Monotonic(0.0))
