@@ -306,6 +306,7 @@ class WorkerAgent:
         metrics.CopyFrom(self._metrics)
         metrics.open_streams = self._server.open_calls
         metrics.running_launches = self._launcher.running
+        metrics.unwritable_shards = sum(shard.is_unwritable for shard in self._shards.shards)
         return metrics
 
     def _on_serving(self, shard: Shard, is_serving: bool) -> None:

@@ -69,7 +69,14 @@ class View:
         """The first column of the table above."""
         if self.is_stopping or self.storage_problem:
             return "unhealthy"
-        return "healthy" if self.is_connected and self.lease_left_s > 0 else "degraded"
+        is_whole = self.is_connected and self.lease_left_s > 0 and not self.metrics.unwritable_shards
+        return "healthy" if is_whole else "degraded"
+
+    @property
+    def storage(self) -> str:
+        """What the storage is like, for people."""
+        count = self.metrics.unwritable_shards
+        return self.storage_problem or (f"{count} shards take no writes; is the disk full?" if count else "ready")
 
 
 def health_document(view: View, now: WallMs) -> tuple[int, dict[str, Any]]:
@@ -90,7 +97,7 @@ def health_document(view: View, now: WallMs) -> tuple[int, dict[str, Any]]:
         "services": {
             "masters": "connected" if view.is_connected else "connecting",
             "lease": "held" if view.lease_left_s > 0 else "none",
-            "storage": view.storage_problem or "ready",
+            "storage": view.storage,
         },
         "loops": {"running": len(owned), "healthy": sum(job not in view.jobs_failing for job in owned)},
     }
@@ -126,6 +133,7 @@ class WorkerCollector(Collector):
         for state, count in sorted(view.launches_by_end.items()):
             launches.add_metric((state,), count)
         yield launches
+        yield _gauge("unwritable_shards", "Shards whose stores take no writes.", view.metrics.unwritable_shards)
         yield _gauge("launches_running", "Launches that run now.", view.metrics.running_launches)
         yield _gauge("launches_waiting", "Launch orders that wait for a free place.", view.queue_depth)
         yield _gauge("launch_reports_pending", "Launch reports without a receipt.", view.reports_pending)

@@ -100,8 +100,7 @@ class Shard:
     def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
         """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
 
-        Where there was no file, no replica of this shard was ever here, so it gave no lease. (A parent's lease is over:
-        its primary had stopped for good before the shard was cut or joined.)
+        Where no file was, no replica of this shard gave a lease. (A parent's primary had stopped before it was cut.)
         """
         settings = self._context.store_settings
         place = (self._path, view.shard_id, view.lo, view.hi)
@@ -341,6 +340,11 @@ class Shard:
         return age_s if age_s < math.inf else None
 
     # For people and for the leader
+
+    @property
+    def is_unwritable(self) -> bool:
+        """True while its store takes no writes, mostly because the disk is full."""
+        return not self._is_lost and self._replica is not None and bool(self._replica.problem)
 
     @property
     def state(self) -> str:

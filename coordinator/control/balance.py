@@ -75,6 +75,7 @@ class BalanceControl:
         self._last_came_at = now
         self._firsts_due = now
         self._plan: Plan | None = None
+        self._planned_crowded: frozenset[str] = frozenset()
         self._planned_at = Monotonic(float("-inf"))
         self._plan_due: Monotonic | None = now
         self._jobs_due: Monotonic | None = now
@@ -173,6 +174,8 @@ class BalanceControl:
     # Decisions
 
     def _step(self, now: Monotonic, wall: WallMs) -> Step:
+        if self._crowded() != self._planned_crowded:
+            self._ask_plan(now)
         if not self._state.cluster_id:
             return Step()
         settled_at = self._settled_at()
@@ -239,7 +242,8 @@ class BalanceControl:
         """Makes a plan and proposes the moves of it that the budgets admit."""
         self._planned_at = now
         now_ms = max(wall, self._state.time_ms)
-        self._plan = plan = self._planner.plan(self._state, now_ms, self._crowded())
+        self._planned_crowded = self._crowded()
+        self._plan = plan = self._planner.plan(self._state, now_ms, self._planned_crowded)
         self._plan_due = self._next_plan_at(now, now_ms, plan)
         for move in plan.moves:
             if move.within_budget:

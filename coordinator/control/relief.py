@@ -4,6 +4,9 @@ A worker above `memory_percent_max` for `PATIENCE_S` gives a shard up, the large
 apart, to the worker that uses least: at least `ROOM_PERCENT` less, and itself below the limit by as much. Then it rests
 for `REST_S`, so that the effect is seen before the next one. Where all use the same, as on one machine, nothing moves.
 
+A worker whose disk takes no writes loses its primary roles to replicas that can write, and with each role the copy,
+which could not follow either. It is not asked to cede: it could not note down that it was. With room it catches up.
+
 Balance counts copies and would fill the worker up again: `crowded` tells it to whom it gives nothing. Repairs and
 drains are not held up: a copy in a tight place is better than none.
 """
@@ -46,12 +49,19 @@ class ReliefControl:
         self._metrics_of = metrics_of
         self._proposals = Proposals("relief", tokens)
         self._full_since: dict[str, Monotonic] = {}
+        self._crowded: frozenset[str] = frozenset()
         self._rests_until: dict[str, Monotonic] = {}
         self._check_at = Monotonic(now + CHECK_S)
 
     def crowded(self) -> frozenset[str]:
-        """Workers above the limit, to whom balance gives nothing."""
-        return frozenset(self._full_since)
+        """Workers above the limit, or that cannot write, to whom balance gives nothing."""
+        return self._crowded
+
+    def _unwritable(self) -> frozenset[str]:
+        """Workers that serve and have said that stores of theirs take no writes."""
+        serving = (node.id for node in self._state.nodes.values() if node.is_serving)
+        said = ((name, self._metrics_of(name)) for name in serving)
+        return frozenset(name for name, metrics in said if metrics is not None and metrics.unwritable_shards)
 
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
         """Takes an event in."""
@@ -71,11 +81,31 @@ class ReliefControl:
             self._check_at = Monotonic(now + CHECK_S)
             used = self._memory_used()
             self._note_full(now, used)
+            unwritable = self._unwritable()
+            self._crowded = frozenset(self._full_since) | unwritable
             if not self._state.settings.rebalance_paused:
                 for name, since in sorted(self._full_since.items()):
                     if now >= since + PATIENCE_S and now >= self._rests_until.get(name, now):
                         actions += self._relieve(now, name, used)
+            actions += self._hand_over(now, unwritable)
         return Step(tuple(actions), self._check_at)
+
+    def _hand_over(self, now: Monotonic, unwritable: frozenset[str]) -> list[Action]:
+        """Takes the primary roles away from workers that cannot write."""
+        state = self._state
+        actions: list[Action] = []
+        for shard in sorted(state.shards.values(), key=lambda shard: shard.id) if unwritable else ():
+            others = [name for name in shard.in_sync if state.nodes[name].is_serving and name not in unwritable]
+            if shard.primary in unwritable and others:
+                drop = command_pb2.DropReplica(
+                    shard_id=shard.id,
+                    expected_epoch=shard.epoch,
+                    node_id=shard.primary,
+                    reason="unable to write to its disk",
+                )
+                command = command_pb2.Command(drop_replica=drop)
+                actions += self._proposals.propose(now, state.index, f"shard {shard.id}", command)
+        return actions
 
     def _memory_used(self) -> dict[str, float]:
         """Memory in use, in percent, of the workers that serve and have said so."""

@@ -108,7 +108,8 @@ class RoleGraph:
 
 def transfer(board: Board) -> None:
     """Plans the transfers that bring every worker's primaries into the band."""
-    load, bands = board.primaries, board.primary_bands
+    load = board.primaries
+    bands = {name: band for name, band in board.primary_bands.items() if name not in board.crowded}
     if all(band.low <= load[name] <= band.high for name, band in bands.items()):
         return
     shards: dict[int, Shard] = {}

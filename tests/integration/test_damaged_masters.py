@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from coordinator.client import STALE
 from coordinator.config import ClusterConfig
 from coordinator.raft.files import ADVICE
 from tests.chaos import job
+from tests.small_disk import fill, small_disk
 from tools.lib.local_cluster import LocalCluster, wait_until
 
-DISK_BYTES = 8 << 20
 SNAPSHOT_ENTRIES = 100
 
 
@@ -130,34 +126,6 @@ def test_a_damaged_master_is_refused_and_the_others_go_on(tmp_path: Path) -> Non
         made += write(cluster)
         wait_until(lambda: holds(cluster, "m3", made), 20.0, "m3 has caught up")
         assert "dropped a torn record" in cluster.process("m3").log.read_text()
-
-
-@contextmanager
-def small_disk(directory: Path) -> Iterator[None]:
-    """A disk of DISK_BYTES at this place; skips the test where the system does not allow that."""
-    directory.mkdir(parents=True)
-    options = ["-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(directory)]
-    if sys.platform == "win32" or shutil.which("mount") is None:
-        pytest.skip("needs a system with `mount`")
-    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount a tmpfs: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
-def fill(directory: Path) -> Path:
-    """Takes all room but a few pages; the file that does."""
-    ballast = directory / "ballast"
-    with ballast.open("wb") as file:
-        for _ in range(DISK_BYTES >> 12):
-            if shutil.disk_usage(directory).free <= 16 << 10:
-                break
-            file.write(bytes(4096))
-            file.flush()
-    return ballast
 
 
 def test_a_full_disk_stops_one_master_and_loses_nothing(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class Scene(ControlDriver):
         super().__init__(machine)
         self.figures = Figures()
         self.memory = {"w1": 50.0, "w2": 50.0, "w3": 30.0}
+        self.unwritable: dict[str, int] = {}
         self.settings = settings
         self.controller = ReshapeControl(machine.state, settings, self.figures, self.tokens)
 
@@ -47,7 +48,9 @@ class Scene(ControlDriver):
 
     def metrics(self, name: str) -> session_pb2.NodeMetrics | None:
         """A worker's figures."""
-        return session_pb2.NodeMetrics(memory_percent=self.memory[name]) if name in self.memory else None
+        if name not in self.memory:
+            return None
+        return session_pb2.NodeMetrics(memory_percent=self.memory[name], unwritable_shards=self.unwritable.get(name, 0))
 
     def tell(self, event: Event) -> list[Action]:
         """The book of figures sees each event first."""
@@ -231,6 +234,21 @@ class TestRelief:
         scene.memory |= {"w1": 90.0, "w2": 90.0, **memory} if "w1" not in memory else memory
         scene.relieve()
         assert self.wait(scene, PATIENCE_S * 3) == []
+
+    def test_who_cannot_write_loses_its_roles_and_gets_none_back(self) -> None:
+        """Shows that replicas that can write take over, also while balance is paused, and that nobody else does."""
+        scene = Scene()
+        control = scene.relieve()
+        scene.unwritable = {"w1": 4}
+        assert self.wait(scene, CHECK_S) == ["drop_replica"] * 4
+        shards = scene.machine.state.shards.values()
+        assert {(shard.primary, shard.in_sync) for shard in shards} == {("w2", ("w2",))}
+        assert control.crowded() == {"w1"}
+        assert self.wait(scene, CHECK_S * 3) == []
+        scene = Scene()
+        scene.relieve()
+        scene.unwritable = {"w1": 4, "w2": 1}
+        assert self.wait(scene, CHECK_S * 3) == []
 
     def test_balance_gives_nothing_to_a_full_worker(self) -> None:
         """Shows that a newcomer without memory to spare is not filled, and one with is."""

@@ -356,6 +356,7 @@ class NodeMetrics(_message.Message):
     RESIDENT_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DISK_READ_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     DISK_WRITE_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    UNWRITABLE_SHARDS_FIELD_NUMBER: _builtins.int
     cpu_percent: _builtins.float
     """Processor use of the whole machine since the last figures, 0 to 100."""
     memory_percent: _builtins.float
@@ -376,6 +377,8 @@ class NodeMetrics(_message.Message):
     """Bytes read per second from all disks."""
     disk_write_bytes_per_s: _builtins.float
     """Bytes written per second to all disks."""
+    unwritable_shards: _builtins.int
+    """Shards whose stores take no writes at the moment, mostly because the disk is full; they go on answering reads."""
     def __init__(
         self,
         *,
@@ -389,10 +392,11 @@ class NodeMetrics(_message.Message):
         resident_memory_bytes: _builtins.int = ...,
         disk_read_bytes_per_s: _builtins.float = ...,
         disk_write_bytes_per_s: _builtins.float = ...,
+        unwritable_shards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_percent", b"disk_percent", "disk_read_bytes_per_s", b"disk_read_bytes_per_s", "disk_write_bytes_per_s", b"disk_write_bytes_per_s", "memory_percent", b"memory_percent", "network_received_bytes_per_s", b"network_received_bytes_per_s", "network_sent_bytes_per_s", b"network_sent_bytes_per_s", "open_streams", b"open_streams", "resident_memory_bytes", b"resident_memory_bytes", "running_launches", b"running_launches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_percent", b"cpu_percent", "disk_percent", b"disk_percent", "disk_read_bytes_per_s", b"disk_read_bytes_per_s", "disk_write_bytes_per_s", b"disk_write_bytes_per_s", "memory_percent", b"memory_percent", "network_received_bytes_per_s", b"network_received_bytes_per_s", "network_sent_bytes_per_s", b"network_sent_bytes_per_s", "open_streams", b"open_streams", "resident_memory_bytes", b"resident_memory_bytes", "running_launches", b"running_launches", "unwritable_shards", b"unwritable_shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

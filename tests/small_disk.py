@@ -1,0 +1,42 @@
+"""Small disks for tests of what happens when one is full."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+DISK_BYTES = 8 << 20
+
+
+@contextmanager
+def small_disk(directory: Path, size_bytes: int = DISK_BYTES) -> Iterator[None]:
+    """A disk of this size at this place; skips the test where the system does not allow that."""
+    directory.mkdir(parents=True)
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(directory)]
+    if sys.platform == "win32" or shutil.which("mount") is None:
+        pytest.skip("needs a system with `mount`")
+    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"may not mount a tmpfs: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """Takes all room but a few pages; the file that does."""
+    ballast = directory / "ballast"
+    with ballast.open("wb") as file:
+        while True:
+            if shutil.disk_usage(directory).free <= 16 << 10:
+                break
+            file.write(bytes(4096))
+            file.flush()
+    return ballast
