@@ -39,7 +39,6 @@ from worker_agent.shard_interface import (
     PeerConnected,
     PeerLost,
     PeerSaid,
-    ReplicaRole,
     ReplicaTimes,
     ShardView,
 )
@@ -142,11 +141,10 @@ class Shards:
         self._on_changed()
 
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
-        """Workers that replicate a shard of which this one is primary."""
+        """Workers that replicate a shard of this one: whoever becomes its primary needs the streams at once."""
         names: set[str] = set()
         for view in views:
-            if view.role is ReplicaRole.PRIMARY:
-                names.update(view.in_sync, view.joining)
+            names.update(view.in_sync, view.joining)
         names.discard(self._node_id)
         return {name: self._addresses[name] for name in sorted(names) if self._addresses.get(name)}
 
