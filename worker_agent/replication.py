@@ -1,4 +1,4 @@
-"""The streams between workers: one from each primary to each worker that replicates any of its shards. Thin I/O.
+"""The streams between workers: one from each worker to each that replicates a shard with it. Thin I/O.
 
     here, as a primary                                        there, as a replica
     send(is_answer=False)      --> _Outgoing -- stream up -->   Open --> on_message(is_answer=False)

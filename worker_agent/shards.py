@@ -36,7 +36,7 @@ from worker_agent.replication import Replication
 from worker_agent.scrub import Scrub
 from worker_agent.shard import Shard
 from worker_agent.shard_context import ShardContext
-from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaRole, ReplicaTimes, ShardView
+from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.store import StoreSettings, delete_store
 
@@ -137,11 +137,10 @@ class Shards:
         self._on_changed()
 
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
-        """Workers that replicate a shard of which this one is primary."""
+        """Workers that replicate a shard of this one: whoever becomes its primary needs the streams at once."""
         names: set[str] = set()
         for view in views:
-            if view.role is ReplicaRole.PRIMARY:
-                names.update(view.in_sync, view.joining)
+            names.update(view.in_sync, view.joining)
         names.discard(self._node_id)
         return {name: self._addresses[name] for name in sorted(names) if self._addresses.get(name)}
 
