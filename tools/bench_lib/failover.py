@@ -96,12 +96,11 @@ async def _measure(emit: Emit, system: FailingSystem, params: Params, size: Size
         emit_quantiles(emit, system.name, "worker_failover_s", "s", {**params, "until": "first write"}, firsts)
         emit_quantiles(emit, system.name, "worker_failover_s", "s", {**params, "until": "all keys"}, lasts)
         failed = [outcome.problem for outcome in timetable.outcomes if outcome.problem]
-        writes = len(timetable.outcomes)
-        emit(system.name, "failed_requests", len(failed), "1", {**params, "writes": writes})
+        emit(system.name, "failed_requests", len(failed), "1", params)
         for problem, count in Counter(failed).most_common(3):
             print(f"tools/bench: {system.name}: {count} writes failed: {problem}", file=sys.stderr)
         lost = ledger.lost(await read_all(store, size.numbers))
-        emit(system.name, "lost_writes", lost, "1", {**params, "writes": writes})
+        emit(system.name, "lost_writes", lost, "1", params)
     finally:
         await store.close()
 
