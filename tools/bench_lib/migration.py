@@ -6,8 +6,9 @@ no move is left: then half of all copies are on the two new ones. Redis: three m
 
 - `keys_per_s`: values that went with both their copies, per second. Ours moves one copy of each, which counts half.
 - `client_ms`: writes on a timetable, from when each was due: before, and during the moves.
-- `pause_ms`: ours only: of every primary that was moved and watched, the longest a write waited around its cutover. The
-  watch sends puts of one user of the shard on a timetable while its move goes on.
+- `pause_ms`: ours only: of every primary that was moved and watched, the longest that a put took which was sent while
+  its move went on: no less than the cutover's pause. With `moves 1` the moves go one at a time, on a small cluster
+  without other load, which shows the cutovers by themselves.
 - `failed_requests`, `lost_writes`: of all writes; lost are acknowledged ones that are not there afterwards.
 """
 
@@ -34,6 +35,8 @@ from tools.lib.debian_package import PackageError
 WORKERS = 2
 JOINING = ("w3", "w4")
 DEFAULT_SHARDS = PlacementSettings().shards
+FEW_SHARDS = 32
+"""About as few as the users of 200,000 values allow (users_max)."""
 POLL_S = 0.05
 QUIET_S = 1.0
 """Nothing moves for so long: the moves are over."""
@@ -47,19 +50,23 @@ class Size:
     numbers: int = 200_000
     writes_per_s: float = 200.0
     before_s: float = 10.0
-    shards: tuple[int, ...] = (DEFAULT_SHARDS, 32)
-    """Ours, each in turn; 32 are about as few as so many users allow (users_max)."""
+    shards: tuple[int, ...] = (DEFAULT_SHARDS, FEW_SHARDS)
+    """Ours, each in turn."""
+    single_numbers: int = 20_000
+    """Ours, while moves go one at a time."""
 
 
-QUICK = Size(numbers=10_000, writes_per_s=100.0, before_s=3.0, shards=(32,))
+QUICK = Size(numbers=10_000, writes_per_s=100.0, before_s=3.0, shards=(FEW_SHARDS,), single_numbers=2_000)
 
 
 def run(emit: Emit, size: Size | None = None) -> None:
     """Measures everything; about five minutes."""
     size = size or Size()
     for shards in size.shards:
-        with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
-            _run_ours(emit, Path(directory), size, shards)
+        params: Params = {} if shards == DEFAULT_SHARDS else {"shards": shards}
+        _run_ours(emit, size, params, lambda placement: placement, shards)
+    single = replace(size, numbers=size.single_numbers, writes_per_s=0.0, before_s=0.0)
+    _run_ours(emit, single, {"moves": 1}, _one_at_a_time, FEW_SHARDS)
     with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
         try:
             system = RedisSystem(Path(directory))
@@ -78,23 +85,28 @@ def run_quick(emit: Emit) -> None:
     run(emit, QUICK)
 
 
-def _with_shards(shards: int) -> Callable[[ClusterConfig], ClusterConfig]:
-    return lambda config: replace(config, placement=replace(config.placement, shards=shards))
+def _one_at_a_time(placement: PlacementSettings) -> PlacementSettings:
+    return replace(placement, moves_max=1, moves_in_max=1, moves_out_max=1)
 
 
-def _run_ours(emit: Emit, directory: Path, size: Size, shards: int) -> None:
-    system = OurSystem(directory, WORKERS, _with_shards(shards))
-    try:
-        system.start()
-        with system.cluster.client() as client:
-            client.change_settings(rebalance_paused=True)
-        for worker in JOINING:
-            system.cluster.add_worker(worker)
-        system.cluster.wait_ready()
-        params: Params = {} if shards == DEFAULT_SHARDS else {"shards": shards}
-        asyncio.run(_measure_ours(emit, system, size, params))
-    finally:
-        system.close()
+def _run_ours(
+    emit: Emit, size: Size, params: Params, change: Callable[[PlacementSettings], PlacementSettings], shards: int
+) -> None:
+    def changed(config: ClusterConfig) -> ClusterConfig:
+        return replace(config, placement=change(replace(config.placement, shards=shards)))
+
+    with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
+        system = OurSystem(Path(directory), WORKERS, changed)
+        try:
+            system.start()
+            with system.cluster.client() as client:
+                client.change_settings(rebalance_paused=True)
+            for worker in JOINING:
+                system.cluster.add_worker(worker)
+            system.wait_whole()
+            asyncio.run(_measure_ours(emit, system, size, params))
+        finally:
+            system.close()
 
 
 async def _measure_ours(emit: Emit, system: OurSystem, size: Size, params: Params) -> None:
@@ -103,6 +115,7 @@ async def _measure_ours(emit: Emit, system: OurSystem, size: Size, params: Param
     try:
         async with AsyncClusterClient(addresses, credentials=system.cluster.credentials()) as client:
             await fill(store, ledger, size.numbers)
+            await asyncio.to_thread(system.wait_whole)
             # Behind the numbers that the ledger knows: the watch's users are its own.
             users = await _users_by_shard(client, size.numbers, 8 * size.numbers // KEYS_PER_USER)
             watch = PauseWatch(client, watching.client, users)
@@ -114,7 +127,8 @@ async def _measure_ours(emit: Emit, system: OurSystem, size: Size, params: Param
                 async with watch:
                     end_s = await _wait_moved(client)
             moved = await _copies_on(client, JOINING, size.numbers) / system.cluster.config.placement.replicas
-            emit(OURS, "keys_per_s", moved / (end_s - moves_s), "1/s", params)
+            if size.writes_per_s:
+                emit(OURS, "keys_per_s", moved / (end_s - moves_s), "1/s", params)
             _emit_clients(emit, OURS, params, timetable, begin_s, moves_s, end_s)
             if watch.pauses_ms:
                 emit_quantiles(emit, OURS, "pause_ms", "ms", params, watch.pauses_ms)

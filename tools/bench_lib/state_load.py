@@ -77,7 +77,7 @@ class Outcome:
 
 
 class Timetable:
-    """Writes at a steady rate, over all numbers in a random order; an async context manager."""
+    """Writes at a steady rate (0: none), over all numbers in a random order; an async context manager."""
 
     def __init__(self, store: Store, ledger: Ledger, numbers: int, per_s: float) -> None:
         self.outcomes: list[Outcome] = []
@@ -85,12 +85,12 @@ class Timetable:
         self._ledger = ledger
         self._order = list(range(numbers))
         random.Random(2).shuffle(self._order)
-        self._every_s = 1 / per_s
+        self._every_s = 1 / per_s if per_s else 0.0
         self._running: dict[int, asyncio.Task[None]] = {}
         self._sender: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Timetable:
-        self._sender = asyncio.create_task(self._send())
+        self._sender = asyncio.create_task(self._send()) if self._every_s else None
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -115,8 +115,11 @@ class OurStore:
         return None if entry is None else entry.value
 
     async def put_many(self, values: Sequence[tuple[int, bytes]]) -> None:
-        writes = [Write(user_of(number), [Put(key_of(number), value)]) for number, value in values]
-        for result in await self.client.execute(writes):
+        # What is of one user goes in one write.
+        puts: dict[str, dict[str, Put]] = {}
+        for number, value in values:
+            puts.setdefault(user_of(number), {})[key_of(number)] = Put(key_of(number), value)
+        for result in await self.client.execute([Write(user, list(of.values())) for user, of in puts.items()]):
             if not isinstance(result, Written):
                 raise NotAcknowledged(str(result))
 
