@@ -38,12 +38,13 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import WallMs
 from coordinator.model.errors import Damaged
 from coordinator.raft.append_rules import adjust_append
-from coordinator.raft.elections import Elections, Protections
+from coordinator.raft.elections import Elections, Outbox, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
 from coordinator.raft.figures import RaftFigures, Traffic
 from coordinator.raft.files import ADVICE
 from coordinator.raft.frames import Message, ProtocolViolation
+from coordinator.raft.gathering import Gathering
 from coordinator.raft.journal import Journal
 from coordinator.raft.replication import Replication
 from coordinator.raft.snapshot import Snapshot, SnapshotStore
@@ -59,22 +60,6 @@ Apply = Callable[[State, bytes, int, WallMs], Transition]
 
 class ApplyFailed(Exception):
     """The machine raised, which it never may; the entry would fail on every master, so nothing goes on here."""
-
-
-class _Outbox:
-    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election."""
-
-    def __init__(self, consensus: Consensus, links: Links) -> None:
-        self._consensus = consensus
-        self._links = links
-
-    def send(self, node: Node, message: Message) -> bool:
-        if message["type"] == "request_vote":
-            message["is_transfer"] = self._consensus.elections.is_transfer
-        return self._links.send(node, message)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._links, name)
 
 
 class Consensus:
@@ -118,10 +103,13 @@ class Consensus:
         """`sent_at_us` of the append that is being taken in."""
         self._leader_sent_us = 0
         """`sent_at_us` of the latest append or chunk of a leader that was followed."""
-        self._engine = SyncEngine(self, transport.self_id, others, settings, _Outbox(self, transport))
+        self._engine = SyncEngine(
+            self, transport.self_id, others, settings, Outbox(transport, lambda: self.elections.is_transfer)
+        )
         self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
         self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
         self.replication = Replication(self._engine, journal, snapshots, transport, settings)
+        self._gathering = Gathering()
         self._is_admission_queued = False
         self._take_over()
         self.voters.applied(self.state, self.applied_index)
@@ -251,7 +239,6 @@ class Consensus:
         self._make_durable()
         self.elections.advance()
         self._engine.doTick(0.0)
-        self._is_admission_queued &= self.is_handing_over()
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
             self._has_caught_up |= self.leads_whole
@@ -396,6 +383,7 @@ class Consensus:
             if not self.leads_whole or self._is_admission_queued or self.voters.has_admission_on_its_way:
                 return None
             self._is_admission_queued = True
+        self._gathering.queued += 1
         return entry
 
     def _is_command(self, entry: bytes) -> bool:
@@ -431,9 +419,15 @@ class Consensus:
         self.voters.applied(self.state, index)
         return transition.result
 
-    def is_handing_over(self) -> bool:
-        """True while nothing may be appended."""
-        return self.elections.is_handing_over()
+    def may_take_commands(self) -> bool:
+        """False while another master is to take over with this log, and while commands gather (gathering.py)."""
+        is_gathering = self.is_raft_leader and self._gathering.holds(self.commit_index, now_s())
+        return not is_gathering and not self.elections.is_handing_over()
+
+    def took_commands(self) -> None:
+        """The queue is empty: what was in it is in the log, or on its way to the leader."""
+        self._is_admission_queued = False
+        self._gathering.appended(self._last_index, now_s())
 
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""

@@ -24,11 +24,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pysyncobj.node import Node
 
 from coordinator.config import RaftSettings
-from coordinator.raft.engine import SyncEngine, now_s
+from coordinator.raft.engine import Links, SyncEngine, now_s
 from coordinator.raft.frames import Message
 from coordinator.raft.voters import Voters
 
@@ -49,6 +50,22 @@ class Protections:
     """An answer of another term counts for nothing."""
     resumes_at_commit: bool = True
     """A follower that differs names the place after its commit index."""
+
+
+class Outbox:
+    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election."""
+
+    def __init__(self, links: Links, is_transfer: Callable[[], bool]) -> None:
+        self._links = links
+        self._is_transfer = is_transfer
+
+    def send(self, node: Node, message: Message) -> bool:
+        if message["type"] == "request_vote":
+            message["is_transfer"] = self._is_transfer()
+        return self._links.send(node, message)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._links, name)
 
 
 class Elections:

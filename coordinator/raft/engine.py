@@ -70,8 +70,11 @@ class Hooks(Protocol):
     def apply(self, command: bytes) -> command_pb2.CommandResult | None:
         """Applies the entry behind the last applied one."""
 
-    def is_handing_over(self) -> bool:
-        """True while nothing may be appended, because another master is to take over with this log."""
+    def may_take_commands(self) -> bool:
+        """False while what was proposed stays queued, neither appended nor forwarded."""
+
+    def took_commands(self) -> None:
+        """All that was queued is appended now, or on its way to the leader."""
 
     def election_timeout_s(self) -> float:
         """How long to wait for a leader this time."""
@@ -119,8 +122,9 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         super()._SyncObj__setState(role)
 
     def _checkCommandsToApply(self) -> None:
-        if not self._hooks.is_handing_over():
+        if self._hooks.may_take_commands():
             super()._checkCommandsToApply()
+            self._hooks.took_commands()
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> command_pb2.CommandResult | None:
         return self._hooks.apply(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import AdmittedMaster
 from coordinator.raft.consensus import Apply
 
+log = logging.getLogger(__name__)
 
 def _cluster_id(state: State) -> str:
     return state.cluster_id
@@ -70,3 +72,19 @@ class Listeners:
 
     transition: list[Callable[[Transition], None]] = field(default_factory=list)
     leadership: list[Callable[[bool, int], None]] = field(default_factory=list)
+
+    def applied(self, transition: Transition) -> None:
+        """Tells of a transition."""
+        _call(self.transition, transition)
+
+    def led(self, is_leader: bool, term: int) -> None:
+        """Tells that this master leads now, or no longer."""
+        _call(self.leadership, is_leader, term)
+
+
+def _call(listeners: list[Callable[..., None]], *arguments: object) -> None:
+    for listener in listeners:
+        try:
+            listener(*arguments)
+        except Exception:
+            log.exception("a listener of the consensus failed")

@@ -29,6 +29,7 @@ from coordinator.raft.address import parse_address
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
 from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
+from coordinator.raft.gathering import LINGER_S
 from coordinator.raft.identity import Identity
 from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
 from coordinator.raft.journal import Journal
@@ -97,7 +98,8 @@ class RaftNode:
         self._timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_step_scheduled = False
-        self._proposals = Proposals(self_id, settings, self._schedule_step)
+        self._is_gathering = False
+        self._proposals = Proposals(self_id, settings, self._proposed)
         self._leadership_lost = asyncio.Event()
         self._told_term: int | None = None
         self._listeners = Listeners()
@@ -326,6 +328,18 @@ class RaftNode:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._schedule_step)
 
+    def _proposed(self) -> None:
+        """A step soon, or once the commit that the command has to wait for should be done; it is mostly done before."""
+        if self._consensus is None or self._consensus.may_take_commands():
+            self._schedule_step()
+        elif not self._is_gathering:
+            self._is_gathering = True
+            self._loop.call_later(LINGER_S, self._gathered)
+
+    def _gathered(self) -> None:
+        self._is_gathering = False
+        self._schedule_step()
+
     def _schedule_step(self) -> None:
         if not self._is_step_scheduled and self._consensus:
             self._is_step_scheduled = True
@@ -364,8 +378,7 @@ class RaftNode:
             # A deposed leader hears of that before it hears what its successor did.
             self._set_leadership(None)
         for transition in consensus.take_transitions():
-            for listener in self._listeners.transition:
-                _call(listener, transition)
+            self._listeners.applied(transition)
         if consensus.leader_id is None:
             self._proposals.leader_known.clear()
         else:
@@ -378,17 +391,8 @@ class RaftNode:
             return
         if before is not None:
             self._leadership_lost.set()
-            for listener in self._listeners.leadership:
-                _call(listener, False, before)
+            self._listeners.led(False, before)
         if term is not None:
             self._leadership_lost.clear()
             log.info("%s: leads in term %d", self.self_id, term)
-            for listener in self._listeners.leadership:
-                _call(listener, True, term)
-
-
-def _call(listener: Callable[..., None], *arguments: object) -> None:
-    try:
-        listener(*arguments)
-    except Exception:
-        log.exception("a listener of the consensus failed")
+            self._listeners.led(True, term)
