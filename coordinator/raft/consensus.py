@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 from pysyncobj import FAIL_REASON
 from pysyncobj.node import Node
@@ -52,6 +51,8 @@ from coordinator.raft.voters import Membership, Voters
 
 TERM_MAX = 1 << 62
 """A term is kept on disk for ever and only grows, in 64 bits: one beyond this would end all elections."""
+TRANSFER_HOLD_S = 0.05
+"""How long nothing is appended after a follower was asked to take over, or could not be."""
 COMMAND_BYTES_LIMIT = 8 << 20
 """No configuration may allow larger commands; half a frame."""
 
@@ -270,8 +271,12 @@ class Consensus:
         self.voters.is_voter = True
 
     def transfer(self, target_id: str | None) -> int:
-        """Asks a follower that has everything to take over; FAIL_REASON of asking."""
+        """Asks a follower that has everything to take over; FAIL_REASON of asking.
+
+        Where none has, this leader appends nothing for a moment, so that asking again succeeds.
+        """
         reasons: list[int] = []
+        self._gathering.closed_until_s = now_s() + TRANSFER_HOLD_S
         target = None if target_id is None else Node(target_id)
         self._engine.transferLeadership(target, lambda _, reason: reasons.append(reason))
         if reasons[0] == FAIL_REASON.SUCCESS:

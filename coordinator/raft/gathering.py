@@ -33,13 +33,16 @@ class Gathering:
         self._until_s = 0.0
         self._wanted = 0
         """Once the latest batch is committed: as many as the next one waits for; 0 before."""
+        self.closed_until_s = 0.0
+        """Nothing at all is appended before then: a follower is to have the whole log (Raft thesis 3.10)."""
 
     def holds(self, commit_index: int, now_s: float) -> bool:
         """True while what is queued is better not appended yet."""
         if commit_index >= self._last_index and not self._wanted:
             self._wanted = self._batch + self.queued if self.queued else 1
             self._until_s = now_s + LINGER_S
-        return now_s < self._until_s and (not self._wanted or self.queued < self._wanted)
+        is_early = now_s < self._until_s and (not self._wanted or self.queued < self._wanted)
+        return is_early or now_s < self.closed_until_s
 
     def appended(self, last_index: int, now_s: float) -> None:
         """All that was queued is in the log, whose last entry is this, or was passed on to the leader."""

@@ -18,18 +18,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pysyncobj import FAIL_REASON
-
 from coordinator.api.v1 import command_pb2
 from coordinator.config import MasterSettings, RaftSettings
 from coordinator.machine.state import State, Transition
 from coordinator.model import Clock
-from coordinator.model.errors import ConfigError, NotLeader, RefusalReason, Refused, TimedOut
+from coordinator.model.errors import ConfigError, NotLeader
 from coordinator.raft.address import parse_address
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
 from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.gathering import LINGER_S
+from coordinator.raft.handover import hand_over
 from coordinator.raft.identity import Identity
 from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
 from coordinator.raft.journal import Journal
@@ -305,15 +304,7 @@ class RaftNode:
         consensus = self._consensus
         if consensus is None or not self.is_leader:
             raise NotLeader(f"master {self.self_id} does not lead", leader_id=self.leader_id or "")
-        reason = consensus.transfer(target_id)
-        if reason != FAIL_REASON.SUCCESS:
-            wanted = f"master {target_id}" if target_id else "any other master"
-            raise Refused(RefusalReason.PRECONDITION, f"{wanted} cannot take over: unknown, not connected, or behind")
-        try:
-            async with asyncio.timeout(self._settings.propose_timeout_s):
-                await self._leadership_lost.wait()
-        except TimeoutError:
-            raise TimedOut("the other master did not take over; look who leads before trying again") from None
+        await hand_over(consensus, self._transport, target_id, self._settings, self._leadership_lost)
 
     def write_snapshot(self) -> None:
         """Has a snapshot written and the log cut soon, in the background."""

@@ -220,6 +220,23 @@ async def test_transfer_of_leadership(tmp_path: Path) -> None:
         assert await masters.leader() is target
 
 
+async def test_a_handover_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
+    """Under load every follower lacks what was just appended; the leader lets one have it, and then hands over."""
+    async with cluster(tmp_path) as masters:
+        leader = await masters.leader()
+        await leader.barrier()
+        proposal = asyncio.ensure_future(leader.propose(command("on its way")))
+        while (figures := leader.figures()) is not None and figures.last_index == figures.commit_index:
+            await asyncio.sleep(0)
+        await leader.transfer_leadership(None)
+        with contextlib.suppress(OutcomeUnknown):
+            await proposal
+        successor = await masters.leader()
+        assert successor is not leader
+        await successor.barrier()
+        assert applied(successor.state) == ["on its way"]
+
+
 async def test_without_majority_nothing_is_promised(tmp_path: Path) -> None:
     """A leader without followers may not know (TimedOut); once it has stepped down, it is definite (NoLeader)."""
     settings = RaftSettings(leader_fallback_s=0.5)
