@@ -225,8 +225,8 @@ async def test_a_handover_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
     async with cluster(tmp_path) as masters:
         leader = await masters.leader()
         await leader.barrier()
-        proposal = asyncio.ensure_future(leader.propose(command("on its way")))
-        while (figures := leader.figures()) is not None and figures.last_index == figures.commit_index:
+        proposal = asyncio.ensure_future(leader.propose(command("late")))
+        while (figures := leader.figures()) is not None and figures.last_index == figures.commit_index:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await leader.transfer_leadership(None)
         with contextlib.suppress(OutcomeUnknown):
@@ -234,7 +234,7 @@ async def test_a_handover_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
         successor = await masters.leader()
         assert successor is not leader
         await successor.barrier()
-        assert applied(successor.state) == ["on its way"]
+        assert applied(successor.state) == ["late"]
 
 
 async def test_without_majority_nothing_is_promised(tmp_path: Path) -> None:
