@@ -1,7 +1,8 @@
 """Every check and test, with the command that continuous integration uses.
 
-The checks come first and do not stop each other; pytest comes last, so that its closing line is the last line.
-Arguments that are not known here go to pytest: `tools/test -k planner`, `tools/test tests/unit`.
+The checks come first and do not stop each other; pytest comes last, so that its closing line is the last line. It runs
+twice: what computes in one process shares the cores (pytest-xdist), what starts processes of its own has them to
+itself. Arguments that are not known here go to one plain pytest: `tools/test -k planner`, `tools/test tests/unit`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ class Step:
     name: str
     command: tuple[str, ...]
 
+
+TOGETHER = ("tests/unit", "tests/property", "tests/sim")
+"""Folders of tests that wait for nothing but the processor; all others run one test at a time."""
 
 CHECKS = (
     Step("ruff", (sys.executable, "-m", "ruff", "check", ".")),
@@ -80,12 +84,23 @@ def main(arguments: list[str]) -> int:
     if failed:
         heading(f"FAILED so far: {', '.join(failed)}; the tests run all the same")
     heading("tests")
-    # Campaigns (long random runs) have a command of their own.
-    selection = [] if "-m" in rest else ["-m", "not campaign"]
-    status = subprocess.run(
-        [sys.executable, "-m", "pytest", *selection, *rest], cwd=ROOT, env=environment, check=False
-    ).returncode
+    status = 0
+    for arguments_of_pytest in (rest,) if rest else (parallel(), serial()):
+        # Campaigns (long random runs) have a command of their own.
+        selection = [] if "-m" in rest else ["-m", "not campaign"]
+        command = [sys.executable, "-m", "pytest", *selection, *arguments_of_pytest]
+        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode or status
     return status or (1 if failed else 0)
+
+
+def parallel() -> list[str]:
+    """pytest's arguments for what shares the cores."""
+    return [*TOGETHER, "--numprocesses", str(os.cpu_count() or 1), "--dist", "worksteal"]
+
+
+def serial() -> list[str]:
+    """pytest's arguments for everything else."""
+    return ["tests", *(f"--ignore={folder}" for folder in TOGETHER)]
 
 
 if __name__ == "__main__":
