@@ -24,8 +24,8 @@ from worker_agent.replica import Replica
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
-from worker_agent.store import ShardStore, create_store, delete_store, open_store
-from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store import ShardStore, delete_store
+from worker_agent.store_finding import find_store
 from worker_agent.store_interface import Reader
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
@@ -67,12 +67,20 @@ class Shard:
         """True once there is a replica with a store."""
         return self._replica is not None
 
+    @property
+    def is_opening(self) -> bool:
+        """True while its store is being opened or made."""
+        return self._replica is None and not self._is_lost and not self._is_closed
+
     async def open(self, parents: Sequence[Path] = ()) -> None:
         """Opens or makes the store, and begins; or reports the replica as lost."""
         view = self.view
         for attempt in range(1, OPEN_ATTEMPTS + 1):
             try:
-                store = await self._in_thread(partial(self._find_store, view, parents))
+                find = partial(find_store, view, self._path, parents, self._context.store_settings)
+                store, is_fresh = await self._in_thread(find)
+                if is_fresh:
+                    self._promised_from = NEVER_PROMISED
                 break
             except (OSError, CoordinatorError) as error:
                 if isinstance(error, Damaged) or attempt == OPEN_ATTEMPTS:
@@ -96,34 +104,6 @@ class Shard:
         self.feed(interface.Assigned(self.view, position))
         for peer in context.connected_peers():
             self.feed(interface.PeerConnected(peer))
-
-    def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
-        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
-
-        Where no file was, no replica of this shard gave a lease. (A parent's primary had stopped before it was cut.)
-        """
-        settings = self._context.store_settings
-        place = (self._path, view.shard_id, view.lo, view.hi)
-        may_begin = view.role is ReplicaRole.JOINING
-        if self._path.exists():
-            try:
-                return open_store(*place, settings)
-            except Damaged as error:
-                if not may_begin:
-                    raise
-                _log.warning("shard %d is copied anew: %s", view.shard_id, error)
-                delete_store(self._path)
-        if not may_begin and parents and all(parent.exists() for parent in parents):
-            if len(parents) == 1:
-                split_store(parents[0], [place], settings)
-            else:
-                merge_stores(parents, place, settings)
-            self._promised_from = NEVER_PROMISED
-            return open_store(*place, settings)
-        if may_begin or not view.is_formed:
-            self._promised_from = NEVER_PROMISED
-            return create_store(*place, settings)
-        return None
 
     def _lose(self, reason: str) -> None:
         self._is_lost = True

@@ -207,7 +207,9 @@ class Shards:
         if shard is not None and shard.is_open:
             shard.feed(PeerSaid(node_id, message, is_answer))
         elif not is_answer:
-            refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} has no store of it")
+            is_opening = shard is not None and shard.is_opening
+            has = "is about to open its store" if is_opening else "has no store"
+            refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} {has} of it", is_opening=is_opening)
             answer = replication_pb2.ShardMessage(shard_id=message.shard_id, epoch=message.epoch, refuse=refusal)
             self._send(node_id, answer, True)
 

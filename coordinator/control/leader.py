@@ -46,6 +46,7 @@ from coordinator.control.relief import ReliefControl
 from coordinator.control.replicas import LostCopy, ReplicaControl
 from coordinator.control.reports import LossWishes, Reports
 from coordinator.control.reshape import ReshapeControl
+from coordinator.control.stalls import Stalls
 from coordinator.control.timers import earliest
 from coordinator.machine.state import State
 from coordinator.model import Monotonic, Move, Shard, WallMs
@@ -91,12 +92,13 @@ class LeaderControl:
         )
         self._founding = Founding(state, config, tokens, rng)
         relief = ReliefControl(state, config.placement, self._figures, self._membership.metrics, tokens, now)
-        self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded)
+        stalls = Stalls()
+        self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded, stalls=stalls)
         self._replicas = ReplicaControl(state, self._reports, tokens, now, config.raft.command_bytes_max)
         self._others: tuple[Controller, ...] = (
             self._founding,
             self._replicas,
-            MoveControl(state, config.moves, self._reports, tokens, now),
+            MoveControl(state, config.moves, self._reports, tokens, now, stalls),
             self._balance,
             ReshapeControl(state, config.placement, self._figures, tokens),
             relief,
