@@ -336,6 +336,9 @@ class WorkerAgent:
             replicas_by_role=Counter(view.role for view in self._hosting.views),
             shards_by_state=Counter(shard.state for shard in self._shards.shards),
             launches_by_end=self._tally.by_end,
+            scrub=self._shards.scrub_tally,
+            scrub_age_s=self._shards.scrub_age_s,
+            damaged_shards=sum(bool(shard.care.damage) for shard in self._shards.shards),
             storage_problem=self._driver.storage_problem,
             is_stopping=self._stop.is_set(),
         )

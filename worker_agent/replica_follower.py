@@ -3,7 +3,8 @@
     AWAY       no stream                                        PeerConnected -> PROBING
     PROBING    asked where it stands                            Standing -> STREAMING or STUCK; PeerLost -> AWAY
     STREAMING  records flow; beside them rows, while it copies  PeerLost -> AWAY
-    STUCK      in sync, and the log cannot be continued         PeerLost -> AWAY; removed by a command
+    STUCK      the log cannot be continued, or rows not be      PeerLost -> AWAY; removed, or given up, by a command
+               read that it is to be given
 
 What it may have unacknowledged is bounded by WINDOW_RECORDS and WINDOW_BYTES; beyond that it is fed from the log as it
 acknowledges.
@@ -112,6 +113,16 @@ class Phase(enum.Enum):
     PROBING = 1
     STREAMING = 2
     STUCK = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFigure:
+    """How far the copy to a joining replica is, for others."""
+
+    node_id: str
+    rows: int
+    bytes: int
+    is_complete: bool
 
 
 @dataclass(slots=True)
@@ -258,6 +269,8 @@ class Follower:
 
     def stall_reason(self, now: Monotonic, stall_s: float) -> str:
         """Why a joining replica is to be given up; empty when it is not."""
+        if self.is_joining and self.phase is Phase.STUCK:
+            return f"{self.node_id} {self.stuck_reason}"
         if not self.is_joining or self.is_told or self.moved_at == LONG_AGO or now - self.moved_at <= stall_s:
             return ""
         match self.phase:

@@ -269,6 +269,13 @@ class Streams:
         follower.copied_bytes += rows_bytes(chunk.rows)
         self._core.send(follower.node_id, message, is_answer=False)
 
+    def on_chunk_failed(self, operation: ReadChunk, reason: str) -> None:
+        """Rows cannot be read, so this copy cannot be made; a later one may."""
+        follower = self.followers.get(operation.node_id)
+        if follower is not None and follower.copy is not None and follower.phase is Phase.STREAMING:
+            follower.forget_sent()
+            follower.phase, follower.stuck_reason = Phase.STUCK, f"cannot be given a copy: {reason}"
+
     # What goes out
 
     def pump(self, now: Monotonic) -> None:

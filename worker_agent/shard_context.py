@@ -13,6 +13,7 @@ from coordinator.model import Clock, Monotonic
 from worker_agent.shard_interface import ReplicaTimes
 from worker_agent.state_interface import Place
 from worker_agent.store import StoreSettings
+from worker_agent.store_care import ScrubTally
 
 if TYPE_CHECKING:
     from worker_agent.shard import Shard
@@ -73,3 +74,4 @@ class ShardContext:
     on_serving: Callable[[Shard, bool], None]
     """A shard begins to be served here, or stops; told at once, in this order."""
     copy_rate: CopyRate = field(default_factory=CopyRate)
+    scrub_tally: ScrubTally = field(default_factory=ScrubTally)

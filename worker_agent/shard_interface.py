@@ -131,7 +131,8 @@ class StoreDone:
 
 @dataclass(frozen=True, slots=True)
 class StoreFailed:
-    """A store operation failed; all others that have not ended were not begun, and are dropped.
+    """A store operation failed; all others that have not ended were not begun, and are dropped. But a ReadChunk that
+    fails leaves all others as they are.
 
     `position` is None when the store cannot say it any more: then nothing in it is trusted.
     """

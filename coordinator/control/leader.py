@@ -21,7 +21,7 @@ from coordinator.control.assignment import AssignmentIndex, build_assignment
 from coordinator.control.balance import BalanceControl
 from coordinator.control.contacts import NodeLive
 from coordinator.control.cron import CronControl
-from coordinator.control.figures import CopyProgress, Figures
+from coordinator.control.figures import CopyProgress, DamagedCopy, Figures
 from coordinator.control.founding import Founding
 from coordinator.control.interface import (
     Action,
@@ -143,6 +143,10 @@ class LeaderControl:
     def lost_copies(self) -> tuple[LostCopy, ...]:
         """Shards whose last replica says that its data is lost."""
         return self._replicas.lost_copies()
+
+    def damaged_copies(self) -> tuple[DamagedCopy, ...]:
+        """Shards whose last replica serves what is sound of its data."""
+        return self._figures.damaged(self._state)
 
     def assignment(self, node_id: str) -> session_pb2.Assignment:
         """The worker's assignment as of the last entry taken in; without a scan of all shards."""
