@@ -142,6 +142,8 @@ class MoveSettings:
 
     copy_deadline_s: float = 3600.0
     """A copy that takes longer is rolled back."""
+    copy_stall_s: float = 20.0
+    """So is one whose receiver has taken nothing for so long; other workers come first for a while."""
     cede_deadline_s: float = 5.0
     """An old primary that does not cede within this has its move rolled back."""
     quarantine_workers: int = 3
@@ -157,8 +159,10 @@ class StateSettings:
     replica_lease_s: float = 1.5
     """How long a replica lets its primary answer reads without asking; a promoted replica waits it out. Below
     session.session_lease_s."""
-    lagging_s: float = 3.0
-    """An in-sync replica that has not acknowledged what it was sent for so long is taken out."""
+    lagging_s: float = 1.5
+    """An in-sync replica that has not acknowledged what it was sent for so long is taken out. Writes wait that long."""
+    opening_s: float = 8.0
+    """The same for one that says that it is still opening its store, where it is longer."""
     min_in_sync: int = 1
     """Writes of a shard with fewer in-sync replicas are refused."""
     user_keys_max: int = 10_000

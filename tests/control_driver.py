@@ -109,6 +109,7 @@ def report(
     caught_up: str = "",
     lagging: str = "",
     last_sequence: int = 0,
+    reason: str = "",
 ) -> interface.ReplicasReported:
     """A worker's report on one shard."""
     said = session_pb2.ReplicaReport(
@@ -118,6 +119,7 @@ def report(
         caught_up=[caught_up] if caught_up else [],
         lagging=[lagging] if lagging else [],
         last_sequence=last_sequence,
+        reason=reason,
     )
     return interface.ReplicasReported(session, name, (said,))
 

@@ -8,6 +8,7 @@ goes back to the last one that was synced.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import immutables
@@ -295,6 +296,16 @@ class ModelReader:
     """`Reader` of a model."""
 
     store: ModelStore
+
+    def moment(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def users(self, after: str, limit: int) -> list[str]:
+        self.store._check()
+        first = (user_hash(after.encode()), after.encode()) if after else (-1 << 63, b"")
+        entries = self.store.disk().entries
+        held = [place for place, keys in entries.items() if any(value is not None for _, value in keys.values())]
+        return [user.decode() for _, user in sorted(place for place in held if place > first)][:limit]
 
     def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
         found = self._keys(user)

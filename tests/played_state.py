@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from grpc import aio
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.client.channels import server_options
 from coordinator.config import StateSettings
-from coordinator.model import HASH_SPACE
-from coordinator.model.errors import CoordinatorError, NotPrimary
+from coordinator.model import HASH_SPACE, key_hash
+from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary
 from coordinator.server.errors import ErrorInterceptor
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.state_service import StateService
@@ -24,7 +24,7 @@ class Rows:
     """What a shard has applied: the Reader of a dict."""
 
     def __init__(self) -> None:
-        self.users: dict[str, dict[str, StateItem]] = {}
+        self.users_of: dict[str, dict[str, StateItem]] = {}
         self.requests: dict[tuple[str, str], int] = {}
         self.sequence = 0
 
@@ -32,7 +32,7 @@ class Rows:
         """Applies the next record; its version."""
         effects = replication_pb2.Effects.FromString(payload)
         self.sequence += 1
-        rows = self.users.setdefault(effects.user, {})
+        rows = self.users_of.setdefault(effects.user, {})
         for effect in effects.effects:
             if effect.HasField("value"):
                 rows[effect.key] = StateItem(effect.key, effect.value, self.sequence)
@@ -42,17 +42,27 @@ class Rows:
             self.requests[effects.user, effects.request_id] = self.sequence
         return self.sequence
 
+    def moment(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def users(self, after: str, limit: int) -> list[str]:
+        def place(user: str) -> tuple[int, bytes]:
+            return key_hash(user), user.encode()
+
+        users = sorted((user for user, rows in self.users_of.items() if rows), key=place)
+        return [user for user in users if not after or place(user) > place(after)][:limit]
+
     def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
-        rows = self.users.get(user, {})
+        rows = self.users_of.get(user, {})
         return [rows[key] for key in keys if key in rows]
 
     def scan(self, user: str, from_key: str, prefix: str, limit: int) -> list[StateItem]:
-        rows = sorted(self.users.get(user, {}).values(), key=lambda item: item.key.encode())
+        rows = sorted(self.users_of.get(user, {}).values(), key=lambda item: item.key.encode())
         first = from_key.encode()
         return [item for item in rows if item.key.encode() >= first and item.key.startswith(prefix)][:limit]
 
     def size(self, user: str) -> UserSize:
-        rows = self.users.get(user, {})
+        rows = self.users_of.get(user, {})
         return UserSize(len(rows), sum(len(item.key.encode()) + len(item.value) for item in rows.values()))
 
     def request(self, user: str, request_id: str) -> int | None:
@@ -80,6 +90,7 @@ class PlayedShard:
         self.age_s: float | None = 0.0
         self.is_held = False
         self.barriers = 0
+        self.damages: list[Damaged] = []
         self._has_barrier = asyncio.Event()
         self.barrier_gate = asyncio.Event()
         self.barrier_gate.set()
@@ -90,6 +101,13 @@ class PlayedShard:
     @property
     def reader(self) -> Reader | None:
         return self.rows
+
+    def note_damage(self, error: Damaged) -> bool:
+        self.damages.append(error)
+        if self.in_sync_count > 1:
+            self.is_serving = self.is_primary = False
+            return True
+        return False
 
     def may_read(self) -> bool:
         return self.is_serving and self.has_lease

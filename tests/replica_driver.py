@@ -82,6 +82,10 @@ class Node:
         self.name = name
         self.store = store
         self.has_session = True
+        self.is_stuck = False
+        """Its disk hangs: nothing that it is asked for ends."""
+        self.holds_chunks = False
+        """Chunks of a copy are not read yet, as by the throttle."""
         self.queue: deque[StoreOperation] = deque()
         self.actions: list[ReplicaAction] = []
         """Everything but store operations and messages, in order."""
@@ -134,8 +138,12 @@ class Node:
     def work(self, count: int = 1_000_000) -> int:
         """Does store operations that were asked for; returns how many."""
         done = 0
-        while self.queue and done < count:
+        held: list[StoreOperation] = []
+        while self.queue and done < count and not self.is_stuck:
             operation = self.queue.popleft()
+            if self.holds_chunks and isinstance(operation, ReadChunk):
+                held.append(operation)
+                continue
             done += 1
             try:
                 end = perform(self.store, operation)
@@ -144,6 +152,7 @@ class Node:
                 self.feed(StoreFailed(operation, error, self.store.position()))
                 continue
             self.feed(end)
+        self.queue.extend(held)
         return done
 
     def submit(self, token: int, register: str = "a", value: str | None = None) -> list[ReplicaAction]:

@@ -51,7 +51,8 @@ from worker_agent.server import WorkerServer
 from worker_agent.session import WorkerSession
 from worker_agent.session_interface import End, SessionTimes
 from worker_agent.shard import Shard
-from worker_agent.shard_interface import ReplicaRole, ReplicaTimes
+from worker_agent.shard_context import replica_times
+from worker_agent.shard_interface import ReplicaRole
 from worker_agent.shards import Shards
 from worker_agent.state_service import StateService
 
@@ -59,8 +60,6 @@ ASSIGNMENT_FILE = "assignment.bin"
 ANYWHERE = frozenset({"0.0.0.0", "::"})
 """Hosts to listen at that nobody can connect to."""
 STORES_DIRECTORY = "shards"
-HEARTBEATS_PER_LEASE = 4
-"""A primary asks for its leases so often that three requests in a row may be late."""
 HAND_OVER_S = 1.0
 """How long a stop waits for what is in flight in the shards."""
 COUNT_EVERY_S = 2.0
@@ -200,12 +199,7 @@ class WorkerAgent:
             self._directory / STORES_DIRECTORY,
             self._clock,
             state,
-            ReplicaTimes(
-                replica_lease_s=state.replica_lease_s,
-                lease_margin=self._config.session.lease_margin,
-                heartbeat_s=state.replica_lease_s / HEARTBEATS_PER_LEASE,
-                lagging_s=state.lagging_s,
-            ),
+            replica_times(self._config),
             self._session.has_lease,
             lambda report: self._driver.report_replica(report),
             self._on_serving,
@@ -342,6 +336,9 @@ class WorkerAgent:
             replicas_by_role=Counter(view.role for view in self._hosting.views),
             shards_by_state=Counter(shard.state for shard in self._shards.shards),
             launches_by_end=self._tally.by_end,
+            scrub=self._shards.scrub_tally,
+            scrub_age_s=self._shards.scrub_age_s,
+            damaged_shards=sum(bool(shard.care.damage) for shard in self._shards.shards),
             storage_problem=self._driver.storage_problem,
             is_stopping=self._stop.is_set(),
         )

@@ -29,9 +29,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coordinator.model import key_hash
 from coordinator.model.errors import ConfigError
 from worker_agent.local_state import LocalState
+from worker_agent.local_state import OwnedShard as OwnedShard
 from worker_agent.run_python import load
 
 ACQUIRE_S_MAX = 30.0
@@ -40,22 +40,6 @@ HEED_S_MAX = 1.0
 """How long a handler that was cancelled may take to end, before the log says that it does not."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class OwnedShard:
-    """A shard that this worker serves as primary, from on_acquired to on_released."""
-
-    shard_id: int
-    lo: int
-    hi: int
-    """First key hash after the range, at most 2^64."""
-    epoch: int
-    """When it began; later ones of the same tenure have the same object."""
-
-    def holds(self, user: str) -> bool:
-        """True when the user's state is in this shard."""
-        return self.lo <= key_hash(user) < self.hi
 
 
 class Application(Protocol):

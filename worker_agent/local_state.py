@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
 
 from coordinator.api.v1 import state_pb2
 from coordinator.client.state_types import (
@@ -35,15 +36,32 @@ from coordinator.client.state_types import (
     written_of,
 )
 from coordinator.model import key_hash
-from coordinator.model.errors import NotPrimary
+from coordinator.model.errors import InvalidRequest, NotPrimary
 from worker_agent.state_core import StateCore
 from worker_agent.state_interface import Elsewhere, ShardHost
 from worker_agent.state_route import Scope
 from worker_agent.user_state import check_user
 
 TIMEOUT_S = 10.0
+USERS_PAGE = 500
 
 Message = state_pb2.WriteRequest | state_pb2.ReadRequest | state_pb2.ScanRequest | state_pb2.DescribeUserRequest
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedShard:
+    """A shard that this worker serves as primary, from on_acquired to on_released."""
+
+    shard_id: int
+    lo: int
+    hi: int
+    """First key hash after the range, at most 2^64."""
+    epoch: int
+    """When it began; later ones of the same tenure have the same object."""
+
+    def holds(self, user: str) -> bool:
+        """True when the user's state is in this shard."""
+        return self.lo <= key_hash(user) < self.hi
 
 
 class LocalState:
@@ -98,6 +116,29 @@ class LocalState:
         request.stale = False
         return page_of(await self._core.scan(request, self._scope(request, timeout_s)))
 
+    async def users(
+        self, shard: OwnedShard, *, page_size: int = USERS_PAGE, timeout_s: float | None = None
+    ) -> AsyncGenerator[str, None]:
+        """All users of a shard that is served here who keep at least one key, in no order that means anything.
+
+        They are read a page at a time, each as of one moment and within `timeout_s`. Users who come meanwhile may be
+        left out, those who were there before and still are never. Raises NotPrimary once the shard is not served here.
+        """
+        if page_size < 1:
+            raise InvalidRequest(f"a page has at least one user, not {page_size}")
+        after = ""
+        while True:
+            found = self._host.locate(shard.lo)
+            if isinstance(found, Elsewhere) or not found.is_serving or found.shard_id != shard.shard_id:
+                raise NotPrimary(f"{self.worker_id} does not serve shard {shard.shard_id}", shard_id=shard.shard_id)
+            scope = self._bounds(timeout_s)
+            users = await self._core.users(shard.shard_id, shard.lo, after, page_size, scope)
+            for user in users:
+                yield user
+            if len(users) < page_size:
+                return
+            after = users[-1]
+
     async def describe_user(self, user: str, *, timeout_s: float | None = None) -> UserDescription:
         """How much a user keeps and may keep, and in which shard."""
         request = state_pb2.DescribeUserRequest(user=user)
@@ -150,5 +191,8 @@ class LocalState:
                 primary_address=primary.address if primary is not None else "",
                 shard_id=found.shard_id,
             )
+        return self._bounds(timeout_s, request.ByteSize())
+
+    def _bounds(self, timeout_s: float | None, size: int = 0) -> Scope:
         give_up_at_s = asyncio.get_running_loop().time() + (self.timeout_s if timeout_s is None else timeout_s)
-        return Scope(give_up_at_s, is_forwarded=True, size=request.ByteSize())
+        return Scope(give_up_at_s, is_forwarded=True, size=size)

@@ -25,6 +25,7 @@ from coordinator.api.v1 import session_pb2
 from coordinator.model import WallMs
 from worker_agent.session_interface import Phase
 from worker_agent.shard_interface import ReplicaRole
+from worker_agent.store_care import ScrubTally
 
 PREFIX = "coordinator_worker_"
 
@@ -56,6 +57,11 @@ class View:
     """Shards held, by what their replica is doing (replica.py)."""
     launches_by_end: Mapping[str, int] = field(default_factory=dict)
     """Launches that ended here, by the lower-case name of how."""
+    scrub: ScrubTally = field(default_factory=ScrubTally)
+    scrub_age_s: float = 0.0
+    """Seconds since the last round of the scrub ended, or since the start."""
+    damaged_shards: int = 0
+    """Last copies that are damaged, and served but for that."""
     storage_problem: str = ""
     is_stopping: bool = False
 
@@ -134,6 +140,12 @@ class WorkerCollector(Collector):
             launches.add_metric((state,), count)
         yield launches
         yield _gauge("unwritable_shards", "Shards whose stores take no writes.", view.metrics.unwritable_shards)
+        yield _counter("scrub_rounds", "Times that all on disk was checked, since the start.", view.scrub.rounds)
+        yield _gauge("scrub_age_seconds", "Seconds since the last round ended, or the start.", view.scrub_age_s)
+        yield _counter("scrub_bytes", "Bytes of rows and records that were checked.", view.scrub.bytes)
+        yield _counter("damaged_copies_found", "Copies of shards that were found damaged.", view.scrub.found)
+        yield _counter("damaged_copies_mended", "Copies that were damaged and are whole again.", view.scrub.mended)
+        yield _gauge("damaged_shards", "Last copies that are damaged, and served but for that.", view.damaged_shards)
         yield _gauge("launches_running", "Launches that run now.", view.metrics.running_launches)
         yield _gauge("launches_waiting", "Launch orders that wait for a free place.", view.queue_depth)
         yield _gauge("launch_reports_pending", "Launch reports without a receipt.", view.reports_pending)

@@ -26,13 +26,13 @@ not know of: the start of the process, or when an earlier machine of the shard w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, NotPrimary
 from worker_agent.replica_backup import Backup
 from worker_agent.replica_core import Core, Protections
+from worker_agent.replica_follower import CopyFigure
 from worker_agent.replica_primary import Primary, State
 from worker_agent.shard_interface import (
     ApplyLog,
@@ -60,16 +60,6 @@ from worker_agent.store_interface import StoreFull
 
 LOOK_S = 0.05
 """How often a primary looks who is silent; who lags is a matter of a second."""
-
-
-@dataclass(frozen=True, slots=True)
-class CopyFigure:
-    """How far the copy to a joining replica is."""
-
-    node_id: str
-    rows: int
-    bytes: int
-    is_complete: bool
 
 
 class Replica:
@@ -353,6 +343,12 @@ class Replica:
     def _take_failed(self, now: Monotonic, event: StoreFailed) -> None:
         core, role = self._core, self._role
         if self._lost_reason:
+            return
+        if isinstance(event.operation, ReadChunk) and event.position is not None:
+            # What is sound goes on being served, and who keeps the store decides whether it is given up.
+            core.disk.chunk_failed()
+            if isinstance(role, Primary):
+                role.streams.on_chunk_failed(event.operation, str(event.error))
             return
         if event.position is None or not isinstance(event.error, StoreFull | OSError | KeyError):
             self._lose(f"the store cannot be trusted ({event.error})")

@@ -150,6 +150,10 @@ class Disk:
         for operation in self.operations:
             self._act(operation)
 
+    def chunk_failed(self) -> None:
+        """A ReadChunk failed; all others go on."""
+        self._counts[ReadChunk] -= 1
+
     def failed(self, position: StorePosition) -> None:
         """An operation has failed, and all others were dropped."""
         self._forget_operations()

@@ -3,10 +3,15 @@
     AWAY       no stream                                        PeerConnected -> PROBING
     PROBING    asked where it stands                            Standing -> STREAMING or STUCK; PeerLost -> AWAY
     STREAMING  records flow; beside them rows, while it copies  PeerLost -> AWAY
-    STUCK      in sync, and the log cannot be continued         PeerLost -> AWAY; removed by a command
+    STUCK      the log cannot be continued, or rows not be      PeerLost -> AWAY; removed, or given up, by a command
+               read that it is to be given
 
 What it may have unacknowledged is bounded by WINDOW_RECORDS and WINDOW_BYTES; beyond that it is fed from the log as it
 acknowledges.
+
+Who is needed and lags holds up writes, so it has `lagging_s`; only one that says all the time that it is still opening
+its store has longer, for to take it out would cost a whole copy. Who joins holds nothing up, and has `stall_s` for each
+step forward; but time in which it waits for this side (a throttle, a slow disk here) is not counted against it.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from dataclasses import dataclass, field
 from coordinator.model import Monotonic
 from worker_agent.replica_core import LONG_AGO
 from worker_agent.replica_messages import record_bytes
+from worker_agent.shard_interface import ReplicaTimes
 from worker_agent.store_interface import LogRecord
 
 WINDOW_RECORDS = 2_048
@@ -109,6 +115,16 @@ class Phase(enum.Enum):
     STUCK = 3
 
 
+@dataclass(frozen=True, slots=True)
+class CopyFigure:
+    """How far the copy to a joining replica is, for others."""
+
+    node_id: str
+    rows: int
+    bytes: int
+    is_complete: bool
+
+
 @dataclass(slots=True)
 class Copy:
     """A copy on its way to a joining replica."""
@@ -142,6 +158,8 @@ class Follower:
     is_complete: bool = False
     is_different: bool = False
     compared_until: int = 0
+    wants_copy: bool = False
+    """It joins and its rows differ: it is copied anew, however far its log reaches."""
     has_acknowledged: bool = False
     """It has answered an Append since it said where it stands, so its log has no end of its own."""
     next: int = 1
@@ -163,6 +181,10 @@ class Follower:
     probe_at: Monotonic = LONG_AGO
     waits_since: Monotonic | None = None
     """Since when it owes an answer, or since when it is away."""
+    opening_at: Monotonic = LONG_AGO
+    """When it last said that its store is not open yet."""
+    moved_at: Monotonic = LONG_AGO
+    """While it joins a primary that serves: when it last got further, or had to wait for this side."""
     copy: Copy | None = None
     copied_rows: int = 0
     copied_bytes: int = 0
@@ -204,11 +226,11 @@ class Follower:
             if self.behind_since is None:
                 self.behind_since = now
 
-    def note_durable(self, durable: int) -> None:
+    def note_durable(self, now: Monotonic, durable: int) -> None:
         """It has everything up to there on disk."""
         if durable <= self.durable:
             return
-        self.durable = durable
+        self.durable, self.moved_at = durable, now
         while self.unacknowledged and self.unacknowledged[0][0] <= durable:
             self.unacknowledged_bytes -= self.unacknowledged.popleft()[1]
         self.behind_since = self.unacknowledged[0][2] if self.unacknowledged else None
@@ -218,14 +240,46 @@ class Follower:
         """True while more records may be sent to it."""
         return self.next - self.durable <= WINDOW_RECORDS and self.unacknowledged_bytes < WINDOW_BYTES
 
-    def lag_reason(self, now: Monotonic, lagging_s: float) -> str:
+    def _is_opening(self, now: Monotonic, times: ReplicaTimes) -> bool:
+        """True while it says that its store is being opened or made, and that does not take too long."""
+        is_said = now - self.opening_at <= max(times.lagging_s, 3 * times.probe_s)
+        return is_said and self.waits_since is not None and now - self.waits_since <= times.opening_s
+
+    def lag_reason(self, now: Monotonic, times: ReplicaTimes) -> str:
         """Why it is to be taken out of the in-sync set; empty when it is not."""
         if self.is_different:
             return f"the rows of {self.node_id} differ"
         if self.phase is Phase.STUCK:
             return f"{self.node_id} {self.stuck_reason}"
-        if self.waits_since is not None and now - self.waits_since > lagging_s:
-            return f"{self.node_id} does not answer"
-        if self.behind_since is not None and now - self.behind_since > lagging_s:
+        if self._is_opening(now, times):
+            return ""
+        if self.waits_since is not None and now - self.waits_since > times.lagging_s:
+            is_opening = self.opening_at >= self.waits_since
+            return f"{self.node_id} {'takes too long to open its store' if is_opening else 'does not answer'}"
+        if self.behind_since is not None and now - self.behind_since > times.lagging_s:
             return f"{self.node_id} does not write what it is sent"
         return ""
+
+    def look_whether_it_moves(self, now: Monotonic) -> None:
+        """Starts the time anew that it has for the next step forward, while the step is not its own."""
+        copy = self.copy
+        is_read_here = self.is_reading or (copy is not None and copy.is_reading and not copy.unacknowledged)
+        if is_read_here or self.moved_at == LONG_AGO:
+            self.moved_at = now
+
+    def stall_reason(self, now: Monotonic, stall_s: float) -> str:
+        """Why a joining replica is to be given up; empty when it is not."""
+        if self.is_joining and self.phase is Phase.STUCK:
+            return f"{self.node_id} {self.stuck_reason}"
+        if not self.is_joining or self.is_told or self.moved_at == LONG_AGO or now - self.moved_at <= stall_s:
+            return ""
+        match self.phase:
+            case Phase.AWAY:
+                why = "cannot be reached"
+            case Phase.PROBING if self.copy is None and self.opening_at > self.moved_at:
+                why = "does not open its store"
+            case Phase.STREAMING if self.is_different:
+                why = "has other rows"
+            case _:
+                why = "does not write what it is sent"
+        return f"{self.node_id} got no further for {stall_s:g} s: it {why}"

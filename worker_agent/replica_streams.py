@@ -75,6 +75,8 @@ class Streams:
     def excuse(self, now: Monotonic) -> None:
         """This process slept: what looks like silence of the others may be waiting to be read."""
         self._grace_until = Monotonic(now + self._core.times.lagging_s)
+        for follower in self.followers.values():
+            follower.moved_at = LONG_AGO
 
     # What the primary asks
 
@@ -95,10 +97,12 @@ class Streams:
         return tuple(sorted(each.node_id for each in self.followers.values() if each.is_joining and each.is_told))
 
     def lagging(self, now: Monotonic) -> dict[str, str]:
-        """Replicas that are needed and do not follow, with why."""
+        """Replicas that are needed and do not follow, and joining ones that get no further, with why."""
         if now < self._grace_until:
             return {}
-        reasons = {each.node_id: each.lag_reason(now, self._core.times.lagging_s) for each in self.needed}
+        times = self._core.times
+        reasons = {each.node_id: each.stall_reason(now, times.stall_s) for each in self.followers.values()}
+        reasons |= {each.node_id: each.lag_reason(now, times) for each in self.needed}
         return {node_id: reason for node_id, reason in sorted(reasons.items()) if reason}
 
     # What comes in
@@ -123,13 +127,15 @@ class Streams:
                 if follower.phase is not Phase.AWAY:
                     self._take_standing(now, follower, message.standing)
             case "acknowledge":
-                self._take_acknowledge(follower, message.acknowledge)
+                self._take_acknowledge(now, follower, message.acknowledge)
             case "copy_acknowledge":
                 self._take_copy_acknowledge(now, follower, message.copy_acknowledge)
             case "ceded_acknowledge":
                 follower.has_ceded_word = True
             case "refuse":
-                # It does not hold the shard, or has not heard of it yet.
+                # It does not hold the shard, or has not heard of it yet, or is about to open its store.
+                if message.refuse.is_opening:
+                    follower.opening_at = now
                 if follower.phase is not Phase.AWAY:
                     follower.probe_from(now)
                     follower.probe_at = Monotonic(now + self._core.times.probe_s)
@@ -149,6 +155,7 @@ class Streams:
         if common > self._tail.last or epoch is None or epoch != standing.last_epoch:
             common, epoch = standing.applied_sequence, disk.epoch_at(standing.applied_sequence)
         reaches = disk.position.first <= common + 1 <= self._tail.last + 1
+        reaches = reaches and not (follower.wants_copy and standing.is_complete)
         has_copy = standing.is_complete or standing.copy_start_sequence > 0
         if common >= disk.last:
             follower.behind_since = None
@@ -172,11 +179,13 @@ class Streams:
         follower.copy = Copy(position.applied, position.applied_epoch, b"", moved_at=now)
         follower.copied_rows = follower.copied_bytes = 0
         follower.is_complete = False
-        follower.compared_until = 0
+        follower.compared_until, follower.is_different = 0, False
         follower.durable = position.applied
         follower.next, follower.previous_epoch = position.applied + 1, position.applied_epoch
 
-    def _take_acknowledge(self, follower: Follower, acknowledge: replication_pb2.Acknowledge) -> None:
+    def _take_acknowledge(
+        self, now: Monotonic, follower: Follower, acknowledge: replication_pb2.Acknowledge
+    ) -> None:
         sent_s = acknowledge.sent_at_us / 1e6
         follower.answered_us = max(follower.answered_us, acknowledge.sent_at_us)
         if acknowledge.lease_s > 0:
@@ -186,10 +195,14 @@ class Streams:
         follower.has_acknowledged = True
         follower.waits_since = None if acknowledge.sent_at_us >= follower.sent_us else Monotonic(sent_s)
         # It may have taken what was on its way when it said where it stood; that will be sent once more.
-        follower.note_durable(min(acknowledge.durable_sequence, follower.next - 1))
+        follower.note_durable(now, min(acknowledge.durable_sequence, follower.next - 1))
         follower.applied = acknowledge.applied_sequence
-        follower.is_different = acknowledge.is_different
         follower.compared_until = acknowledge.compared_until
+        follower.is_different = acknowledge.is_different
+        if follower.is_different and follower.copy is None and follower.is_joining and not follower.is_counted:
+            # Its log is this one's, and yet its rows are not: nothing but a whole copy makes them equal.
+            follower.wants_copy = True
+            follower.probe_from(now)
 
     def _take_copy_acknowledge(
         self, now: Monotonic, follower: Follower, acknowledge: replication_pb2.CopyAcknowledge
@@ -197,7 +210,8 @@ class Streams:
         copy = follower.copy
         if copy is None:
             return
-        copy.moved_at = now
+        copy.moved_at = follower.moved_at = now
+        follower.wants_copy = False
         while acknowledge.cursor in copy.unacknowledged and copy.unacknowledged.popleft() != acknowledge.cursor:
             pass
         if acknowledge.is_complete and copy.is_read:
@@ -254,6 +268,13 @@ class Streams:
         follower.copied_rows += len(chunk.rows)
         follower.copied_bytes += rows_bytes(chunk.rows)
         self._core.send(follower.node_id, message, is_answer=False)
+
+    def on_chunk_failed(self, operation: ReadChunk, reason: str) -> None:
+        """Rows cannot be read, so this copy cannot be made; a later one may."""
+        follower = self.followers.get(operation.node_id)
+        if follower is not None and follower.copy is not None and follower.phase is Phase.STREAMING:
+            follower.forget_sent()
+            follower.phase, follower.stuck_reason = Phase.STUCK, f"cannot be given a copy: {reason}"
 
     # What goes out
 
@@ -347,6 +368,7 @@ class Streams:
         for follower in self.followers.values():
             if not follower.is_joining or follower.is_told:
                 continue
+            follower.look_whether_it_moves(now)
             is_fit = (
                 follower.phase is Phase.STREAMING
                 and follower.is_complete
@@ -354,7 +376,7 @@ class Streams:
                 and follower.compared_until > 0
                 and follower.lease_until > now
                 and follower.next > disk.last
-                and not follower.lag_reason(now, self._core.times.lagging_s)
+                and not follower.lag_reason(now, self._core.times)
             )
             if is_fit and not follower.is_counted and self._core.protections.needs_before_report:
                 follower.is_counted = True

@@ -2,9 +2,8 @@
 
 Rows and records are checked whenever they are read, so damage is never served. But what nobody reads may rot on every
 copy in turn; so each worker reads all of its own, a stretch of some thousand rows at a time (store_scan.py), and lets
-the same time pass between any two stretches, so that a round takes `[state] scrub_s`. What it finds damaged reports
-itself lost, and is copied anew from another worker. The last copy of a shard stays in service instead, but for the rows
-that are damaged: there is nothing better to put into its place.
+the same time pass between any two stretches, so that a round takes `[state] scrub_s`. What becomes of damage is said in
+store_care.py.
 
 A restart begins a new round; a shard that came during a round is in the next one.
 """
@@ -16,6 +15,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from coordinator.model import Clock
+from worker_agent.store_care import ScrubTally
 from worker_agent.store_scan import SCRUB_ROWS
 
 EMPTY_WAIT_S_MAX = 5.0
@@ -27,10 +28,7 @@ _log = logging.getLogger(__name__)
 class Scrubbed(Protocol):
     """What the scrub needs of a shard."""
 
-    @property
-    def shard_id(self) -> int: ...
-
-    async def scrub_rows(self) -> int:
+    async def rows(self) -> int:
         """About how many rows and records there are to check; 0 while there is no store."""
         ...
 
@@ -42,17 +40,19 @@ class Scrubbed(Protocol):
 class Scrub:
     """Checks all shards, round after round."""
 
-    def __init__(self, shards: Callable[[], Sequence[Scrubbed]], round_s: float) -> None:
+    def __init__(
+        self, shards: Callable[[], Sequence[Scrubbed]], round_s: float, tally: ScrubTally, clock: Clock
+    ) -> None:
         """`round_s` above 0."""
         self._shards = shards
         self._round_s = round_s
-        self.rounds = 0
-        """Rounds that ended since the start."""
+        self._tally = tally
+        self._clock = clock
 
     async def run(self) -> None:
         """Goes on until it is cancelled."""
         while True:
-            counted = [(shard, await shard.scrub_rows()) for shard in self._shards()]
+            counted = [(shard, await shard.rows()) for shard in self._shards()]
             held = [(shard, rows) for shard, rows in counted if rows]
             if not held:
                 await asyncio.sleep(min(self._round_s, EMPTY_WAIT_S_MAX))
@@ -60,7 +60,8 @@ class Scrub:
             pause_s = self._round_s / sum(stretches(rows) for _, rows in held)
             for shard, rows in held:
                 await self._check(shard, rows, pause_s)
-            self.rounds += 1
+            self._tally.rounds += 1
+            self._tally.round_ended_at = self._clock.monotonic()
             _log.debug("checked what %d shards have on disk", len(held))
 
     async def _check(self, shard: Scrubbed, rows: int, pause_s: float) -> None:

@@ -24,8 +24,9 @@ from worker_agent.replica import Replica
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.state_interface import Place
-from worker_agent.store import ShardStore, create_store, delete_store, open_store
-from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store import delete_store
+from worker_agent.store_care import StoreCare
+from worker_agent.store_finding import find_store
 from worker_agent.store_interface import Reader
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
@@ -44,7 +45,7 @@ class Shard:
         """`promised_from` is when this worker may last have given a lease that this object knows nothing of."""
         self.view = view
         self.last_report: session_pb2.ReplicaReport | None = None
-        self._path = path
+        self.path = path
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._queue: StoreQueue | None = None
@@ -57,6 +58,9 @@ class Shard:
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[int]] = {}
+        self.care = StoreCare(
+            view.shard_id, context.scrub_tally, self._used_queue, self._is_last_copy, self._give_up_damaged
+        )
         self._shown: tuple[object, ...] = ()
         self._was_serving = False
 
@@ -67,12 +71,20 @@ class Shard:
         """True once there is a replica with a store."""
         return self._replica is not None
 
+    @property
+    def is_opening(self) -> bool:
+        """True while its store is being opened or made."""
+        return self._replica is None and not self._is_lost and not self._is_closed
+
     async def open(self, parents: Sequence[Path] = ()) -> None:
         """Opens or makes the store, and begins; or reports the replica as lost."""
         view = self.view
         for attempt in range(1, OPEN_ATTEMPTS + 1):
             try:
-                store = await self._in_thread(partial(self._find_store, view, parents))
+                find = partial(find_store, view, self.path, parents, self._context.store_settings)
+                store, is_fresh = await self._in_thread(find)
+                if is_fresh:
+                    self._promised_from = NEVER_PROMISED
                 break
             except (OSError, CoordinatorError) as error:
                 if isinstance(error, Damaged) or attempt == OPEN_ATTEMPTS:
@@ -82,7 +94,7 @@ class Shard:
                 _log.warning("shard %d cannot be opened yet: %s", view.shard_id, error)
                 await asyncio.sleep(OPEN_AGAIN_S)
         if store is None:
-            self._lose(f"{self._path.name} is not there")
+            self._lose(f"{self.path.name} is not there")
             return
         context = self._context
         self._queue = StoreQueue(store, context.pool, self._on_store)
@@ -96,34 +108,6 @@ class Shard:
         self.feed(interface.Assigned(self.view, position))
         for peer in context.connected_peers():
             self.feed(interface.PeerConnected(peer))
-
-    def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
-        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
-
-        Where no file was, no replica of this shard gave a lease. (A parent's primary had stopped before it was cut.)
-        """
-        settings = self._context.store_settings
-        place = (self._path, view.shard_id, view.lo, view.hi)
-        may_begin = view.role is ReplicaRole.JOINING
-        if self._path.exists():
-            try:
-                return open_store(*place, settings)
-            except Damaged as error:
-                if not may_begin:
-                    raise
-                _log.warning("shard %d is copied anew: %s", view.shard_id, error)
-                delete_store(self._path)
-        if not may_begin and parents and all(parent.exists() for parent in parents):
-            if len(parents) == 1:
-                split_store(parents[0], [place], settings)
-            else:
-                merge_stores(parents, place, settings)
-            self._promised_from = NEVER_PROMISED
-            return open_store(*place, settings)
-        if may_begin or not view.is_formed:
-            self._promised_from = NEVER_PROMISED
-            return create_store(*place, settings)
-        return None
 
     def _lose(self, reason: str) -> None:
         self._is_lost = True
@@ -161,6 +145,7 @@ class Shard:
         if view == self.view:
             return
         self.view = view
+        self.care.look_again()
         if self._is_lost:
             if view.role is ReplicaRole.JOINING:
                 self._is_lost = False
@@ -173,10 +158,11 @@ class Shard:
     def _begin_anew(self) -> None:
         async def again() -> None:
             await self._close_store()
-            await self._in_thread(partial(delete_store, self._path))
+            await self._in_thread(partial(delete_store, self.path))
             await self.open()
 
         self._replica = None
+        self.care.begin_anew()
         self._show()
         self._promised_from = self._context.clock.monotonic()
         self._again = asyncio.create_task(again(), name=f"begin shard {self.view.shard_id} anew")
@@ -203,6 +189,8 @@ class Shard:
         shown = (self.view.epoch, self.view.role, self.state, self.primary)
         if shown != self._shown:
             self._shown = shown
+            if self.state in ("following", "serving") and not self.care.damage and not self.care.is_given_up:
+                self._context.scrub_tally.note_whole(self.view.shard_id)
             self._context.on_changed()
         if self.is_serving != self._was_serving:
             self._was_serving = self.is_serving
@@ -258,7 +246,21 @@ class Shard:
     def _on_store(self, event: StoreDone | StoreFailed) -> None:
         if isinstance(event, StoreFailed):
             _log.warning("shard %d: %s", self.view.shard_id, event.error)
+            if isinstance(event.error, Damaged) and self.care.note(event.error):
+                return
         self.feed(event)
+
+    def _used_queue(self) -> StoreQueue | None:
+        return self._queue if self.is_open and not self._is_lost else None
+
+    def _is_last_copy(self) -> bool:
+        return self.view.in_sync == (self._context.node_id,)
+
+    def _give_up_damaged(self, error: Damaged) -> None:
+        self.feed(StoreFailed(interface.SeeEpoch(0), error, None))
+
+    def note_damage(self, error: Damaged) -> bool:
+        return self.care.note(error)
 
     def _read_chunk(self, action: interface.ReadChunk) -> None:
         if self._queue is not None and self._replica is not None:
@@ -353,40 +355,12 @@ class Shard:
             return "lost"
         return self._replica.state if self._replica is not None else "opening"
 
-    async def scrub_rows(self) -> int:
-        """About how many rows and records a scrub checks; 0 while there is no store."""
-        found = await self._look(lambda store: store.figures())
-        return max(1, found.rows + found.requests + found.log_records) if found is not None else 0
-
-    async def scrub(self, cursor: bytes) -> bytes:
-        """Checks what is on disk behind the cursor; where to go on, empty at the end. What is damaged is lost."""
-        return await self._look(lambda store: store.scrub(cursor)) or b""
-
-    async def _look(self, function: Callable[[ShardStore], Result]) -> Result | None:
-        """What `function` makes of the store, in its turn; None when it cannot be asked.
-
-        Damage that it finds is a loss, where there is another copy.
-        """
-        queue = self._queue
-        if queue is None or not self.is_open or self._is_lost:
-            return None
-        try:
-            return await queue.ask(function)
-        except OSError as error:
-            _log.warning("shard %d cannot be read now: %s", self.shard_id, error)
-        except Damaged as error:
-            if self.view.in_sync == (self._context.node_id,):
-                _log.error("shard %d: its last copy is damaged, and stays in service: %s", self.shard_id, error)
-            elif queue is self._queue:
-                _log.error("shard %d is damaged: %s", self.shard_id, error)
-                self.feed(StoreFailed(interface.SeeEpoch(0), error, None))
-        return None
-
     async def figures(self) -> session_pb2.ShardFigure | None:
         """How much is in it; None while it has no store."""
-        found = await self._look(lambda store: store.figures())
+        found = await self.care.ask(lambda store: store.figures())
         if found is None:
-            return None
+            damage = self.care.damage
+            return session_pb2.ShardFigure(shard_id=self.shard_id, damage=damage) if damage else None
         copies = self._replica.copies() if self._replica is not None else ()
         return session_pb2.ShardFigure(
             shard_id=self.shard_id,
@@ -397,4 +371,5 @@ class Shard:
             copied_rows=sum(copy.rows for copy in copies),
             copied_bytes=sum(copy.bytes for copy in copies),
             copy_rows=found.rows if copies else 0,
+            damage=self.care.damage,
         )

@@ -8,13 +8,31 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import replication_pb2, session_pb2
+from coordinator.config import ClusterConfig
 from coordinator.model import Clock, Monotonic
 from worker_agent.shard_interface import ReplicaTimes
 from worker_agent.state_interface import Place
 from worker_agent.store import StoreSettings
+from worker_agent.store_care import ScrubTally
 
 if TYPE_CHECKING:
     from worker_agent.shard import Shard
+
+
+HEARTBEATS_PER_LEASE = 4
+"""A primary asks for its leases so often that three requests in a row may be late."""
+
+
+def replica_times(config: ClusterConfig) -> ReplicaTimes:
+    """The times of the protocol, as the configuration wants them."""
+    return ReplicaTimes(
+        replica_lease_s=config.state.replica_lease_s,
+        lease_margin=config.session.lease_margin,
+        heartbeat_s=config.state.replica_lease_s / HEARTBEATS_PER_LEASE,
+        lagging_s=config.state.lagging_s,
+        opening_s=config.state.opening_s,
+        stall_s=config.moves.copy_stall_s,
+    )
 
 
 class CopyRate:
@@ -56,3 +74,4 @@ class ShardContext:
     on_serving: Callable[[Shard, bool], None]
     """A shard begins to be served here, or stops; told at once, in this order."""
     copy_rate: CopyRate = field(default_factory=CopyRate)
+    scrub_tally: ScrubTally = field(default_factory=ScrubTally)

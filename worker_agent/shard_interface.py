@@ -131,7 +131,8 @@ class StoreDone:
 
 @dataclass(frozen=True, slots=True)
 class StoreFailed:
-    """A store operation failed; all others that have not ended were not begun, and are dropped.
+    """A store operation failed; all others that have not ended were not begun, and are dropped. But a ReadChunk that
+    fails leaves all others as they are.
 
     `position` is None when the store cannot say it any more: then nothing in it is trusted.
     """
@@ -252,7 +253,7 @@ class ReportReplica:
     caught_up: tuple[str, ...] = ()
     """Joining replicas that have everything; the primary needs their disks and leases from before it says so."""
     lagging: tuple[str, ...] = ()
-    """In-sync replicas that do not follow: to be removed by a command."""
+    """In-sync replicas that do not follow, to be removed by a command; joining ones that get no further."""
     reason: str = ""
 
 
@@ -275,8 +276,12 @@ class ReplicaTimes:
     lease_margin: float = 1.25
     heartbeat_s: float = 0.4
     """How often a primary sends something to each replica."""
-    lagging_s: float = 1.0
+    lagging_s: float = 1.5
     """An in-sync replica that has not acknowledged what it was sent for so long is to be removed."""
+    opening_s: float = 8.0
+    """The same for one that says all the time that it is still opening its store."""
+    stall_s: float = 20.0
+    """A joining replica that owes an answer, and has got no further for so long, is to be given up."""
     probe_s: float = 0.1
     """How often an unanswered probe is repeated."""
     cede_wait_s: float = 0.5

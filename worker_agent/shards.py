@@ -12,8 +12,8 @@ Order rules:
 
 1. Shards that an assignment no longer names are closed before new ones are opened: a child's store is made of its
    parents' files. Once every child that is held here is there, the parents' files go.
-2. A copy that was given up is deleted only `forget_s` later: a worker that comes back to a shard catches up from it. At
-   the start, what no assignment names counts as given up from then on.
+2. A copy that was given up is deleted only `forget_s` later: a worker that comes back to a shard catches up from it,
+   unless it was damaged. At the start, what no assignment names counts as given up from then on.
 3. A store that is missing, or damaged, is made anew only for a replica that is joining, or for a shard that was never
    formed. An in-sync one reports itself LOST instead; it holds no data, and may not count as if it did.
 """
@@ -39,6 +39,7 @@ from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.store import StoreSettings, delete_store
+from worker_agent.store_care import ScrubTally
 
 STORE_THREADS = 8
 SUFFIX = ".sqlite"
@@ -77,6 +78,8 @@ class Shards:
         """Shards that this worker held, and where to ask now; their ranges are in `_gone_ranges`."""
         self._gone_ranges: dict[int, tuple[int, int]] = {}
         self._addresses: dict[str, str] = {}
+        self._damaged: set[int] = set()
+        """Shards that were given up because of damage: their files are not used again."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._change: asyncio.Future[None] | None = None
@@ -133,7 +136,13 @@ class Shards:
             self._has_swept = True
             self._spawn(self._sweep(), "look for old stores")
             if self._settings.scrub_s:
-                self._spawn(Scrub(lambda: self.shards, self._settings.scrub_s).run(), "scrub")
+                cares = Scrub(
+                    lambda: [shard.care for shard in self.shards],
+                    self._settings.scrub_s,
+                    self._context.scrub_tally,
+                    self._clock,
+                )
+                self._spawn(cares.run(), "scrub")
         self._on_changed()
 
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
@@ -148,6 +157,9 @@ class Shards:
         for other in (shard.view.shard_id, *shard.view.parents):
             if (closing := self._closing.get(other)) is not None:
                 await asyncio.wait([closing])
+        if shard.view.shard_id in self._damaged:
+            self._damaged.discard(shard.view.shard_id)
+            await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, shard.path)
         await shard.open([self._path(parent) for parent in shard.view.parents])
         for parent in shard.view.parents:
             children = [held for held in self._shards.values() if parent in held.view.parents]
@@ -157,6 +169,8 @@ class Shards:
     def _give_up(self, shard: Shard) -> None:
         shard_id, view = shard.view.shard_id, shard.view
         self._dropped_at[shard_id] = self._clock.monotonic()
+        if shard.care.is_given_up:
+            self._damaged.add(shard_id)
         self._gone[shard_id] = Elsewhere(shard_id, view.epoch, shard.primary)
         self._gone_ranges[shard_id] = (view.lo, view.hi)
         closing = asyncio.create_task(shard.close(), name=f"close shard {shard_id}")
@@ -207,7 +221,9 @@ class Shards:
         if shard is not None and shard.is_open:
             shard.feed(PeerSaid(node_id, message, is_answer))
         elif not is_answer:
-            refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} has no store of it")
+            is_opening = shard is not None and shard.is_opening
+            has = "is about to open its store" if is_opening else "has no store"
+            refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} {has} of it", is_opening=is_opening)
             answer = replication_pb2.ShardMessage(shard_id=message.shard_id, epoch=message.epoch, refuse=refusal)
             self._send(node_id, answer, True)
 
@@ -251,6 +267,17 @@ class Shards:
     def reports(self) -> tuple[session_pb2.ReplicaReport, ...]:
         """The latest report of every shard; what a new session is told."""
         return tuple(shard.last_report for shard in self.shards if shard.last_report is not None)
+
+    @property
+    def scrub_tally(self) -> ScrubTally:
+        """What the scrub has done."""
+        return self._context.scrub_tally
+
+    @property
+    def scrub_age_s(self) -> float:
+        """Seconds since its last round ended, or since the start."""
+        ended_at = self._context.scrub_tally.round_ended_at
+        return self._clock.monotonic() - (self._started_at if ended_at is None else ended_at)
 
     async def figures(self) -> session_pb2.ShardFigures:
         """How much is in the shards that this worker is primary of."""

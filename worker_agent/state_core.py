@@ -6,6 +6,9 @@ when it takes its place in the log. Where the judgement has to wait for pending 
 that user queue up behind, so that none is overtaken for ever. What waits is not submitted: it can end in a definite
 error, and does so when the deadline comes first.
 
+Where a read meets **damage** on the disk, the shard gives this replica up if there is another one, and the request goes
+to that one as after any failover; of a last copy the caller hears what is damaged.
+
 `StateCore.write`, `read`, `scan`, `describe` go to wherever the user's shard is; `try_write` and `try_read` answer at
 once or not at all, and are what makes a batch cheap.
 """
@@ -13,7 +16,8 @@ once or not at all, and are what makes a batch cheap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from coordinator.api.v1 import state_pb2
@@ -21,6 +25,7 @@ from coordinator.config import StateSettings
 from coordinator.model import key_hash
 from coordinator.model.errors import (
     CoordinatorError,
+    Damaged,
     Expired,
     IndefiniteError,
     NotPrimary,
@@ -35,6 +40,7 @@ from worker_agent.store_interface import Reader
 from worker_agent.user_state import Accept, Overlay, PendingWrite, Refuse, Repeat, SameAs, WaitFor
 
 Answer = TypeVar("Answer", state_pb2.ReadResponse, state_pb2.ScanResponse, state_pb2.DescribeUserResponse)
+Looked = TypeVar("Looked")
 Submitted = asyncio.Future[int]
 
 
@@ -105,6 +111,16 @@ class StateCore:
 
         return await self._router.answer(key_hash(request.user), scope, here, "DescribeUser", request)
 
+    async def users(self, shard_id: int, lo: int, after: str, limit: int, scope: Scope) -> list[str]:
+        """A page of the users of a shard that is served here, from behind `after` on, as of one moment."""
+
+        async def here(shard: HostedShard) -> list[str]:
+            if shard.shard_id != shard_id:
+                raise NotPrimary(f"shard {shard_id} was cut or joined; {shard.shard_id} is in its place")
+            return await self._look(shard, lambda reader: reader.users(after, limit), scope)
+
+        return await self._router.answer(lo, scope, here, "", None)
+
     # At once
 
     def try_write(self, request: state_pb2.WriteRequest) -> Submitted | state_pb2.WriteResponse | None:
@@ -116,7 +132,10 @@ class StateCore:
         shard = self._host.locate(key_hash(request.user))
         if isinstance(shard, Elsewhere) or not shard.is_serving or request.user in self._lines:
             return None
-        return self._step(shard, request, is_confirmed=False)
+        try:
+            return self._step(shard, request, is_confirmed=False)
+        except Again:
+            return None
 
     def try_read(self, request: state_pb2.ReadRequest) -> state_pb2.ReadResponse | None:
         """The answer when it can be given right now. None: use `read`."""
@@ -124,7 +143,11 @@ class StateCore:
         shard = self._host.locate(key_hash(request.user))
         if isinstance(shard, Elsewhere) or request.stale or not shard.may_read() or shard.reader is None:
             return None
-        response = user_state.read(request, shard.reader)
+        try:
+            with _noting_damage(shard):
+                response = user_state.read(request, shard.reader)
+        except Again:
+            return None
         return response if shard.may_read() else None
 
     async def settle(
@@ -151,20 +174,26 @@ class StateCore:
         shard = self._host.locate(key_hash(user))
         if isinstance(shard, Elsewhere) or shard.reader is None or (age_s := shard.stale_age_s()) is None:
             return None
-        response = look(shard.reader)
+        try:
+            with _noting_damage(shard):
+                response = look(shard.reader)
+        except Again:
+            return None
         if not isinstance(response, state_pb2.DescribeUserResponse):
             response.age_s = age_s
         return response
 
-    async def _look(self, shard: HostedShard, look: Callable[[Reader], Answer], scope: Scope) -> Answer:
+    async def _look(self, shard: HostedShard, look: Callable[[Reader], Looked], scope: Scope) -> Looked:
         if shard.may_read() and shard.reader is not None:
-            response = look(shard.reader)
+            with _noting_damage(shard):
+                response = look(shard.reader)
             if shard.may_read():
                 return response
         await self._barrier(shard, scope)
         if shard.reader is None:
             raise Again(_stopped(shard))
-        return look(shard.reader)
+        with _noting_damage(shard):
+            return look(shard.reader)
 
     async def _barrier(self, shard: HostedShard, scope: Scope) -> None:
         """Once it returns, what is applied at this moment may be shown. Raises Again, or Expired."""
@@ -215,7 +244,8 @@ class StateCore:
         while True:
             if not shard.is_serving or shard.reader is None:
                 raise Again(_stopped(shard))
-            verdict = user_state.judge(request, shard.reader, self._overlay, self._settings)
+            with _noting_damage(shard):
+                verdict = user_state.judge(request, shard.reader, self._overlay, self._settings)
             match verdict:
                 case SameAs(write):
                     return state_pb2.WriteResponse(
@@ -241,7 +271,8 @@ class StateCore:
         """
         if shard.reader is None:
             return None
-        verdict = user_state.judge(request, shard.reader, self._overlay, self._settings)
+        with _noting_damage(shard):
+            verdict = user_state.judge(request, shard.reader, self._overlay, self._settings)
         match verdict:
             case Repeat(version):
                 return state_pb2.WriteResponse(version=version, is_repeated=True)
@@ -290,6 +321,17 @@ class _Line:
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self.waiting = 0
+
+
+@contextmanager
+def _noting_damage(shard: HostedShard) -> Iterator[None]:
+    """Raises Again where the replica is given up because of what the block reads."""
+    try:
+        yield
+    except Damaged as error:
+        if shard.note_damage(error):
+            raise Again(_stopped(shard)) from error
+        raise
 
 
 def _stopped(shard: HostedShard) -> NotPrimary:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.model.errors import Damaged
 from worker_agent.store_interface import Reader
 
 
@@ -91,6 +92,11 @@ class HostedShard(Protocol):
         serving or the write fails, a definite one only when the record will never be applied. Cancelling the future
         changes nothing. A shard that does not serve answers with a future that holds NotPrimary.
         """
+        ...
+
+    def note_damage(self, error: Damaged) -> bool:
+        """A read has found what is on disk damaged. True when this replica is given up for it: another one answers
+        soon. False for the last copy, which goes on with what is sound."""
         ...
 
     def stale_age_s(self) -> float | None:

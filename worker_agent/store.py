@@ -237,6 +237,10 @@ class ShardStore:
 
     def scrub(self, cursor: bytes) -> bytes:
         """Checks a stretch of what is on disk; returns where the next begins, empty at the end. Raises Damaged."""
+        return self.scrub_stretch(cursor)[0]
+
+    def scrub_stretch(self, cursor: bytes) -> tuple[bytes, int]:
+        """The same, and the bytes that were checked."""
         with told(self.path):
             connection = connect_reader(self.path)
             try:

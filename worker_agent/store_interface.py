@@ -7,6 +7,7 @@ tests/model_store.py the one of the simulations.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,6 +101,15 @@ class Reader(Protocol):
 
     def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
         """The keys that exist, in the order asked."""
+        ...
+
+    def moment(self) -> AbstractContextManager[None]:
+        """All that is asked inside is as of one moment; for a few calls, without an `await` between them."""
+        ...
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Users with at least one key, in the order of their hashes, from behind `after` on (empty for the first ones),
+        at most `limit`."""
         ...
 
     def scan(self, user: str, from_key: str, prefix: str, limit: int) -> list[StateItem]:

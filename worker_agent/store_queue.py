@@ -1,7 +1,8 @@
 """The operations of one shard's store: one batch at a time in the thread pool, in the order in which they were queued.
 
 Operations that gather while a batch runs are the next batch. Each that ended well is told as StoreDone; behind one that
-failed nothing of its batch, nor of what is queued, is done: it was decided on what is not so.
+failed nothing of its batch, nor of what is queued, is done: it was decided on what is not so. (Reading a chunk is the
+exception: nothing is decided on it.)
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class StoreQueue:
     ) -> None:
         self._batch = None
         events = done.result()
-        if any(isinstance(event, StoreFailed) for event in events):
+        if any(_drops_others(event) for event in events):
             self._drop()
             _cancel(batch[len(events) :])
         for event in events:
@@ -142,8 +143,14 @@ def _perform_batch(
             except Exception:
                 _log.exception("a store cannot say where it stands")
             events.append(StoreFailed(operation, error, position))
-            break
+            if _drops_others(events[-1]):
+                break
     return events
+
+
+def _drops_others(event: object) -> bool:
+    """A chunk of a copy that cannot be read changes nothing that the others were decided on."""
+    return isinstance(event, StoreFailed) and not isinstance(event.operation, interface.ReadChunk)
 
 
 def _perform(store: ShardStore, operation: interface.StoreOperation) -> StoreDone:

@@ -1,15 +1,17 @@
 """Reads of what a store has applied, on the event loop's thread, beside the thread that writes.
 
-Each call sees one moment. Every row is checked against its digest before it is given away.
+Each call sees one moment, and so do all calls inside `moment`. Every row is checked against its digest before it is
+given away.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from worker_agent.store_codec import from_stored, request_digest, row_digest, size_digest, user_hash
+from worker_agent.store_codec import from_stored, request_digest, row_digest, size_digest, to_stored, user_hash
 from worker_agent.store_database import connect_reader, read_meta, told
 from worker_agent.store_files import damaged
 from worker_agent.store_interface import StateItem, UserSize
@@ -20,6 +22,9 @@ _SCAN = (
     " WHERE hash = ? AND user = ? AND key >= ? AND key < ? AND value IS NOT NULL ORDER BY key LIMIT ?"
 )
 _SIZE = "SELECT keys, bytes, digest, proof FROM users WHERE hash = ? AND user = ?"
+_USERS = (
+    "SELECT user, keys, bytes, digest, proof FROM users WHERE (hash, user) > (?, ?) ORDER BY hash, user LIMIT ?"
+)
 _REQUEST = "SELECT version, time_ms, digest FROM requests WHERE hash = ? AND user = ? AND request_id = ?"
 
 
@@ -30,6 +35,20 @@ class StoreReader:
         self._path = path
         self._connection = connect_reader(path)
 
+    @contextmanager
+    def moment(self) -> Iterator[None]:
+        """All that is asked inside is as of one moment: that of the first question."""
+        if self._connection.in_transaction:
+            yield
+            return
+        with told(self._path):
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with told(self._path):
+                self._connection.execute("COMMIT")
+
     def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
         """The keys that exist, in the order asked."""
         name = user.encode()
@@ -37,11 +56,8 @@ class StoreReader:
         with told(self._path):
             if len(keys) == 1:
                 return self._get(stored, name, keys)
-            self._connection.execute("BEGIN")
-            try:
+            with self.moment():
                 return self._get(stored, name, keys)
-            finally:
-                self._connection.execute("COMMIT")
 
     def _get(self, stored: int, user: bytes, keys: Sequence[str]) -> list[StateItem]:
         items: list[StateItem] = []
@@ -78,9 +94,23 @@ class StoreReader:
             if found is None:
                 return UserSize()
             keys, size_bytes, digest, proof = found
-            if size_digest(name, keys, size_bytes, from_stored(digest)) != from_stored(proof):
-                raise damaged(self._path, f"the size of user {name!r} does not match its checksum")
+            self._check_size(name, keys, size_bytes, digest, proof)
             return UserSize(keys, size_bytes)
+
+    def _check_size(self, user: bytes, keys: int, size_bytes: int, digest: int, proof: int) -> None:
+        if size_digest(user, keys, size_bytes, from_stored(digest)) != from_stored(proof):
+            raise damaged(self._path, f"the size of user {user!r} does not match its checksum")
+
+    def users(self, after: str, limit: int) -> list[str]:
+        """Users with at least one key, in the order of their hashes, from behind `after` on, at most `limit`."""
+        name = after.encode()
+        where = (user_hash(name), name) if after else (to_stored(0), b"")
+        users: list[str] = []
+        with told(self._path):
+            for user, *size in self._connection.execute(_USERS, (*where, limit)).fetchall():
+                self._check_size(user, *size)
+                users.append(user.decode())
+        return users
 
     def request(self, user: str, request_id: str) -> int | None:
         """Version that an earlier write with this request id got; None when it is not known (any more)."""

@@ -82,12 +82,12 @@ def read_chunk(connection: sqlite3.Connection, path: Path, cursor: bytes, bytes_
     return CopyChunk(cursor, CURSOR_END, True, read_at, rows)
 
 
-def scrub(connection: sqlite3.Connection, path: Path, cursor: bytes) -> bytes:
-    """Checks a stretch behind the cursor, in one read transaction, and returns where the next one begins.
+def scrub(connection: sqlite3.Connection, path: Path, cursor: bytes) -> tuple[bytes, int]:
+    """Checks a stretch behind the cursor, in one read transaction; returns where the next one begins, and the bytes.
 
-    Empty at the end of a round. First the sums over all users, then rows against the sizes and digests of their users,
-    then requests, then the log. The connection has to be a fresh one, for what an older one has in its cache is not
-    what is on disk. Raises Damaged; ValueError for a faulty cursor.
+    The former is empty at the end of a round. First the sums over all users, then rows against the sizes and digests of
+    their users, then requests, then the log. The connection has to be a fresh one, for what an older one has in its
+    cache is not what is on disk. Raises Damaged; ValueError for a faulty cursor.
     """
     table, stored, user, key = read_cursor(cursor)
     connection.execute("BEGIN")
@@ -115,7 +115,10 @@ def _scrub_totals(connection: sqlite3.Connection, path: Path) -> None:
         raise damaged(path, "the sums over all users do not match those that were kept")
 
 
-def _scrub_users(connection: sqlite3.Connection, path: Path, after_hash: int, after_user: bytes) -> bytes:
+def _scrub_users(
+    connection: sqlite3.Connection, path: Path, after_hash: int, after_user: bytes
+) -> tuple[bytes, int]:
+    checked = 0
     found: dict[tuple[int, bytes], Size] = {}
     place, rows, is_end = (after_hash, after_user, b""), 0, True
     for stored, user, key, version, value, digest in connection.execute(_ENTRIES_OF_USERS, (after_hash, after_user)):
@@ -127,6 +130,7 @@ def _scrub_users(connection: sqlite3.Connection, path: Path, after_hash: int, af
         if (stored, user, key) <= place:
             raise damaged(path, f"key {key!r} of user {user!r} is out of order")
         place, rows = (stored, user, key), rows + 1
+        checked += ROW_BYTES + len(user) + len(key) + (0 if value is None else len(value))
         size = found.setdefault((stored, user), Size())
         if value is not None:
             size.change(1, len(key) + len(value), from_stored(digest))
@@ -142,27 +146,31 @@ def _scrub_users(connection: sqlite3.Connection, path: Path, after_hash: int, af
         if size.keys:
             raise damaged(path, f"the rows of user {user!r} have no digest that was kept")
     if is_end:
-        return make_cursor(TABLE_REQUESTS, to_stored(0), b"", b"")
-    return make_cursor(TABLE_ENTRIES, place[0], place[1], b"")
+        return make_cursor(TABLE_REQUESTS, to_stored(0), b"", b""), checked
+    return make_cursor(TABLE_ENTRIES, place[0], place[1], b""), checked
 
 
-def _scrub_requests(connection: sqlite3.Connection, path: Path, place: tuple[int, bytes, bytes]) -> bytes:
-    rows = 0
+def _scrub_requests(
+    connection: sqlite3.Connection, path: Path, place: tuple[int, bytes, bytes]
+) -> tuple[bytes, int]:
+    rows = checked = 0
     for stored, user, request_id, version, time_ms, digest in connection.execute(_REQUESTS, place):
         if rows >= SCRUB_ROWS:
-            return make_cursor(TABLE_REQUESTS, *place)
+            return make_cursor(TABLE_REQUESTS, *place), checked
         if request_digest(user, request_id, version, time_ms) != from_stored(digest) or user_hash(user) != stored:
             raise damaged(path, f"request {request_id!r} of user {user!r} does not match its checksum")
         if (stored, user, request_id) <= place:
             raise damaged(path, f"request {request_id!r} of user {user!r} is out of order")
         place, rows = (stored, user, request_id), rows + 1
-    return make_cursor(_TABLE_LOG, to_stored(0), b"", b"")
+        checked += ROW_BYTES + len(user) + len(request_id)
+    return make_cursor(_TABLE_LOG, to_stored(0), b"", b""), checked
 
 
-def _scrub_log(connection: sqlite3.Connection, path: Path, after: int) -> bytes:
-    rows = 0
+def _scrub_log(connection: sqlite3.Connection, path: Path, after: int) -> tuple[bytes, int]:
+    rows = checked = 0
     for record in log_records(connection, path, after + 1):
         after, rows = record.sequence, rows + 1
+        checked += ROW_BYTES + len(record.payload)
         if rows >= SCRUB_ROWS:
-            return make_cursor(_TABLE_LOG, to_stored(after), b"", b"")
-    return b""
+            return make_cursor(_TABLE_LOG, to_stored(after), b"", b""), checked
+    return b"", checked

@@ -280,14 +280,15 @@ def _check_name(what: str, name: str) -> None:
 
 
 def read(request: state_pb2.ReadRequest, reader: Reader) -> state_pb2.ReadResponse:
-    """The keys that exist. Raises InvalidRequest when they are more than an answer holds."""
+    """The keys that exist, as of one moment. Raises InvalidRequest when they are more than an answer holds."""
     keys = list(request.keys)
     total = 0
-    if len(keys) > AT_ONCE and reader.size(request.user).bytes > READ_BYTES_MAX:
-        for item in _items(request.user, keys, reader):
-            total += len(item.value)
-            _check_answer(total)
-    items = reader.get(request.user, keys)
+    with reader.moment():
+        if len(keys) > AT_ONCE and reader.size(request.user).bytes > READ_BYTES_MAX:
+            for item in _items(request.user, keys, reader):
+                total += len(item.value)
+                _check_answer(total)
+        items = reader.get(request.user, keys)
     _check_answer(sum(len(item.value) for item in items))
     return state_pb2.ReadResponse(items=map(_item, items))
 
@@ -300,7 +301,12 @@ def _check_answer(total: int) -> None:
 
 
 def scan(request: state_pb2.ScanRequest, reader: Reader) -> state_pb2.ScanResponse:
-    """A page: as many items as asked for, fewer when they are large."""
+    """A page, as of one moment: as many items as asked for, fewer when they are large."""
+    with reader.moment():
+        return _scan(request, reader)
+
+
+def _scan(request: state_pb2.ScanRequest, reader: Reader) -> state_pb2.ScanResponse:
     limit = request.limit or SCAN_ITEMS_DEFAULT
     start = max(request.from_key, request.prefix, key=lambda name: name.encode("utf-8"))
     is_small = reader.size(request.user).bytes <= READ_BYTES_MAX

@@ -94,6 +94,7 @@ def shard_text(shard: types_pb2.Shard, figure: session_pb2.ShardFigure | None = 
             ("served", "yes" if shard.formed else "not before every replica has made its store"),
             ("lost primaries", names(lost)),
             ("quarantine", shard.quarantine or "no"),
+            ("damage", (figure.damage if figure is not None else "") or "none is known"),
         ]
     )
 
@@ -139,7 +140,7 @@ def list_shards(session: Session, node: str) -> None:
 @click.argument("shard", type=click.IntRange(min=0))
 @pass_session
 def show_shard(session: Session, shard: int) -> None:
-    """Show one shard: where it is, how much is in it, and whether it is in quarantine.
+    """Show one shard: where it is, how much is in it, whether it is in quarantine, or its last copy damaged.
 
     \b
     Example:

@@ -12,10 +12,11 @@ from coordinator.cli.session import Group, Session, pass_session
 from coordinator.cli.structure import Plain
 from coordinator.cli.table import Column, facts, table
 from coordinator.cli.words import hash_text, size
-from coordinator.client.state_types import Entry, UserDescription
+from coordinator.client.state_types import Entry, Scan, UserDescription
 from coordinator.model.errors import RefusalReason, Refused
 
 COLUMNS = (Column("KEY"), Column("VERSION", right=True), Column("BYTES", right=True), Column("VALUE", wrap=True))
+PAGE_ITEMS_MAX = 1_000
 SHOWN_CHARACTERS = 200
 """So much of a value is shown in a table."""
 
@@ -24,7 +25,9 @@ expected_version = click.option(
     type=click.IntRange(min=0),
     help="Only if the key has this version now; 0: only if it does not exist.",
 )
-stale = click.option("--stale", is_flag=True, help="Ask any replica, which may be a moment behind.")
+stale = click.option(
+    "--stale", is_flag=True, help="Ask any replica, which may be behind; the answer says by how much at most."
+)
 
 
 def entry_structure(entry: Entry) -> dict[str, Plain]:
@@ -35,6 +38,11 @@ def entry_structure(entry: Entry) -> dict[str, Plain]:
     except UnicodeDecodeError:
         found["value_base64"] = base64.b64encode(entry.value).decode("ascii")
     return found
+
+
+def age_text(age_s: float) -> str:
+    """What a stale answer is worth, for people."""
+    return f"at most {age_s:.1f} s old"
 
 
 def value_text(value: bytes) -> str:
@@ -85,7 +93,8 @@ def state() -> None:
 @click.option("--raw", is_flag=True, help="Print the bytes of the value and nothing else, to redirect them.")
 @pass_session
 def get_key(session: Session, user: str, key: str, stale: bool, raw: bool) -> None:
-    """Show one key of USER. With -o json the value is text, or base64 in value_base64 when it is no text.
+    """Show one key of USER. With -o json the value is text, or base64 in value_base64 when it is no text; with --stale
+    age_s says how old the answer is at most.
 
     \b
     Examples:
@@ -93,17 +102,20 @@ def get_key(session: Session, user: str, key: str, stale: bool, raw: bool) -> No
       clusterctl state get ann photo --raw > photo.jpg
       clusterctl state get ann name -o json | jq -r .version
     """
-    entry = session.state().get(user, key, stale=stale)
+    found = session.state().read(user, [key], stale=stale)
+    entry = next(iter(found.entries), None)
     if entry is None:
         advice = f"`clusterctl state scan {user}` lists those that there are"
         raise Refused(RefusalReason.NOT_FOUND, f"user {user} has no key {key!r}; {advice}")
     if raw:
         sys.stdout.buffer.write(entry.value)
         return
-    session.show(entry_structure(entry), lambda: entries_table([entry]))
+    plain = entry_structure(entry) | ({"age_s": found.age_s} if stale else {})
+    text = entries_table([entry]) + (f"\n{age_text(found.age_s)}" if stale else "")
+    session.show(plain, lambda: text)
 
 
-@state.command("put")
+@state.command("put", short_help="Store a value under a key of USER.")
 @click.argument("user")
 @click.argument("key")
 @click.argument("value", required=False)
@@ -156,7 +168,7 @@ def delete_key(session: Session, user: str, key: str, expected_version: int | No
 def scan_keys(
     session: Session, user: str, prefix: str, from_key: str, limit: int | None, stale: bool
 ) -> None:
-    """List the keys of USER, in the order of their bytes.
+    """List the keys of USER, in the order of their bytes. Each page of up to 1,000 keys is as of one moment.
 
     \b
     Examples:
@@ -165,13 +177,18 @@ def scan_keys(
       clusterctl state scan ann -o json | jq -r '.entries[].key'
     """
     entries: list[Entry] = []
-    page_size = min(limit or 0, 1_000)
-    for entry in session.state().scan(user, prefix=prefix, from_key=from_key, page_size=page_size, stale=stale):
-        entries.append(entry)
-        if len(entries) == limit:
-            break
+    ages_s: list[float] = []
+    while not ages_s or (from_key and (limit is None or len(entries) < limit)):
+        page_size = min(PAGE_ITEMS_MAX, limit - len(entries) if limit is not None else PAGE_ITEMS_MAX)
+        page = session.state().scan_page(Scan(user, from_key, prefix, page_size, stale))
+        entries += page.entries
+        ages_s.append(page.age_s)
+        from_key = page.next_key
     answer: dict[str, Plain] = {"user": user, "entries": [entry_structure(entry) for entry in entries]}
-    session.show(answer, lambda: entries_table(entries))
+    if stale:
+        answer["age_s"] = max(ages_s)
+    text = entries_table(entries) + (f"\n{age_text(max(ages_s))}" if stale else "")
+    session.show(answer, lambda: text)
 
 
 @state.command("describe")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from coordinator.api.v1 import cluster_pb2, types_pb2
 from coordinator.client.masters import Masters
-from coordinator.model import key_hash
-from coordinator.model.errors import NoLeader, NotLeader, NotPrimary, TimedOut
+from coordinator.model import check_key, key_hash
+from coordinator.model.errors import InvalidRequest, NoLeader, NotLeader, NotPrimary, TimedOut
 
 LEADER_TIMEOUT_S = 0.5
 FETCH_TIMEOUT_S = 2.0
@@ -55,7 +55,12 @@ class ShardTable:
 
     def locate(self, user: str) -> Target:
         """Where the user lives. Raises NotPrimary when the cluster has no shards yet, InvalidRequest for a bad name."""
-        position = bisect_right(self._lows, key_hash(user)) - 1
+        try:
+            place = key_hash(user)
+        except InvalidRequest:
+            check_key(user, "user")  # Says it in the words of whoever asks.
+            raise
+        position = bisect_right(self._lows, place) - 1
         if position < 0:
             raise NotPrimary("the cluster has no shards yet; wait until it has workers")
         shard = self._shards[position]

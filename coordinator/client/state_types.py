@@ -61,7 +61,7 @@ class Scan:
     from_key: str = ""
     prefix: str = ""
     limit: int = 0
-    """0 means 100, 1,000 at most."""
+    """Items at most; 0 means 100, 1,000 at most. A page with values of more than 8 MiB ends earlier."""
     stale: bool = False
 
 

@@ -84,6 +84,7 @@ RANGES: dict[type, dict[str, Range]] = {
     },
     MoveSettings: {
         "copy_deadline_s": Range(0.1, 7 * DAY_S, "seconds"),
+        "copy_stall_s": Range(0.1, 7 * DAY_S, "seconds"),
         "cede_deadline_s": Range(0.05, 3600, "seconds"),
         "quarantine_workers": Range(0, 7, "workers"),
         "quarantine_window_s": Range(1, DAY_S, "seconds"),
@@ -91,6 +92,7 @@ RANGES: dict[type, dict[str, Range]] = {
     StateSettings: {
         "replica_lease_s": Range(0.05, 600, "seconds"),
         "lagging_s": Range(0.05, 600, "seconds"),
+        "opening_s": Range(0.05, 600, "seconds"),
         "min_in_sync": Range(1, 7, "replicas"),
         "user_keys_max": Range(1, 10_000_000, "keys"),
         "user_bytes_max": Range(1 << 10, 1 << 40, "bytes"),

@@ -25,6 +25,7 @@ from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.config import PlacementSettings
 from coordinator.control.interface import Action, Applied, Event, ProposalEnded, Step, Tokens
 from coordinator.control.proposals import Outcome, Proposals
+from coordinator.control.stalls import Stalls
 from coordinator.control.timers import earliest
 from coordinator.machine.state import (
     JobChanged,
@@ -62,10 +63,12 @@ class BalanceControl:
         now: Monotonic,
         planner: Planner | None = None,
         crowded: Callable[[], frozenset[str]] = frozenset,
+        stalls: Stalls | None = None,
     ) -> None:
         self._state = state
         self._planner = planner or Planner(settings)
         self._crowded = crowded
+        self._stalls = stalls if stalls is not None else Stalls()
         self._firsts = Proposals("assign", tokens)
         self._starts = Proposals("balance", tokens)
         self._owners = Proposals("jobs", tokens)
@@ -75,7 +78,8 @@ class BalanceControl:
         self._last_came_at = now
         self._firsts_due = now
         self._plan: Plan | None = None
-        self._planned_crowded: frozenset[str] = frozenset()
+        self._planned_without: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+        """Who was crowded, and who was avoided, when the latest plan was made."""
         self._planned_at = Monotonic(float("-inf"))
         self._plan_due: Monotonic | None = now
         self._jobs_due: Monotonic | None = now
@@ -174,7 +178,7 @@ class BalanceControl:
     # Decisions
 
     def _step(self, now: Monotonic, wall: WallMs) -> Step:
-        if self._crowded() != self._planned_crowded:
+        if (self._crowded(), self._stalls.avoided(now)) != self._planned_without:
             self._ask_plan(now)
         if not self._state.cluster_id:
             return Step()
@@ -207,6 +211,7 @@ class BalanceControl:
             times.append(self._jobs_due)
         if not self._unassigned and not len(self._starts):
             times.append(self._plan_due)
+        times.append(self._stalls.next_end())
         # What is due and could not be done now waits for an event, or for the rest of a proposal.
         times.append(self._owners.next_free(now) if self._jobs_due is not None else None)
         return earliest(*(time for time in times if time is not None and time > now))
@@ -242,8 +247,8 @@ class BalanceControl:
         """Makes a plan and proposes the moves of it that the budgets admit."""
         self._planned_at = now
         now_ms = max(wall, self._state.time_ms)
-        self._planned_crowded = self._crowded()
-        self._plan = plan = self._planner.plan(self._state, now_ms, self._planned_crowded)
+        self._planned_without = crowded, avoided = self._crowded(), self._stalls.avoided(now)
+        self._plan = plan = self._planner.plan(self._state, now_ms, crowded, avoided)
         self._plan_due = self._next_plan_at(now, now_ms, plan)
         for move in plan.moves:
             if move.within_budget:

@@ -31,6 +31,15 @@ class CopyProgress:
     """Negative while nothing is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedCopy:
+    """The last copy of a shard, of which some rows are damaged; the others are served."""
+
+    shard_id: int
+    node_id: str
+    damage: str
+
+
 @dataclass(slots=True)
 class _Copy:
     at: Monotonic
@@ -85,6 +94,15 @@ class Figures:
         """What the shard's primary said last; None when it has said nothing under this leader."""
         node_id, figure = self._figures.get(shard.id, ("", None))
         return figure if node_id == shard.primary else None
+
+    def damaged(self, state: State) -> tuple[DamagedCopy, ...]:
+        """Last copies that are damaged and stay in service, by shard."""
+        found = [
+            DamagedCopy(shard_id, node_id, figure.damage)
+            for shard_id, (node_id, figure) in sorted(self._figures.items())
+            if figure.damage and (shard := state.shards.get(shard_id)) is not None and shard.primary == node_id
+        ]
+        return tuple(found)
 
     def progress(self, state: State, move: Move) -> CopyProgress | None:
         """How far the copy of a move is; None when nothing is copied, or nothing is known of it."""

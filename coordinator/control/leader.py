@@ -21,7 +21,7 @@ from coordinator.control.assignment import AssignmentIndex, build_assignment
 from coordinator.control.balance import BalanceControl
 from coordinator.control.contacts import NodeLive
 from coordinator.control.cron import CronControl
-from coordinator.control.figures import CopyProgress, Figures
+from coordinator.control.figures import CopyProgress, DamagedCopy, Figures
 from coordinator.control.founding import Founding
 from coordinator.control.interface import (
     Action,
@@ -46,6 +46,7 @@ from coordinator.control.relief import ReliefControl
 from coordinator.control.replicas import LostCopy, ReplicaControl
 from coordinator.control.reports import LossWishes, Reports
 from coordinator.control.reshape import ReshapeControl
+from coordinator.control.stalls import Stalls
 from coordinator.control.timers import earliest
 from coordinator.machine.state import State
 from coordinator.model import Monotonic, Move, Shard, WallMs
@@ -91,12 +92,13 @@ class LeaderControl:
         )
         self._founding = Founding(state, config, tokens, rng)
         relief = ReliefControl(state, config.placement, self._figures, self._membership.metrics, tokens, now)
-        self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded)
+        stalls = Stalls()
+        self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded, stalls=stalls)
         self._replicas = ReplicaControl(state, self._reports, tokens, now, config.raft.command_bytes_max)
         self._others: tuple[Controller, ...] = (
             self._founding,
             self._replicas,
-            MoveControl(state, config.moves, self._reports, tokens, now),
+            MoveControl(state, config.moves, self._reports, tokens, now, stalls),
             self._balance,
             ReshapeControl(state, config.placement, self._figures, tokens),
             relief,
@@ -141,6 +143,10 @@ class LeaderControl:
     def lost_copies(self) -> tuple[LostCopy, ...]:
         """Shards whose last replica says that its data is lost."""
         return self._replicas.lost_copies()
+
+    def damaged_copies(self) -> tuple[DamagedCopy, ...]:
+        """Shards whose last replica serves what is sound of its data."""
+        return self._figures.damaged(self._state)
 
     def assignment(self, node_id: str) -> session_pb2.Assignment:
         """The worker's assignment as of the last entry taken in; without a scan of all shards."""

@@ -5,6 +5,7 @@ the epoch that the shard has now. The machine compares that epoch again when the
 
     phase     waits for                                                    command          at the deadline
     COPYING   the primary says that the target has caught up               PromoteReplica   AbortMove (copy_deadline_s)
+              the primary says that the target gets no further             AbortMove
     CEDING    the source has ceded                                         CutOver          AbortMove (cede_deadline_s)
      (SPLIT, MERGE: the primaries have sealed)                             Reshape          AbortMove (the same)
     REMOVING  the new primary has taken note of its role (SURPLUS: none)   RemoveReplica    RemoveReplica (the same)
@@ -15,6 +16,7 @@ the epoch that the shard has now. The machine compares that epoch again when the
   away by the rules for a failure; until then the deadline rolls the move back.
 - After the cutover a move only goes forward, so its deadline removes the source although the new primary is silent:
   what is decided is decided, and the source's copy would only grow old.
+- A copy is given up when its target gets no further; for a while that is not chosen again (stalls.py).
 - A copy whose reason has gone is rolled back: the source is no longer to be drained, or the target is to be drained.
 
 Everything but the reports is in the replicated state. A new leader starts the deadlines anew.
@@ -37,7 +39,8 @@ from coordinator.control.interface import (
     Tokens,
 )
 from coordinator.control.proposals import Proposals
-from coordinator.control.reports import ACCEPTED, CAUGHT_UP, CEDED, Reports
+from coordinator.control.reports import ACCEPTED, CAUGHT_UP, CEDED, Reports, Said
+from coordinator.control.stalls import Stalls
 from coordinator.control.timers import Timers, earliest
 from coordinator.machine.state import MoveChanged, NodeChanged, ShardChanged, State
 from coordinator.model import Monotonic, Move, MoveKind, MovePhase, NodeState, Shard, WallMs
@@ -54,11 +57,18 @@ class MoveControl:
     """The moves controller of one leader."""
 
     def __init__(
-        self, state: State, settings: MoveSettings, reports: Reports, tokens: Tokens, now: Monotonic
+        self,
+        state: State,
+        settings: MoveSettings,
+        reports: Reports,
+        tokens: Tokens,
+        now: Monotonic,
+        stalls: Stalls | None = None,
     ) -> None:
         self._state = state
         self._settings = settings
         self._reports = reports
+        self._stalls = stalls if stalls is not None else Stalls()
         self._proposals = Proposals("moves", tokens)
         self._seen: dict[int, _Seen] = {}
         self._timers = Timers()
@@ -104,11 +114,17 @@ class MoveControl:
                     move_id = event.state.move_of_shard.get(shard.id) if shard is not None else None
                     concerned |= {move_id} if move_id is not None else set()
                 case NodeChanged():
+                    self._note_node(change)
                     # Few moves run at once, and a worker changes seldom: a look at each is cheaper than a book of them.
                     concerned.update(event.state.moves)
                 case _:
                     pass
         return concerned
+
+    def _note_node(self, change: NodeChanged) -> None:
+        before, after = change.before, change.after
+        if before is not None and (after is None or after.incarnation != before.incarnation):
+            self._stalls.forget(before.id)
 
     def _take_reports(self, event: ReplicasReported) -> set[int]:
         moves = (self._state.move_of_shard.get(report.shard_id) for report in event.reports)
@@ -131,7 +147,10 @@ class MoveControl:
         copying = move.phase is MovePhase.COPYING
         deadline_s = self._settings.copy_deadline_s if copying else self._settings.cede_deadline_s
         deadline = Monotonic(seen.at + deadline_s)
-        command = self._wanted(move, self._state.shards[move.shard_id], now >= deadline)
+        shard = self._state.shards[move.shard_id]
+        if copying and _has_stalled(move, self._reports.of(shard.primary, shard)):
+            self._stalls.note(now, move.target)
+        command = self._wanted(move, shard, now >= deadline)
         if command is None:
             self._timers.set(subject, deadline)
             return []
@@ -147,6 +166,8 @@ class MoveControl:
                 if said is not None and move.target in said.caught_up:
                     promote = command_pb2.PromoteReplica(move_id=move.id, expected_epoch=shard.epoch)
                     return command_pb2.Command(promote_replica=promote)
+                if said is not None and _has_stalled(move, said):
+                    return _abort(move, f"the copy was given up: {said.reason or 'its target gets no further'}")
                 return self._abort_copy(move, is_late)
             case MovePhase.CEDING if move.kind.is_reshape:
                 return self._reshape(move, is_late)
@@ -192,6 +213,11 @@ class MoveControl:
         if move.kind is MoveKind.DRAIN and source is not None and source.state is NodeState.ACTIVE:
             return _abort(move, f"the drain of {move.source} was taken back")
         return None
+
+
+def _has_stalled(move: Move, said: Said | None) -> bool:
+    """True when the primary has given the target up."""
+    return said is not None and move.target in said.lagging
 
 
 def _abort(move: Move, reason: str) -> command_pb2.Command:

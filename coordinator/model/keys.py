@@ -15,14 +15,15 @@ HASH_SPACE = 1 << 64
 """Number of key hashes; the `hi` of the last shard."""
 
 
-def check_key(key: str) -> bytes:
-    """The key's UTF-8 bytes. Raises InvalidRequest when it is empty, too long, or has lone surrogates."""
+def check_key(key: str, what: str = "key") -> bytes:
+    """The key's UTF-8 bytes. Raises InvalidRequest, which calls it `what`, when it is empty, too long, or has lone
+    surrogates."""
     try:
         encoded = key.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidRequest(f"key {key!r} is not valid Unicode; use text that encodes as UTF-8") from None
+        raise InvalidRequest(f"{what} {key!r} is not valid Unicode; use text that encodes as UTF-8") from None
     if not 1 <= len(encoded) <= KEY_BYTES_MAX:
-        raise InvalidRequest(f"a key has 1 to {KEY_BYTES_MAX} bytes of UTF-8, this one has {len(encoded)}")
+        raise InvalidRequest(f"a {what} has 1 to {KEY_BYTES_MAX} bytes of UTF-8, this one has {len(encoded)}")
     return encoded
 
 

@@ -69,7 +69,9 @@ class Board:
         self._primary: dict[int, str] = {}
         self.busy: set[int] = set()
         self.crowded: frozenset[str] = frozenset()
-        """Workers to whom balance gives nothing, for want of memory."""
+        """Workers to whom balance gives nothing, for want of memory or because they are avoided."""
+        self.avoided: frozenset[str] = frozenset()
+        """Workers that took nothing of their last copy: they get no other one for a while."""
         self.receiving = {
             node.id: member_of(node) for node in self.nodes.values() if node.may_receive and not is_drained(node)
         }
@@ -248,10 +250,11 @@ class Board:
 
         Failure domains that `holders` leave free come first; with `spread_only` nothing else comes.
         `overflow` allows a full worker in the end, the least loaded one: a copy in the wrong place is
-        better than none.
+        better than none. Never one that is avoided.
         """
         position = shard_position(lo)
         taken = {self.domain(name) for name in holders}
+        holders = (*holders, *self.avoided)
         for level in (LOW, FAIR, OPEN):
             name = self._nearest(position, level, holders, taken)
             if name is not None:

@@ -56,13 +56,28 @@ class Planner:
             del self._rings[next(iter(self._rings))]
         return ring
 
-    def plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> Plan:
-        """All moves that the state calls for, at the wall time `now_ms`; balance gives nothing to who is `crowded`."""
-        return self._plan(state, now_ms, crowded)[0]
+    def plan(
+        self,
+        state: State,
+        now_ms: WallMs,
+        crowded: frozenset[str] = frozenset(),
+        avoided: frozenset[str] = frozenset(),
+    ) -> Plan:
+        """All moves that the state calls for, at the wall time `now_ms`.
 
-    def _plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> tuple[Plan, Board]:
+        Balance gives nothing to who is `crowded`, and nobody gives a copy to who is `avoided`.
+        """
+        return self._plan(state, now_ms, crowded, avoided)[0]
+
+    def _plan(
+        self,
+        state: State,
+        now_ms: WallMs,
+        crowded: frozenset[str] = frozenset(),
+        avoided: frozenset[str] = frozenset(),
+    ) -> tuple[Plan, Board]:
         board = Board(state, self._settings, now_ms, self.ring_of)
-        board.crowded = crowded
+        board.crowded, board.avoided = crowded | avoided, avoided
         paused = state.settings.rebalance_paused
         _refuse_unassigned(board)
         drop_surplus(board, paused=paused)

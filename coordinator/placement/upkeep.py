@@ -79,7 +79,7 @@ def _repair_one(board: Board, shard: Shard) -> None:
     what = f"needs|need {missing} more {'copy' if missing == 1 else 'copies'}"
     if _refuse_silent_primary(board, shard, what):
         return
-    back = [name for name in shard.absent if name in board.receiving]
+    back = _back(board, shard)
     if back:
         taken = {board.domain(name) for name in shard.in_sync}
         target = min(back, key=lambda name: (board.domain(name) in taken, name))
@@ -114,9 +114,18 @@ def _why_nobody(board: Board, holders: tuple[str, ...]) -> str:
     others = [node for node in board.nodes.values() if node.id not in holders and node.state is not NodeState.LEFT]
     if not others:
         return "it, because there is no other worker" if len(holders) <= 1 else "it, because every worker has one"
-    named = [f"{node.id} is {describe(node)}" for node in others[:WORKERS_NAMED_MAX]]
+    named = [f"{node.id} {_standing(board, node)}" for node in others[:WORKERS_NAMED_MAX]]
     more = f" and {len(others) - len(named)} more workers are not available" if len(others) > len(named) else ""
     return f"it ({', '.join(named)}{more})"
+
+
+def _back(board: Board, shard: Shard) -> list[str]:
+    """Workers whose place in the shard was kept, and that can take it again."""
+    return [name for name in shard.absent if name in board.receiving and name not in board.avoided]
+
+
+def _standing(board: Board, node: Node) -> str:
+    return "took nothing of its last copy" if node.id in board.avoided else f"is {describe(node)}"
 
 
 def describe(node: Node) -> str:
@@ -152,7 +161,7 @@ def _drain_one(board: Board, shard: Shard, source: str) -> None:
     if _refuse_silent_primary(board, shard, what, source):
         return
     others = tuple(name for name in shard.in_sync if name != source)
-    back = [name for name in shard.absent if name in board.receiving]
+    back = _back(board, shard)
     target = min(back) if back else None
     if target is None:
         target = _choose_beside(board, shard, source, others)

@@ -14,6 +14,7 @@ from immutables import Map
 
 from coordinator import __version__
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.figures import DamagedCopy
 from coordinator.control.replicas import LostCopy
 from coordinator.machine.codec import event_to_proto, move_to_proto, node_to_proto, settings_to_proto, shard_to_proto
 from coordinator.machine.state import State
@@ -55,8 +56,9 @@ class ClusterReads:
         refusals: tuple[str, ...] = ()
         connected: frozenset[str] | None = None
         lost_copies: tuple[LostCopy, ...] = ()
+        damaged_copies: tuple[DamagedCopy, ...] = ()
         if control is not None:
-            lost_copies = control.lost_copies()
+            lost_copies, damaged_copies = control.lost_copies(), control.damaged_copies()
             plan = control.plan()
             refusals = (*control.problems(), *(plan.refusals if plan is not None else ()))
             connected = frozenset(node_id for node_id, live in control.sessions().items() if live.connected)
@@ -74,6 +76,7 @@ class ClusterReads:
             connected=connected,
             refusals=refusals,
             lost_copies=lost_copies,
+            damaged_copies=damaged_copies,
         )
         fill_status(response, state, around)
         return response

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.figures import DamagedCopy
 from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import Node, NodeState, Shard, WallMs
@@ -33,6 +34,8 @@ class Surroundings:
     """What the planner would like to do and cannot."""
     lost_copies: Sequence[LostCopy] = field(default_factory=tuple)
     """Shards whose last copy is lost."""
+    damaged_copies: Sequence[DamagedCopy] = field(default_factory=tuple)
+    """Shards whose last copy is damaged, and served but for that."""
 
 
 def is_short(shard: Shard, state: State) -> bool:
@@ -72,6 +75,7 @@ def problems(state: State, around: Surroundings) -> list[str]:
     return [
         *_master_problems(around.masters),
         *_lost_problems(around.lost_copies),
+        *_damage_problems(around.damaged_copies),
         *_shard_problems(state),
         *_node_problems(state, around),
         *_job_problems(state),
@@ -106,6 +110,17 @@ def _lost_problems(lost_copies: Sequence[LostCopy]) -> list[str]:
         )
     if len(lost_copies) > NAMES_SHOWN:
         found.append(f"the last copies of {len(lost_copies) - NAMES_SHOWN} more shards are damaged or gone")
+    return found
+
+
+def _damage_problems(damaged_copies: Sequence[DamagedCopy]) -> list[str]:
+    found = [
+        f"the last copy of shard {copy.shard_id}, on {copy.node_id}, is damaged ({copy.damage}); all but that is "
+        "served: start a worker that held the shard before, or write the key again or delete it"
+        for copy in damaged_copies[:NAMES_SHOWN]
+    ]
+    if len(damaged_copies) > NAMES_SHOWN:
+        found.append(f"the last copies of {len(damaged_copies) - NAMES_SHOWN} more shards are damaged")
     return found
 
 

@@ -42,6 +42,7 @@ def test_an_agent_goes_on_where_its_state_is(tmp_path: Path, monkeypatch: pytest
                 found = state.get_many(USER, ["count", "worker"])
                 return (int(found["count"].value), found["worker"].value.decode()) if found else (0, "")
 
+            state.put(USER, "name", b"Ann")  # From now on she is one of its shard's users.
             wait_until(lambda: seen()[0] >= 5, 20, "the agent counts")
             count, killed = seen()
             cluster.kill(killed)

@@ -88,6 +88,7 @@ class Pair:
         for user in USERS:
             assert left.get(user, KEYS) == right.get(user, KEYS)
             assert left.size(user) == right.size(user)
+            assert left.users(user, 2) == right.users(user, 2)
             for request_id in ("r1", "r2", "r3", "r4"):
                 assert left.request(user, request_id) == right.request(user, request_id)
 

@@ -276,6 +276,30 @@ async def test_local_state_reads_and_writes() -> None:
         assert played.barriers == 1, "without the lease a read here needs the replicas' word too"
 
 
+async def test_local_state_lists_the_users_of_a_shard() -> None:
+    """Everybody with a key, page by page, as a read is answered; nobody of a shard that is not served, or was cut."""
+    async with one_shard() as (played, state):
+        assert [user async for user in state.users(shard())] == []
+        names = {f"user-{number}" for number in range(25)}
+        for name in names:
+            await state.put(name, "a", b"1")
+        await state.delete("user-3", "a")
+        found = [user async for user in state.users(shard(), page_size=10)]
+        assert (set(found), len(found)) == (names - {"user-3"}, 24)
+        played.has_lease = False
+        assert len([user async for user in state.users(shard())]) == 24
+        assert played.barriers == 1, "without the lease the replicas are asked"
+        with pytest.raises(InvalidRequest, match="at least one"):
+            await anext(state.users(shard(), page_size=0))
+        with pytest.raises(NotPrimary, match="does not serve shard 2"):
+            await anext(state.users(shard(2)))
+        listing = state.users(shard(), page_size=1)
+        await anext(listing)
+        played.is_serving = False
+        with pytest.raises(NotPrimary):
+            await anext(listing)
+
+
 async def test_local_state_never_leaves_the_worker() -> None:
     """A user who is not served here is refused at once, with who to ask; nothing is sent to anybody."""
     here, there = PlayedShard(Rows()), PlayedShard(Rows(), node_id="w2")

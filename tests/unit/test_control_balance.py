@@ -6,6 +6,7 @@ from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.config import PlacementSettings
 from coordinator.control.balance import SETTLE_QUIET_S, SETTLE_S_MAX, BalanceControl
 from coordinator.control.interface import Action, Applied, Propose
+from coordinator.control.stalls import AVOID_S, Stalls
 from coordinator.machine.state import State
 from coordinator.model import WallMs
 from coordinator.model.errors import NoLeader
@@ -24,9 +25,15 @@ class CountingPlanner(Planner):
         super().__init__(SETTINGS)
         self.plans = 0
 
-    def plan(self, state: State, now_ms: WallMs, crowded: frozenset[str] = frozenset()) -> Plan:
+    def plan(
+        self,
+        state: State,
+        now_ms: WallMs,
+        crowded: frozenset[str] = frozenset(),
+        avoided: frozenset[str] = frozenset(),
+    ) -> Plan:
         self.plans += 1
-        return super().plan(state, now_ms, crowded)
+        return super().plan(state, now_ms, crowded, avoided)
 
 
 class Scene(ControlDriver):
@@ -41,7 +48,10 @@ class Scene(ControlDriver):
     def begin(self) -> None:
         """A new leader."""
         self.planner = CountingPlanner()
-        self.balance = BalanceControl(self.machine.state, SETTINGS, self.tokens, self.now, self.planner)
+        self.stalls = Stalls()
+        self.balance = BalanceControl(
+            self.machine.state, SETTINGS, self.tokens, self.now, self.planner, stalls=self.stalls
+        )
         self.controller = self.balance
 
     def come(self, name: str) -> list[Action]:
@@ -203,6 +213,38 @@ def test_a_replica_that_was_taken_out_is_brought_back() -> None:
     drop = command_pb2.DropReplica(shard_id=shard.id, node_id=other, expected_epoch=shard.epoch, reason="it lags")
     scene.run(drop_replica=drop)
     assert operations(scene.advance(0.2)) == ["start_move"]
+
+
+def test_who_took_nothing_of_a_copy_is_passed_over() -> None:
+    """A worker with a stalled copy gets none for a while, although its place is kept: another one does, or none."""
+    scene = Scene()
+    scene.assign_all("w1", "w2", "w3")
+    scene.settle(scene.advance(0.1))
+    shard = scene.machine.state.shards[1]
+    [lost, spare] = [name for name in ("w1", "w2", "w3") if name != shard.primary]
+    lost, spare = (lost, spare) if lost in shard.in_sync else (spare, lost)
+    drop = command_pb2.DropReplica(shard_id=shard.id, node_id=lost, expected_epoch=shard.epoch, reason="it lags")
+    scene.run(drop_replica=drop)
+    scene.stalls.note(scene.now, lost)
+    [start] = [one.command.start_move for one in only(scene.advance(0.2), Propose)]
+    assert (start.shard_id, start.target) == (shard.id, spare)
+
+    scene = Scene()
+    scene.assign_all("w1", "w2")
+    scene.settle(scene.advance(0.1))
+    shard = scene.machine.state.shards[1]
+    [lost] = set(shard.in_sync) - {shard.primary}
+    drop = command_pb2.DropReplica(shard_id=shard.id, node_id=lost, expected_epoch=shard.epoch, reason="it lags")
+    scene.run(drop_replica=drop)
+    scene.stalls.note(scene.now, lost)
+    assert scene.advance(0.2) == []
+    plan = scene.balance.plan()
+    assert plan is not None
+    assert any(f"{lost} took nothing of its last copy" in refusal for refusal in plan.refusals), plan.refusals
+    assert scene.next_wake is not None
+    scene.advance(AVOID_S)
+    [start] = [one.command.start_move for one in only(scene.advance(0.2), Propose)]
+    assert start.target == lost
 
 
 def test_a_refused_move_does_not_make_a_storm() -> None:

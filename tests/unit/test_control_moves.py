@@ -9,7 +9,8 @@ from coordinator.config import MoveSettings
 from coordinator.control.interface import ReplicasReported, SessionOpened
 from coordinator.control.moves import MoveControl
 from coordinator.control.reports import Reports
-from coordinator.model import MovePhase
+from coordinator.control.stalls import AVOID_S, Stalls
+from coordinator.model import Monotonic, MovePhase
 from coordinator.model.errors import NoLeader
 from tests.control_driver import ControlDriver, hello, operations, report
 from tests.machine_driver import MachineDriver
@@ -36,7 +37,8 @@ class Scene(ControlDriver):
     def begin(self) -> None:
         """A new leader."""
         self.reports = Reports()
-        self.controller = MoveControl(self.machine.state, SETTINGS, self.reports, self.tokens, self.now)
+        self.stalls = Stalls()
+        self.controller = MoveControl(self.machine.state, SETTINGS, self.reports, self.tokens, self.now, self.stalls)
 
     def start(self, kind: types_pb2.MoveKind.ValueType, source: str, target: str, shard_id: int = 1) -> int:
         """A move, started by an operator; its id."""
@@ -300,3 +302,23 @@ def test_a_new_leader_finishes_a_join() -> None:
     assert scene.advance() == []
     assert scene.said("w1", CEDED, shard_id=4) == []
     assert scene.said("w1", CEDED, shard_id=3) == ["reshape"]
+
+
+def test_a_copy_that_gets_no_further_is_given_up() -> None:
+    """The primary names the target: the move is rolled back with its words, and the target is avoided for a while."""
+    scene = Scene()
+    move = scene.start(types_pb2.MOVE_KIND_BALANCE, "w1", "w3")
+    epoch = scene.machine.shard(1).epoch
+    said = report(1, "w1", 1, epoch, ACCEPTED, lagging="w2")
+    assert scene.settle(scene.tell(said)) == [], "another one's fault"
+    said = report(1, "w1", 1, epoch, ACCEPTED, lagging="w3", reason="w3 got no further for 20 s")
+    assert operations(scene.settle(scene.tell(said))) == ["abort_move"]
+    phase, outcome = scene.ended(move)
+    assert phase is MovePhase.ABORTED
+    assert outcome == "the copy was given up: w3 got no further for 20 s"
+    assert scene.stalls.avoided(scene.now) == {"w3"}
+    assert scene.stalls.avoided(Monotonic(scene.now + AVOID_S)) == frozenset()
+    scene.stalls.note(scene.now, "w3")
+    node = types_pb2.Node(id="w3", incarnation="2", weight=1.0, grpc_address="w3:1")
+    scene.run(register_node=command_pb2.RegisterNode(node=node))
+    assert scene.stalls.avoided(scene.now) == frozenset(), "another process may do better"

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.api.v1 import replication_pb2
 from coordinator.model.errors import Damaged, NotPrimary, OutcomeUnknown, Overloaded
-from tests.replica_driver import TIMES, Cluster
+from tests.replica_driver import SHARD, TIMES, Cluster, Node
 from tests.sim.replica_store import SimStore, payload_of
 from worker_agent import replica_primary
-from worker_agent.shard_interface import AppendRecords, Barrier, Progress, SendToPeer, StoreFailed
+from worker_agent.shard_interface import (
+    AppendRecords,
+    Barrier,
+    PeerConnected,
+    PeerSaid,
+    Progress,
+    SendToPeer,
+    StoreFailed,
+)
 from worker_agent.store_interface import LogRecord, StoreFull
 
 PROMISE_S = TIMES.replica_lease_s * TIMES.lease_margin
@@ -458,3 +467,102 @@ def test_a_tail_of_several_epochs_is_learnt_after_a_restart() -> None:
     cluster.pass_time(PROMISE_S + 0.1)
     assert node.replica.is_serving
     assert store.position().applied == 7
+
+
+def test_a_replica_whose_rows_differ_is_copied_anew() -> None:
+    """One that was taken out because its rows differ has the whole log, and still gets a whole copy when it is back."""
+    cluster = Cluster("w1", "w2")
+    primary = cluster.form("w1", "w2")
+    for token in range(1, 6):
+        primary.submit(token, f"k{token}")
+        cluster.settle()
+    cluster.nodes["w2"].store.now.rows[(1, "b")] = ("alien", 1)
+    primary.submit(6)
+    cluster.pass_time(1.0)
+    assert primary.report.lagging == ("w2",)
+    cluster.assign(cluster.view(2, "w1", joining=("w2",)))
+    for token in range(7, 10):  # It is written to all the time, and what is in flight is no harm.
+        primary.submit(token)
+        cluster.nodes["w1"].work(1)
+        cluster.deliver(2)
+    cluster.pass_time(1.0)
+    assert primary.report.caught_up == ("w2",)
+    assert primary.replica.copies()[0].rows > 0
+    assert cluster.nodes["w2"].store.now.rows == primary.store.now.rows
+
+
+def opening(cluster: Cluster, primary: Node, name: str, seconds: float) -> None:
+    """A replica answers for so long that it is about to open its store."""
+    end = cluster.now + seconds
+    while cluster.now < end:
+        message = replication_pb2.ShardMessage(shard_id=SHARD, epoch=1)
+        message.refuse.is_opening = True
+        primary.feed(PeerSaid(name, message, True))
+        cluster.pass_time(0.1)
+
+
+def test_a_replica_that_opens_its_store_is_waited_for() -> None:
+    """It is not named as lagging while it says so, for `opening_s`; then it is, and one that says nothing at once."""
+    cluster = Cluster("w1", "w2")
+    primary = cluster.form("w1", "w2")
+    cluster.cut("w1", "w2")
+    primary.feed(PeerConnected("w2"))  # A stream is open, and nothing but these refusals comes down.
+    opening(cluster, primary, "w2", TIMES.opening_s - 0.2)
+    assert not primary.report.lagging
+    opening(cluster, primary, "w2", 0.6)
+    assert primary.report.lagging == ("w2",)
+    assert "open" in primary.report.reason
+
+    cluster = Cluster("w1", "w2")
+    primary = cluster.form("w1", "w2")
+    cluster.cut("w1", "w2")
+    primary.feed(PeerConnected("w2"))
+    opening(cluster, primary, "w2", TIMES.lagging_s + 1.0)
+    cluster.pass_time(TIMES.lagging_s + 0.2)
+    assert primary.report.lagging == ("w2",), "it fell silent"
+
+
+@pytest.mark.parametrize("where", ["away", "first chunk", "later chunk", "records"])
+def test_a_joining_replica_that_gets_no_further_is_named(where: str) -> None:
+    """A disk that hangs, or a worker that cannot be reached, is named after `stall_s`; what goes on slowly is not."""
+    cluster = Cluster("w1")
+    primary = cluster.form("w1")
+    for token in range(150):
+        primary.submit(token, f"k{token:03}")
+        cluster.settle()
+    joiner = cluster.add("w2", SimStore(is_complete=False))
+    if where == "away":
+        cluster.cut("w1", "w2")
+    cluster.assign(cluster.view(2, "w1", joining=("w2",)))
+    for _ in range({"away": 0, "first chunk": 0, "later chunk": 40, "records": 10_000}[where]):
+        primary.work(1)
+        cluster.deliver(1)
+        joiner.work(1)
+        if where == "records" and joiner.store.position().is_complete:
+            break
+    joiner.is_stuck = True
+    cluster.pass_time(TIMES.stall_s - 1.0)
+    assert not primary.report.lagging
+    cluster.pass_time(TIMES.stall_s + 5.0)
+    assert primary.report.lagging == ("w2",)
+    assert "got no further" in primary.report.reason
+    assert primary.replica.is_serving
+    primary.submit(1_000)
+    cluster.settle()
+    assert primary.settled[1_000].sequence == 151, "nobody waits for it"
+
+
+def test_a_copy_that_waits_for_this_side_is_no_stall() -> None:
+    """The throttle may hold a chunk back for long: that is not the receiver's fault."""
+    cluster = Cluster("w1")
+    primary = cluster.form("w1")
+    primary.submit(1)
+    cluster.settle()
+    cluster.add("w2", SimStore(is_complete=False))
+    primary.holds_chunks = True
+    cluster.assign(cluster.view(2, "w1", joining=("w2",)))
+    cluster.pass_time(4 * TIMES.stall_s)
+    assert not primary.report.lagging
+    primary.holds_chunks = False
+    cluster.pass_time(1.0)
+    assert primary.report.caught_up == ("w2",)

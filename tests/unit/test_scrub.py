@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.model import HASH_SPACE
+from coordinator.model import HASH_SPACE, ManualClock
 from coordinator.model.errors import Damaged
 from worker_agent.scrub import EMPTY_WAIT_S_MAX, Scrub, stretches
 from worker_agent.shard_interface import SeeEpoch, StoreDone, StoreFailed
 from worker_agent.store import ShardStore, create_store
+from worker_agent.store_care import ScrubTally
 from worker_agent.store_queue import StoreQueue
 from worker_agent.store_scan import SCRUB_ROWS
 
@@ -20,14 +21,13 @@ from worker_agent.store_scan import SCRUB_ROWS
 class Played:
     """A shard with a store of some stretches."""
 
-    def __init__(self, shard_id: int, rows: int, steps: int) -> None:
-        self.shard_id = shard_id
-        self.rows = rows
+    def __init__(self, rows: int, steps: int) -> None:
+        self.count = rows
         self.steps = steps
         self.asked: list[tuple[float, bytes]] = []
 
-    async def scrub_rows(self) -> int:
-        return self.rows
+    async def rows(self) -> int:
+        return self.count
 
     async def scrub(self, cursor: bytes) -> bytes:
         self.asked.append((asyncio.get_running_loop().time(), cursor))
@@ -59,14 +59,15 @@ class EndOfTest(Exception):
 
 async def test_a_round_visits_every_stretch_and_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shard is checked from its beginning to its end; a large one gets its share of the round's time."""
-    small, large, closed = Played(1, 10, 3), Played(2, 4 * SCRUB_ROWS, 7), Played(3, 0, 1)
-    scrub = Scrub(lambda: [small, large, closed], 1_000.0)
+    small, large, closed = Played(10, 3), Played(4 * SCRUB_ROWS, 7), Played(0, 1)
+    tally, clock = ScrubTally(), ManualClock()
+    scrub = Scrub(lambda: [small, large, closed], 1_000.0, tally, clock)
     turns = Turns(monkeypatch, 3 + 7 + 2)
     with pytest.raises(EndOfTest):
         await scrub.run()
     assert [cursor for _, cursor in small.asked] == [b"", b"1", b"2"]
     assert [cursor for _, cursor in large.asked] == [b"", *(b"%d" % number for number in range(1, 7))]
-    assert (closed.asked, scrub.rounds) == ([], 1)
+    assert (closed.asked, tally.rounds, tally.round_ended_at) == ([], 1, clock.monotonic())
     assert stretches(10) + stretches(4 * SCRUB_ROWS) == 10
     assert turns.slept_s[0] == pytest.approx(100.0), "ten stretches in a thousand seconds"
 
@@ -75,7 +76,7 @@ async def test_a_worker_without_shards_waits(monkeypatch: pytest.MonkeyPatch) ->
     """Where there is nothing to check it looks again after a while, and does not spin."""
     turns = Turns(monkeypatch, 2)
     with pytest.raises(EndOfTest):
-        await Scrub(lambda: [], 86_400.0).run()
+        await Scrub(lambda: [], 86_400.0, ScrubTally(), ManualClock()).run()
     assert turns.slept_s == [EMPTY_WAIT_S_MAX] * 3
 
 

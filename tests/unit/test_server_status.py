@@ -7,6 +7,7 @@ from dataclasses import replace
 from immutables import Map
 
 from coordinator.api.v1 import cluster_pb2
+from coordinator.control.figures import DamagedCopy
 from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import ClusterSettings, CronJob, CronJobSpec, Node, NodeState, Shard, WallMs
@@ -142,6 +143,11 @@ def test_quarantine_lost_copies_and_unformed_shards_are_said() -> None:
     second = replace(state.shards[2], is_formed=False)
     state = replace(state, shards=Map({1: first, 2: second}))
     lost = replace(ALL_WELL, lost_copies=[LostCopy(2, "w2", "its checksum is wrong")])
+    damaged = replace(ALL_WELL, damaged_copies=[DamagedCopy(1, "w1", "key 'a' does not match its checksum")])
+    assert problems(state, damaged)[0] == (
+        "the last copy of shard 1, on w1, is damaged (key 'a' does not match its checksum); all but that is served: "
+        "start a worker that held the shard before, or write the key again or delete it"
+    )
     assert problems(state, lost) == [
         "the last copy of shard 2, on w2, is damaged or gone (its checksum is wrong); nothing is done about it: "
         "bring its files back, or a worker that held the shard before",

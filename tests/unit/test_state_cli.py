@@ -44,7 +44,9 @@ class Terminal:
         return json.loads(printed)
 
 
-async def test_the_whole_tour(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+async def test_the_whole_tour(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Put, get, scan, describe and delete, for people and for scripts, with values of every kind."""
     async with cluster(one_shard()) as c:
         config = tmp_path / "cluster.toml"
@@ -74,7 +76,14 @@ async def test_the_whole_tour(tmp_path: Path, capsysbinary: pytest.CaptureFixtur
                 {"key": "name", "version": 1, "value": "Änn"},
                 {"key": "photo", "version": 2, "value_base64": "/wANCg=="},
             ],
+            "age_s": 0.0,
         }
+        monkeypatch.setattr("coordinator.cli.state.PAGE_ITEMS_MAX", 2)
+        whole = await terminal.run_json("scan", "ann")
+        assert isinstance(whole, dict)
+        assert [entry["key"] for entry in whole["entries"]] == ["empty", "name", "photo"]
+        status, printed = await terminal.run("get", "ann", "name", "--stale")
+        assert printed.decode().splitlines()[1:] == ["name        1      4  Änn", "at most 0.0 s old"]
         assert await terminal.run("scan", "bob") == (0, b"no key\n")
         status, printed = await terminal.run("describe", "ann")
         assert b"keys   3 of 10000\nsize   22 B of 64 MiB" in printed
@@ -96,7 +105,7 @@ async def test_what_is_refused_is_told_in_one_line(
         for arguments, expected_status, expected in (
             (("put", "ann", "seen", "x", "--expected-version", "0"), 1, b"key 'seen' has version 1, and the write"),
             (("get", "ann", "name"), 1, b"user ann has no key 'name'; `clusterctl state scan ann` lists"),
-            (("get", "", "name"), 1, b"a key has 1 to 512 bytes of UTF-8, this one has 0"),
+            (("get", "", "name"), 1, b"a user has 1 to 512 bytes of UTF-8, this one has 0"),
             (("put", "ann", "name"), 2, b"name the value: as VALUE, as - for standard input, or with --file"),
             (("put", "ann", "name", "x", "--file", "y"), 2, b"one of them"),
             (("put", "ann", "name", "--file", str(tmp_path / "none")), 2, b"cannot be read: No such file"),

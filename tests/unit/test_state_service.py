@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,6 +16,7 @@ from coordinator.config import StateSettings
 from coordinator.model import key_hash
 from coordinator.model.errors import (
     CoordinatorError,
+    Damaged,
     Expired,
     InvalidRequest,
     NotPrimary,
@@ -29,6 +30,7 @@ from tests.played_state import PlayedHost, PlayedShard, PlayedWorker, Rows, play
 from worker_agent import state_route
 from worker_agent.state_interface import Elsewhere, Place
 from worker_agent.state_route import Known, Scope, known_of, metadata_of
+from worker_agent.store_interface import StateItem
 
 ANN = "ann"
 SOON_S = 0.05
@@ -112,6 +114,40 @@ async def test_a_stale_read_says_how_old_it_may_be() -> None:
         replica.age_s = None
         assert (await two.core.read(get("a", stale=True), scope())).age_s == 0.0
         assert one.calls == [("Read", "OK")]
+
+
+class Damageable(Rows):
+    """Rows of which one is damaged on the disk."""
+
+    def get(self, user: str, keys: Sequence[str]) -> list[StateItem]:
+        if "bad" in keys:
+            raise Damaged("key 'bad' does not match its checksum")
+        return super().get(user, keys)
+
+
+async def test_damage_is_answered_by_another_copy() -> None:
+    """A read, a batch and a condition that meet damage go on at the next primary; of a last copy the caller hears."""
+    good = Rows()
+    primary, replica = PlayedShard(Damageable()), PlayedShard(good, node_id="w2")
+    async with played_workers(PlayedHost(primary), PlayedHost(replica)) as [one, two]:
+        await two.core.write(put("bad", b"1"), scope())
+        primary.primary = two.place
+        for _ in range(2):
+            primary.is_primary = primary.is_serving = True
+            assert [item.value for item in (await one.core.read(get("bad"), scope())).items] == [b"1"]
+        primary.is_primary = primary.is_serving = True
+        assert one.core.try_read(get("bad")) is None
+        primary.is_primary = primary.is_serving = True
+        assert one.core.try_write(put("bad", b"2", expected=1)) is None
+        primary.is_primary = primary.is_serving = True
+        assert (await one.core.write(put("bad", b"2", expected=1), scope())).version == 2
+        assert len(primary.damages) == 5
+        assert {method for method, _ in two.calls} == {"Read", "Write"}
+        primary.is_primary = primary.is_serving = True
+        primary.in_sync_count = 1
+        with pytest.raises(Damaged, match="does not match"):
+            await one.core.read(get("bad"), scope())
+        assert list((await one.core.read(get("good"), scope())).items) == []
 
 
 async def test_a_refusal_is_a_read() -> None:

@@ -119,6 +119,40 @@ def test_reads_show_what_was_applied(store: ShardStore) -> None:
     assert store.figures().users == 0
 
 
+def test_a_moment_stands_still(store: ShardStore) -> None:
+    """What is asked inside a moment is as of its first question, whatever is applied meanwhile; moments nest."""
+    reader = store.reader()
+    write(store, "ann", {"a": b"1"})
+    with reader.moment():
+        assert reader.size("ann").keys == 1
+        write(store, "ann", {"b": b"2"})
+        with reader.moment():
+            assert reader.size("ann").keys == 1
+        assert [item.key for item in reader.get("ann", ["a", "b"])] == ["a"]
+        assert [item.key for item in reader.scan("ann", "", "", 9)] == ["a"]
+        assert reader.users("", 9) == ["ann"]
+    assert reader.size("ann").keys == 2
+
+
+def test_users_are_listed_by_hash(store: ShardStore) -> None:
+    """Pages of the users that have a key, each once, whoever has come or gone."""
+    reader = store.reader()
+    assert reader.users("", 10) == []
+    names = sorted((f"user-{number}" for number in range(25)), key=key_hash)
+    for name in names:
+        write(store, name, {"a": b"1"})
+    write(store, names[3], {"a": None})
+    del names[3]
+    pages = [reader.users("", 10)]
+    while len(pages[-1]) == 10:
+        pages.append(reader.users(pages[-1][-1], 10))
+    assert [name for page in pages for name in page] == names
+    with store._writer.transaction(is_durable=True) as connection:
+        connection.execute("UPDATE users SET keys = 2 WHERE user = ?", (names[0].encode(),))
+    with pytest.raises(Damaged, match="does not match its checksum"):
+        reader.users("", 10)
+
+
 def test_the_log_has_no_gaps(store: ShardStore) -> None:
     """Records that do not follow, a truncation of what is applied, applying what is not there: refused, unchanged."""
     store.append([record(1, "ann", {"a": b"1"}), record(2, "ann", {"a": b"2"})])

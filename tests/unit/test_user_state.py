@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from coordinator.api.v1 import replication_pb2, state_pb2
 from coordinator.config import StateSettings
+from coordinator.model import HASH_SPACE, WallMs
 from coordinator.model.errors import InvalidRequest, Refused, VersionConflict
 from tests.played_state import Rows
+from worker_agent.store import create_store
+from worker_agent.store_interface import LogRecord, StateItem
 from worker_agent.user_state import (
     MUTATIONS_MAX,
     READ_BYTES_MAX,
@@ -267,3 +271,35 @@ def test_large_values_make_short_pages_and_long_reads_are_refused() -> None:
         with pytest.raises(InvalidRequest, match="read fewer keys at once"):
             read(state_pb2.ReadRequest(user=ANN, keys=asked), rows)
     assert [item.key for item in read(state_pb2.ReadRequest(user=ANN, keys=keys[:3]), rows).items] == keys[:3]
+
+
+def test_a_page_of_large_values_is_one_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read in several steps, and yet nothing that is applied between them shows; the next page shows it."""
+    store = create_store(tmp_path / "1.sqlite", 1, 0, HASH_SPACE)
+
+    def put(*numbers: int) -> None:
+        effects = [replication_pb2.Effect(key=f"k{one:02}", value=b"x" * (READ_BYTES_MAX // 10)) for one in numbers]
+        record = replication_pb2.Effects(user=ANN, effects=effects)
+        sequence = store.position().last + 1
+        store.append([LogRecord(sequence, 1, WallMs(0), record.SerializeToString())])
+        store.apply(sequence, keeps_tombstones=False)
+
+    put(*range(12))
+    reader = store.reader()
+    read_step, steps = reader.scan, 0
+
+    def racing(user: str, from_key: str, prefix: str, limit: int) -> list[StateItem]:
+        nonlocal steps
+        found, steps = read_step(user, from_key, prefix, limit), steps + 1
+        put(*range(12))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "scan", racing)
+        page = scan(state_pb2.ScanRequest(user=ANN, limit=100), reader)
+    assert steps > 1
+    assert len(page.items) == 10
+    assert {item.version for item in page.items} == {1}
+    rest = scan(state_pb2.ScanRequest(user=ANN, from_key=page.next_key), reader)
+    assert [item.version for item in rest.items] == [1 + steps] * 2
+    store.close()

@@ -534,19 +534,23 @@ class Refuse(_message.Message):
 
     EPOCH_SEEN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    IS_OPENING_FIELD_NUMBER: _builtins.int
     epoch_seen: _builtins.int
     """Highest epoch that it has seen of the shard; 0 when it does not hold it."""
     reason: _builtins.str
     """One sentence for people."""
+    is_opening: _builtins.bool
+    """True when it holds the shard and is still opening or making its store: it will follow as soon as that is done."""
     def __init__(
         self,
         *,
         epoch_seen: _builtins.int = ...,
         reason: _builtins.str = ...,
+        is_opening: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch_seen", b"epoch_seen", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch_seen", b"epoch_seen", "is_opening", b"is_opening", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -603,7 +603,9 @@ class ReplicaReport(_message.Message):
 
     @_builtins.property
     def lagging(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """From a primary: in-sync replicas that do not follow, or differ, and are to be taken out."""
+        """From a primary: in-sync replicas that do not follow, or differ, and are to be taken out; and joining ones that get no
+        further, whose move is to be rolled back.
+        """
 
     def __init__(
         self,
@@ -638,6 +640,7 @@ class ShardFigure(_message.Message):
     COPIED_ROWS_FIELD_NUMBER: _builtins.int
     COPIED_BYTES_FIELD_NUMBER: _builtins.int
     COPY_ROWS_FIELD_NUMBER: _builtins.int
+    DAMAGE_FIELD_NUMBER: _builtins.int
     shard_id: _builtins.int
     """The shard."""
     users: _builtins.int
@@ -654,6 +657,10 @@ class ShardFigure(_message.Message):
     """Bytes of them."""
     copy_rows: _builtins.int
     """Rows of the whole copy, about."""
+    damage: _builtins.str
+    """What is known to be damaged in it, in a sentence; empty for nothing. Only of a last copy, which stays in service without
+    what is damaged: any other one is given up as LOST.
+    """
     def __init__(
         self,
         *,
@@ -665,10 +672,11 @@ class ShardFigure(_message.Message):
         copied_rows: _builtins.int = ...,
         copied_bytes: _builtins.int = ...,
         copy_rows: _builtins.int = ...,
+        damage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "copied_bytes", b"copied_bytes", "copied_rows", b"copied_rows", "copy_rows", b"copy_rows", "last_sequence", b"last_sequence", "median_hash", b"median_hash", "shard_id", b"shard_id", "users", b"users"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "copied_bytes", b"copied_bytes", "copied_rows", b"copied_rows", "copy_rows", b"copy_rows", "damage", b"damage", "last_sequence", b"last_sequence", "median_hash", b"median_hash", "shard_id", b"shard_id", "users", b"users"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

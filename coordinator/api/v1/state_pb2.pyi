@@ -217,7 +217,9 @@ Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
 
 @_typing.final
 class ScanRequest(_message.Message):
-    """A page of one user's keys."""
+    """A page of one user's keys. It ends after `limit` items, or before the item with which its values would be above 8 MiB; where
+    the next one begins stands in the answer.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

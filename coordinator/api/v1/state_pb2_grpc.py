@@ -83,7 +83,7 @@ class StateServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Scan(self, request, context):
-        """Reads a page of one user's keys in order.
+        """Reads a page of one user's keys in order, as of one moment; the pages of a scan are each of a moment of their own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,7 @@ class StateServiceStub:
     Read: _grpc.UnaryUnaryMultiCallable[_state_pb2.ReadRequest, _state_pb2.ReadResponse]
     """Reads keys of one user, as of one moment."""
     Scan: _grpc.UnaryUnaryMultiCallable[_state_pb2.ScanRequest, _state_pb2.ScanResponse]
-    """Reads a page of one user's keys in order."""
+    """Reads a page of one user's keys in order, as of one moment; the pages of a scan are each of a moment of their own."""
     DescribeUser: _grpc.UnaryUnaryMultiCallable[_state_pb2.DescribeUserRequest, _state_pb2.DescribeUserResponse]
     """How much one user keeps."""
     Execute: _grpc.UnaryUnaryMultiCallable[_state_pb2.ExecuteRequest, _state_pb2.ExecuteResponse]
@@ -58,7 +58,7 @@ class StateServiceAsyncStub(StateServiceStub):
     Read: _aio.UnaryUnaryMultiCallable[_state_pb2.ReadRequest, _state_pb2.ReadResponse]  # type: ignore[assignment]
     """Reads keys of one user, as of one moment."""
     Scan: _aio.UnaryUnaryMultiCallable[_state_pb2.ScanRequest, _state_pb2.ScanResponse]  # type: ignore[assignment]
-    """Reads a page of one user's keys in order."""
+    """Reads a page of one user's keys in order, as of one moment; the pages of a scan are each of a moment of their own."""
     DescribeUser: _aio.UnaryUnaryMultiCallable[_state_pb2.DescribeUserRequest, _state_pb2.DescribeUserResponse]  # type: ignore[assignment]
     """How much one user keeps."""
     Execute: _aio.UnaryUnaryMultiCallable[_state_pb2.ExecuteRequest, _state_pb2.ExecuteResponse]  # type: ignore[assignment]
@@ -91,7 +91,7 @@ class StateServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _state_pb2.ScanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_state_pb2.ScanResponse, _abc.Awaitable[_state_pb2.ScanResponse]]:
-        """Reads a page of one user's keys in order."""
+        """Reads a page of one user's keys in order, as of one moment; the pages of a scan are each of a moment of their own."""
 
     @_abc_1.abstractmethod
     def DescribeUser(
