@@ -232,6 +232,7 @@ class Worker(replica_worker.Worker):
         self._reports: dict[int, session_pb2.ReplicaReport] = {}
         self._dropped_at: dict[int, Monotonic] = {}
         self._gone: dict[int, tuple[int, int, Elsewhere]] = {}
+        self._has_swept = False
         self._lows: list[int] = []
         self._by_range: list[Slot] = []
         self._started_at = Monotonic(0.0)
@@ -278,6 +279,7 @@ class Worker(replica_worker.Worker):
         )
         self._hosting = Hosting(stored)
         self.slots, self._streams, self._reports, self._dropped_at, self._gone = {}, {}, {}, {}, {}
+        self._has_swept = False
         self._lows, self._by_range = [], []
         self._events.clear()
         self._wake, self._is_busy, self.is_powered = None, False, True
@@ -285,8 +287,6 @@ class Worker(replica_worker.Worker):
         self.routes = Routes(self)
         self.world.note(f"{self.name} starts")
         super().start()
-        for shard_id in sorted(self.stores):
-            self._forget_later(shard_id)
         self.later(self._rng.uniform(0.0, FIGURES_S), self._tell_figures)
         self._run(self.session.on_advance(self.clock()))
 
@@ -437,6 +437,11 @@ class Worker(replica_worker.Worker):
                 slot.assign(view)
         self._by_range = sorted(self.slots.values(), key=lambda slot: slot.view.lo)
         self._lows = [slot.view.lo for slot in self._by_range]
+        if not self._has_swept:
+            self._has_swept = True
+            for shard_id in sorted(self.stores):
+                if shard_id not in self.slots:
+                    self._forget_later(shard_id)
         self.changed()
 
     def _give_up(self, slot: Slot) -> None:
