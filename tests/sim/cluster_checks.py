@@ -1,7 +1,7 @@
 """What must hold among the workers of a simulated cluster at every step, and of their users' histories at the end.
 
 What replica_world.py checks per shard is checked here per range: of all shards that overlap, a shard that was cut and
-what it was cut into among them, at most one replica may answer. What different workers make of the same parents is equal.
+what it was cut into among them, at most one replica may answer. What workers make of the same parents is equal.
 """
 
 from __future__ import annotations

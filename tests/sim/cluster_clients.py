@@ -24,7 +24,7 @@ from worker_agent.state_route import Known
 
 if TYPE_CHECKING:
     from tests.sim.cluster_master import Master
-    from tests.sim.cluster_world import World, WorkerSide
+    from tests.sim.cluster_world import WorkerSide, World
 
 FETCH_S_MAX = 0.4
 STALE_SHARE = 0.2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2, types_pb2
@@ -19,7 +20,7 @@ from tests.sim.replica_faults import DURATIONS_S, _between
 from worker_agent.shard_interface import ReplicaTimes
 
 if TYPE_CHECKING:
-    from tests.sim.cluster_world import World, WorkerSide
+    from tests.sim.cluster_world import WorkerSide, World
 
 MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind != "flood")
 WORKER_KINDS = (
@@ -177,9 +178,10 @@ class WorkerFaults(replica_faults.Faults):
 class Changes:
     """An operator who never rests."""
 
-    def __init__(self, world: World, rng: random.Random) -> None:
+    def __init__(self, world: World, rng: random.Random, masters: raft_faults.Faults) -> None:
         self._world = world
         self._rng = rng
+        self._masters = masters
         self._count = 0
 
     def ask(self, kind: str) -> None:
@@ -189,7 +191,7 @@ class Changes:
             leader = world.leader()
             if leader is not None:
                 world.note(f"++ {leader.id} is asked to hand over")
-                leader.enqueue(lambda master: master.consensus and master.consensus.transfer(None))
+                self._masters._ask(leader, lambda consensus: consensus.transfer(None))
             return
         command = self._command(kind, state, rng)
         if command is not None:
@@ -267,7 +269,7 @@ class Changes:
         ordered = sorted(shards, key=lambda shard: shard.lo)
         pairs = [
             (lower, upper)
-            for lower, upper in zip(ordered, ordered[1:], strict=False)
+            for lower, upper in pairwise(ordered)
             if lower.hi == upper.lo and lower.in_sync == upper.in_sync
         ]
         if not pairs or len(shards) <= self._world.cluster_plan.shards // 2:
@@ -294,7 +296,7 @@ class Faults:
         self._rng = random.Random(f"{seed} faults")
         self._masters = raft_faults.Faults(world, random.Random(f"{seed} master faults"))
         self._workers = WorkerFaults(world.workers, random.Random(f"{seed} worker faults"))
-        self.changes = Changes(world, random.Random(f"{seed} changes"))
+        self.changes = Changes(world, random.Random(f"{seed} changes"), self._masters)
 
     def play(self) -> None:
         """Lets the plan's time pass."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tests.sim.replica_net import Net
 
 if TYPE_CHECKING:
-    from tests.sim.cluster_world import World, WorkerSide
+    from tests.sim.cluster_world import WorkerSide, World
 
 
 class SessionStream:

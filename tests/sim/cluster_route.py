@@ -27,7 +27,7 @@ class Arrival:
     answer: Callable[[Reply], None]
     give_up_s: float
     """By the world's clock: its client waits no longer."""
-    known: Known = Known()
+    known: Known = Known()  # noqa: RUF009 - frozen
     is_forwarded: bool = False
 
 

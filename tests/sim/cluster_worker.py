@@ -11,12 +11,10 @@ import random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never, cast
 
 from coordinator.api.v1 import session_pb2, types_pb2
-from coordinator.model import HASH_SPACE, Monotonic, key_hash
-from coordinator.model.errors import CoordinatorError, NotPrimary
+from coordinator.model import Monotonic, key_hash
 from tests.sim import replica_worker
 from tests.sim.cluster_leader import ACCEPTED
 from tests.sim.cluster_route import Arrival, Routes
@@ -33,7 +31,7 @@ from worker_agent.store_interface import StoreFull
 
 if TYPE_CHECKING:
     from tests.sim.cluster_net import SessionStream
-    from tests.sim.cluster_world import World, WorkerSide
+    from tests.sim.cluster_world import WorkerSide, World
 
 FIGURES_S = 1.0
 

@@ -20,13 +20,15 @@ from typing import Any, cast
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import ClusterConfig, MoveSettings, PlacementSettings, RaftSettings, SessionSettings
+from coordinator.control.balance import WAITING_S
+from coordinator.control.proposals import REST_S_MAX
 from coordinator.machine.state import State
 from coordinator.model import NodeState, Shard, key_hash
 from coordinator.raft import snapshot
 from tests.sim import raft_world, replica_world
 from tests.sim.cluster_checks import Checks
 from tests.sim.cluster_clients import Client, Table
-from tests.sim.cluster_faults import Faults, Plan
+from tests.sim.cluster_faults import TIMES, Faults, Plan
 from tests.sim.cluster_master import Master
 from tests.sim.cluster_net import ClusterNet
 from tests.sim.cluster_worker import Worker
@@ -40,12 +42,19 @@ SESSION = SessionSettings(heartbeat_s=0.25, session_lease_s=2.0, suspect_s=0.8)
 MOVES = MoveSettings(copy_deadline_s=4.0, cede_deadline_s=1.5, quarantine_workers=4, quarantine_window_s=5.0)
 PLACEMENT = PlacementSettings(tokens_per_weight=32, hold_s=1.0, dwell_s=1.0, merge_below_users=0)
 FORMED_S_MAX = 15.0
-PROPOSAL_REST_S_MAX = 5.0
-"""REST_S_MAX of control/proposals.py."""
-ROUND_S = 1.0
-"""The planner's WAITING_S: a round of moves, which copy next to nothing here."""
-RESTORED_S_MAX = 40.0
-"""After the last fault; see `restored_s_max`."""
+RESTORED_S_MAX = sum(
+    (
+        LIVE_S_MAX,  # a leader, as the simulation of the masters alone has it
+        SessionTimes().pause_s_max + SessionTimes().connect_s + SessionTimes().welcome_s,  # workers find it
+        2 * SESSION.suspect_s,  # and until then it may suspect somebody, whose roles go to others
+        TIMES.replica_lease_s * TIMES.lease_margin,  # who wait out the leases that they gave
+        MOVES.copy_deadline_s + 2 * MOVES.cede_deadline_s,  # a move that cannot end is rolled back in each phase
+        REST_S_MAX,  # but its command was refused again and again, and rests
+        PLACEMENT.hold_s + PLACEMENT.dwell_s,  # then what lacks a copy is repaired, what was to be moved is moved
+        3 * WAITING_S,  # in a few rounds: 48 copies at most, 16 at once
+    )
+)
+"""After the last fault, by the world's clock: the cluster is whole. Clocks differ, which the rounding up covers."""
 EQUAL_S_MAX = 4.0
 CHUNK_BYTES = 4_000
 """Of a snapshot: the state has some ten thousand bytes."""
@@ -161,7 +170,7 @@ class World(raft_world.World):
         through_s = max(master.time_s() for master in self.masters.values())
         barrier = command_pb2.Command(request_id="live", cause="live", barrier=command_pb2.Barrier())
         self.commit(barrier, LIVE_S_MAX)
-        faults.changes.settle(self.newest_state())
+        self._settle_on(faults, self.now_s + RESTORED_S_MAX)
         if not self._wait(through_s - self.now_s + RESTORED_S_MAX, self._is_whole):
             raise replica_world.Violation(f"the cluster is not whole within {RESTORED_S_MAX:g} s: {self._show()}")
         self.restored_s = self.now_s - healed_s
@@ -172,6 +181,12 @@ class World(raft_world.World):
         if not self._wait(EQUAL_S_MAX + 1.0, self._are_equal):
             raise replica_world.Violation(f"the cluster is not equal within {EQUAL_S_MAX:g} s: {self._show()}")
         self._finish()
+
+    def _settle_on(self, faults: Faults, end_s: float) -> None:
+        """The operator takes his wishes back, and ends what quarantine there is or comes of faults not yet noticed."""
+        if self.now_s < end_s:
+            faults.changes.settle(self.newest_state())
+            self.after(0.5, lambda: self._settle_on(faults, end_s))
 
     def _wait(self, seconds: float, condition: Callable[[], bool]) -> bool:
         """Lets time pass until the condition holds; it is looked at every now and then, as it is dear."""
@@ -184,7 +199,7 @@ class World(raft_world.World):
 
     def _is_whole(self) -> bool:
         """Every worker is in, nothing moves, every shard has its replicas and a primary that answers."""
-        leader = self.leader()
+        leader = cast("Master | None", self.leader())
         if leader is None or leader.leader.control is None:
             return False
         state = leader.consensus_now.state
@@ -270,6 +285,3 @@ def run_seed(seed: int, plan: Plan | None = None, protections: Protections | Non
             + f"\n{plan}\nreplay: SIM_SEED={seed} tools/test tests/sim/test_cluster_seeds.py -k test_seed"
         ) from error
     return world
-
-
-_TIMES = SessionTimes()
