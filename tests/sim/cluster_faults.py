@@ -69,7 +69,7 @@ class Plan:
     def of_seed(seed: int) -> Plan:
         """The plan of a seed."""
         rng = random.Random(f"{seed} plan")
-        seconds = rng.uniform(4.0, 7.0)
+        seconds = rng.uniform(4.0, 8.0)
         # A fifth between the slowest and the fastest: what the leases are made for.
         drift = 0.09 if rng.random() < 0.25 else 0.03
         return Plan(
@@ -78,15 +78,15 @@ class Plan:
                 workers=5,
                 shards=16,
                 replicas=3 if rng.random() < 0.25 else 2,
-                clients=rng.randint(3, 5),
+                clients=rng.randint(4, 8),
                 seconds=seconds,
                 drift=drift,
-                think_s=rng.choice((0.01, 0.03, 0.1)),
+                think_s=rng.choice((0.005, 0.02, 0.06)),
                 log_kept=rng.choice((3, 20, 1_000)),
                 has_model_stores=rng.random() < 0.15,
                 times=TIMES,
             ),
-            users=rng.choice((8, 24, 48)),
+            users=rng.choice((4, 12, 36)),
             seconds=seconds,
             fault_every_s=rng.choice((0.15, 0.3, 0.6, 1.2)),
             master_kinds=_some(rng, MASTER_KINDS, 0.25),
@@ -111,7 +111,7 @@ class WorkerFaults(replica_faults.Faults):
     def _any(self) -> str:
         rng, state = self._rng, self._world.cluster.newest_state()
         if rng.random() < 0.5 and state.shards:
-            return state.shards[rng.choice(sorted(state.shards))].primary or rng.choice(self._world.names)
+            return self._world.cluster.any_shard(rng, state).primary or rng.choice(self._world.names)
         return rng.choice(self._world.names)
 
     def strike(self, kind: str) -> None:
@@ -218,7 +218,7 @@ class Changes:
         names = sorted(state.nodes)
         if not shards or not names:
             return None
-        shard, name = rng.choice(shards), rng.choice(names)
+        shard, name = self._world.any_shard(rng, state), rng.choice(names)
         match kind:
             case "move" | "transfer":
                 return self._move(kind, shard, state, rng)
