@@ -63,6 +63,8 @@ class Mutation:
 class World:
     """Masters, network, clients, and their time."""
 
+    master_type: type[Master] = Master
+
     def __init__(self, seed: int, plan: Plan, mutation: Mutation) -> None:
         self.seed = seed
         self.plan = plan
@@ -80,7 +82,7 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = 0
         self.network = Network(self, seed)
-        self.masters = {id: Master(self, id, random.Random(f"{seed} {id}")) for id in self.ids}
+        self.masters = {id: self.master_type(self, id, random.Random(f"{seed} {id}")) for id in self.ids}
         self.checks = Checks(self)
         self.ledger = Ledger(takes_leader_changed_for_denied=mutation.takes_leader_changed_for_denied)
         for master in self.masters.values():

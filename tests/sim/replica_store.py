@@ -228,6 +228,10 @@ class SimStore:
         row = self.now.rows.get((REQUEST, request_id))
         return row[1] if row is not None else None
 
+    def registers(self) -> list[str]:
+        """Registers that have a value."""
+        return [key for (table, key), (value, _) in self.now.rows.items() if table == REGISTER and value is not None]
+
 
 class ModelBacked(ModelStore):
     """The model of the real store, with what hosts and checks of the simulation ask for."""
@@ -258,3 +262,7 @@ class ModelBacked(ModelStore):
     def request(self, register: str, request_id: str) -> int | None:
         """Sequence of the record that a request made."""
         return self.reader().request(register, request_id)
+
+    def registers(self) -> list[str]:
+        """Registers that have a value."""
+        return [place[1].decode() for place, _, value in self.disk().rows() if value is not None]

@@ -79,15 +79,19 @@ Answer = Callable[[Reply], None]
 class Hosted:
     """One shard on one worker in one life."""
 
-    def __init__(self, worker: Worker, view: ShardView, store: SimStore | ModelBacked) -> None:
+    def __init__(
+        self, worker: Worker, view: ShardView, store: SimStore | ModelBacked, promised_from: Monotonic | None = None
+    ) -> None:
+        """`promised_from` is when the worker may last have given a lease that the machine knows nothing of."""
         self.worker = worker
         self.shard_id = view.shard_id
         self.store = store
         self.life = worker.life
         self.is_dropped = False
         world = worker.world
+        promised_from = worker.clock() if promised_from is None else promised_from
         self.machine = Replica(
-            worker.name, view.shard_id, world.plan.times, worker.has_session, worker.clock(), world.protections
+            worker.name, view.shard_id, world.plan.times, worker.has_session, promised_from, world.protections
         )
         self.view = view
         self.report: ReportReplica | None = None
@@ -130,7 +134,7 @@ class Hosted:
                     self.report = action
                     world.note(f"{self.worker.name} reports of {self.shard_id}: {action}")
                     world.checks.reported(self, action)
-                    self.worker.beat_soon()
+                    self.worker.report(self)
                 case _:
                     self.queue.append(action)
         self._work()
@@ -380,7 +384,7 @@ class Worker:
             self.enqueue(lambda worker: worker.beat())
             self.world.after(HEARTBEAT_S, lambda: self._beat_on(life))
 
-    def beat_soon(self) -> None:
+    def report(self, hosted: Hosted) -> None:
         """Something is to be reported."""
         if not self._is_beating:
             self._is_beating = True
