@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ from coordinator.raft.journal import Journal
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
+from coordinator.raft.stalls import Stalls
 from coordinator.raft.transport import PeerTransport
 from coordinator.security.credentials import Credentials
 
@@ -98,6 +100,7 @@ class RaftNode:
         self._closing: asyncio.Task[None] | None = None
         self._is_step_scheduled = False
         self._is_gathering = False
+        self._stalls = Stalls(settings.append_period_s / 2, settings.election_timeout_s_min)
         self._proposals = Proposals(self_id, settings, self._proposed)
         self._leadership_lost = asyncio.Event()
         self._told_term: int | None = None
@@ -341,6 +344,9 @@ class RaftNode:
         if self._consensus is None:
             return
         self._timer = self._loop.call_later(self._settings.append_period_s / 2, self._tick)
+        synced_s = self._journal.syncs.sum_s if self._journal else 0.0
+        if stall := self._stalls.ticked(self._loop.time(), synced_s, time.process_time()):
+            log.warning("%s: %s", self.self_id, stall)
         self._transport.check(self._loop.time())
         self._proposals.prune()
         self._schedule_step()
