@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -153,7 +154,9 @@ class Shard:
             else:
                 self._report(ReportReplica(view.epoch, Progress.LOST, reason="it still has no data"))
         elif self.is_open:
-            self.feed(interface.Assigned(view))
+            # Of a damaged copy no others can be made: it goes on, and the leader gives the cut or the join up.
+            is_whole = not (view.is_sealed and self.care.damage)
+            self.feed(interface.Assigned(view if is_whole else replace(view, is_sealed=False)))
 
     def _begin_anew(self) -> None:
         async def again() -> None:

@@ -190,6 +190,18 @@ async def test_a_copy_of_a_damaged_last_copy_fails_and_harms_nothing(hosting: Ho
     await hosting.put("b")
 
 
+async def test_a_damaged_last_copy_is_not_cut(hosting: Hosting) -> None:
+    """It does not stop for a cut that could not be made of it; a sound one does."""
+    await hosting.put("a")
+    assert not hosting.shard.note_damage(Damaged("a row"))
+    hosting.shard.assign(replace(ALONE, is_formed=True, is_sealed=True))
+    assert hosting.shard.is_serving
+    hosting.shard.care.damage = ""
+    hosting.shard.assign(replace(ALONE, is_formed=True))
+    hosting.shard.assign(replace(ALONE, is_formed=True, is_sealed=True))
+    await hosting.until(lambda: hosting.reports[-1].progress == session_pb2.REPLICA_PROGRESS_CEDED)
+
+
 async def test_a_read_that_finds_damage_gives_the_copy_up(hosting: Hosting) -> None:
     """Beside another copy the replica goes at once, not at the next scrub; a last copy stays and tells."""
     await hosting.put("a")
