@@ -371,15 +371,7 @@ class Streams:
             if not follower.is_joining or follower.is_told:
                 continue
             follower.look_whether_it_moves(now)
-            is_fit = (
-                follower.phase is Phase.STREAMING
-                and follower.is_complete
-                and not follower.is_different
-                and follower.compared_until > 0
-                and follower.lease_until > now
-                and follower.next > disk.last
-                and not follower.lag_reason(now, self._core.times)
-            )
+            is_fit = follower.next > disk.last and follower.follows_closely(now, self._core.times)
             if is_fit and not follower.is_counted and self._core.protections.needs_before_report:
                 follower.is_counted = True
                 self._choose_needed()
