@@ -260,6 +260,12 @@ class Follower:
             return f"{self.node_id} does not write what it is sent"
         return ""
 
+    def follows_closely(self, now: Monotonic, times: ReplicaTimes) -> bool:
+        """True when it has equal rows, grants its lease and answers: so it may be needed."""
+        is_equal = self.is_complete and not self.is_different and self.compared_until > 0
+        is_streaming = self.phase is Phase.STREAMING and self.lease_until > now
+        return is_equal and is_streaming and not self.lag_reason(now, times)
+
     def look_whether_it_moves(self, now: Monotonic) -> None:
         """Starts the time anew that it has for the next step forward, while the step is not its own."""
         copy = self.copy

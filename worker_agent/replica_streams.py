@@ -155,7 +155,9 @@ class Streams:
         if common > self._tail.last or epoch is None or epoch != standing.last_epoch:
             common, epoch = standing.applied_sequence, disk.epoch_at(standing.applied_sequence)
         reaches = disk.position.first <= common + 1 <= self._tail.last + 1
-        reaches = reaches and not (follower.wants_copy and standing.is_complete)
+        # A new store gets rows, which the throttle and the figures count, instead of a log that happens to reach back.
+        is_new = follower.is_joining and not follower.is_counted and not standing.last_sequence and common < disk.last
+        reaches = reaches and not (standing.is_complete and (follower.wants_copy or is_new))
         has_copy = standing.is_complete or standing.copy_start_sequence > 0
         if common >= disk.last:
             follower.behind_since = None
@@ -369,15 +371,7 @@ class Streams:
             if not follower.is_joining or follower.is_told:
                 continue
             follower.look_whether_it_moves(now)
-            is_fit = (
-                follower.phase is Phase.STREAMING
-                and follower.is_complete
-                and not follower.is_different
-                and follower.compared_until > 0
-                and follower.lease_until > now
-                and follower.next > disk.last
-                and not follower.lag_reason(now, self._core.times)
-            )
+            is_fit = follower.next > disk.last and follower.follows_closely(now, self._core.times)
             if is_fit and not follower.is_counted and self._core.protections.needs_before_report:
                 follower.is_counted = True
                 self._choose_needed()

@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,10 +24,10 @@ from worker_agent import shard_interface as interface
 from worker_agent.replica import Replica
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
+from worker_agent.shard_store import find_store
 from worker_agent.state_interface import Place
 from worker_agent.store import delete_store
 from worker_agent.store_care import StoreCare
-from worker_agent.store_finding import find_store
 from worker_agent.store_interface import Reader
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
@@ -45,7 +46,7 @@ class Shard:
         """`promised_from` is when this worker may last have given a lease that this object knows nothing of."""
         self.view = view
         self.last_report: session_pb2.ReplicaReport | None = None
-        self.path = path
+        self._path = path
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._queue: StoreQueue | None = None
@@ -81,10 +82,9 @@ class Shard:
         view = self.view
         for attempt in range(1, OPEN_ATTEMPTS + 1):
             try:
-                find = partial(find_store, view, self.path, parents, self._context.store_settings)
-                store, is_fresh = await self._in_thread(find)
-                if is_fresh:
-                    self._promised_from = NEVER_PROMISED
+                found = await self._in_thread(
+                    partial(find_store, self._path, view, parents, self._context.store_settings)
+                )
                 break
             except (OSError, CoordinatorError) as error:
                 if isinstance(error, Damaged) or attempt == OPEN_ATTEMPTS:
@@ -93,10 +93,12 @@ class Shard:
                 # A full disk, or too many open files: that may pass, and to lose a copy costs more than to wait.
                 _log.warning("shard %d cannot be opened yet: %s", view.shard_id, error)
                 await asyncio.sleep(OPEN_AGAIN_S)
-        if store is None:
-            self._lose(f"{self.path.name} is not there")
+        if found is None:
+            self._lose(f"{self._path.name} is not there")
             return
-        context = self._context
+        context, store = self._context, found.store
+        if found.is_new:
+            self._promised_from = NEVER_PROMISED
         self._queue = StoreQueue(store, context.pool, self._on_store)
         if self._is_closed:
             await self._close_store()
@@ -153,12 +155,14 @@ class Shard:
             else:
                 self._report(ReportReplica(view.epoch, Progress.LOST, reason="it still has no data"))
         elif self.is_open:
-            self.feed(interface.Assigned(view))
+            # Of a damaged copy no others can be made: it goes on, and the leader gives the cut or the join up.
+            is_whole = not (view.is_sealed and self.care.damage)
+            self.feed(interface.Assigned(view if is_whole else replace(view, is_sealed=False)))
 
     def _begin_anew(self) -> None:
         async def again() -> None:
             await self._close_store()
-            await self._in_thread(partial(delete_store, self.path))
+            await self._in_thread(partial(delete_store, self._path))
             await self.open()
 
         self._replica = None
@@ -215,8 +219,7 @@ class Shard:
                     self._is_lost = True
                 self._report(action)
             case interface.ReadChunk():
-                delay_s = self._context.copy_rate.delay_s(self._loop.time(), CHUNK_BYTES)
-                self._loop.call_later(delay_s, self._read_chunk, action)
+                self._read_chunk(action, self._context.copy_rate.book(self._loop.time(), CHUNK_BYTES))
             case _:
                 assert self._queue is not None, "a replica has a store"
                 self._queue.put(action)
@@ -262,8 +265,13 @@ class Shard:
     def note_damage(self, error: Damaged) -> bool:
         return self.care.note(error)
 
-    def _read_chunk(self, action: interface.ReadChunk) -> None:
-        if self._queue is not None and self._replica is not None:
+    def _read_chunk(self, action: interface.ReadChunk, place: int) -> None:
+        if self._queue is None or self._replica is None:
+            return
+        delay_s = self._context.copy_rate.delay_s(self._loop.time(), place)
+        if delay_s:
+            self._loop.call_later(delay_s, self._read_chunk, action, place)
+        else:
             self._queue.put(action)
             self._queue.start()
 

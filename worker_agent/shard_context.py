@@ -36,22 +36,43 @@ def replica_times(config: ClusterConfig) -> ReplicaTimes:
 
 
 class CopyRate:
-    """A token bucket for what this worker sends of copies; one second's worth may go at once."""
+    """A token bucket for what this worker sends of copies; one second's worth may go at once.
+
+    What is to be sent books a place in line, and asks again at least every LOOK_S: so a rate that is changed counts for
+    what waits already. Invariant: passed <= booked + one second's worth.
+    """
+
+    LOOK_S = 0.5
 
     def __init__(self) -> None:
         self._bytes_per_s = 0
-        self._free_at = 0.0
+        self._booked = 0
+        self._passed = 0.0
+        """Bytes that might have left until `_at`."""
+        self._at = 0.0
 
-    def set(self, bytes_per_s: int) -> None:
-        """0 for no limit."""
+    def set(self, now_s: float, bytes_per_s: int) -> None:
+        """From now on; 0 for no limit."""
+        self._advance(now_s)
         self._bytes_per_s = bytes_per_s
 
-    def delay_s(self, now_s: float, size: int) -> float:
-        """Books `size` bytes; how long to wait before they may leave."""
+    def _advance(self, now_s: float) -> None:
+        passed = self._passed + self._bytes_per_s * max(0.0, now_s - self._at)
+        self._passed = min(passed, self._booked + self._bytes_per_s) if self._bytes_per_s else self._booked
+        self._at = now_s
+
+    def book(self, now_s: float, size: int) -> int:
+        """The place in line of `size` bytes, for `delay_s`."""
+        self._advance(now_s)
+        self._booked += size
+        return self._booked
+
+    def delay_s(self, now_s: float, place: int) -> float:
+        """How long to wait before asking again; 0 when what has this place may leave now."""
         if not self._bytes_per_s:
             return 0.0
-        self._free_at = max(self._free_at, now_s - 1.0) + size / self._bytes_per_s
-        return max(0.0, self._free_at - now_s)
+        self._advance(now_s)
+        return min(max(0.0, place - self._passed) / self._bytes_per_s, self.LOOK_S)
 
 
 @dataclass(slots=True)

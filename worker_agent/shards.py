@@ -112,7 +112,7 @@ class Shards:
     def follow(self, views: Iterable[ShardView], peers: Mapping[str, str], copy_bytes_per_s: int) -> None:
         """An assignment is in force: these are the shards now, and where the other workers are."""
         self._addresses = dict(peers)
-        self._context.copy_rate.set(copy_bytes_per_s)
+        self._context.copy_rate.set(asyncio.get_running_loop().time(), copy_bytes_per_s)
         wanted = {view.shard_id: view for view in views}
         for shard_id in [held for held in self._shards if held not in wanted]:
             self._give_up(self._shards.pop(shard_id))
@@ -159,7 +159,7 @@ class Shards:
                 await asyncio.wait([closing])
         if shard.view.shard_id in self._damaged:
             self._damaged.discard(shard.view.shard_id)
-            await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, shard.path)
+            await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, self._path(shard.view.shard_id))
         await shard.open([self._path(parent) for parent in shard.view.parents])
         for parent in shard.view.parents:
             children = [held for held in self._shards.values() if parent in held.view.parents]

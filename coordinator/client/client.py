@@ -237,7 +237,7 @@ class AsyncClusterClient:
         return await self._masters.call(lambda link: link.cluster.LocateKeys, request)
 
     async def split_shard(self, shard_id: int, *, at: int = 0, request_id: str = "") -> cluster_pb2.SplitShardResponse:
-        """Cuts a shard in two at key hash `at`; 0 cuts in the middle."""
+        """Cuts a shard in two at key hash `at`; 0 for the median of its users, or the middle of an empty one."""
         request = cluster_pb2.SplitShardRequest(shard_id=shard_id, at=at, request_id=request_id or _new_id())
         return await self._masters.call(lambda link: link.cluster.SplitShard, request)
 

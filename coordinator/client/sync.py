@@ -139,7 +139,7 @@ class ClusterClient:
         return self._calls.run(self._client.locate_keys(keys, consistency=consistency))
 
     def split_shard(self, shard_id: int, *, at: int = 0, request_id: str = "") -> cluster_pb2.SplitShardResponse:
-        """Cuts a shard in two at key hash `at`; 0 cuts in the middle."""
+        """Cuts a shard in two at key hash `at`; 0 for the median of its users, or the middle of an empty one."""
         return self._calls.run(self._client.split_shard(shard_id, at=at, request_id=request_id))
 
     def merge_shards(

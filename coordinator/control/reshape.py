@@ -114,8 +114,9 @@ class ReshapeControl:
                 self._small_since.pop((lower_id, upper_id), None)
 
     def _users(self, shard: Shard) -> int | None:
+        """How many there are; None when that is not known, or nothing can be made of the shard because of damage."""
         figure = self._figures.of(shard)
-        return figure.users if figure is not None else None
+        return figure.users if figure is not None and not figure.damage else None
 
     # Decisions
 

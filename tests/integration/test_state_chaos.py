@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -120,6 +121,21 @@ class Faults:
         await self._kill(await asyncio.to_thread(self._cluster.wait_leader))
         self._cluster.start([worker])
 
+    async def cut_shard(self) -> None:
+        """A shard is cut in two; refused where it moves, or lacks a replica."""
+        async with self.client() as client:
+            shards = (await client.list_shards()).shards
+            await retried(lambda: client.split_shard(self._rng.choice(shards).id), attempts=2)
+
+    async def join_shards(self) -> None:
+        """Two neighbours that the same workers hold become one, where there are such."""
+        async with self.client() as client:
+            shards = sorted((await client.list_shards()).shards, key=lambda shard: shard.lo)
+            pairs = [pair for pair in itertools.pairwise(shards) if pair[0].in_sync == pair[1].in_sync]
+            if pairs:
+                lower, upper = self._rng.choice(pairs)
+                await retried(lambda: client.merge_shards(lower.id, upper.id), attempts=2)
+
     def client(self) -> AsyncClusterClient:
         """An operator's."""
         addresses = [master.grpc_address for master in self._cluster.config.masters]
@@ -131,9 +147,9 @@ class Faults:
         self._cluster.start([daemon_id])
 
 
-async def retried(call: Callable[[], Awaitable[object]]) -> None:
+async def retried(call: Callable[[], Awaitable[object]], attempts: int = 5) -> None:
     """An operator who tries again: leaders change here."""
-    for attempt in range(5):
+    for attempt in range(attempts):
         try:
             await call()
             return
@@ -207,6 +223,8 @@ FAULTS = [
     "kill_leader",
     "stop_leader",
     "kill_worker_and_leader",
+    "cut_shard",
+    "join_shards",
 ]
 
 
@@ -218,8 +236,9 @@ async def test_nothing_is_lost_or_stale_when_workers_fail(tmp_path: Path) -> Non
 
 @pytest.mark.timeout(SUITE_S + 180)
 async def test_planned_changes_fail_no_request(tmp_path: Path) -> None:
-    """Drains, rolling restarts of workers and clean changes of the leader: no request of a patient client fails."""
-    clients = await chaos(tmp_path, SUITE_S / 2, SEED, ["drain_worker", "restart_worker", "stop_leader"])
+    """Drains, cuts, joins, rolling restarts of workers and clean changes of the leader: no patient request fails."""
+    kinds = ["drain_worker", "restart_worker", "stop_leader", "cut_shard", "join_shards"]
+    clients = await chaos(tmp_path, SUITE_S / 2, SEED, kinds)
     assert clients.history.errors == []
 
 

@@ -141,7 +141,14 @@ class TestCuts:
             assert not scene.machine.state.moves
             scene.settle(scene.advance(2))
 
-    @pytest.mark.parametrize("reason", ["paused", "short of a replica", "median at the end", "quarantine"])
+    @pytest.mark.parametrize("users", [1_200, 1_201])
+    def test_the_limit_of_the_specification(self, users: int) -> None:
+        """Shows that without any setting a shard of 1,200 users stays whole, and one of 1,201 is cut."""
+        scene = Scene(PlacementSettings(shards=2))
+        proposals = only(scene.users(s1=users), Propose)
+        assert [proposal.command.WhichOneof("operation") for proposal in proposals] == ["split_shard"] * (users - 1_200)
+
+    @pytest.mark.parametrize("reason", ["paused", "short of a replica", "median at the end", "quarantine", "damage"])
     def test_not_while_there_is_a_reason_against_it(self, reason: str) -> None:
         """Shows what lets a large shard be."""
         scene = Scene()
@@ -153,9 +160,11 @@ class TestCuts:
         elif reason == "quarantine":
             rules = command_pb2.LossRules(quarantine_workers=1, quarantine_window_ms=1_000)
             scene.run(suspect_node=command_pb2.SuspectNode(node_id="w1", incarnation="1", loss=rules))
-        if reason == "median at the end":
+        if reason in ("median at the end", "damage"):
             shard = scene.machine.shard(1)
-            figure = session_pb2.ShardFigure(shard_id=1, users=500, median_hash=shard.lo)
+            median = shard.lo + (1 if reason == "damage" else 0)
+            damage = "a row" if reason == "damage" else ""
+            figure = session_pb2.ShardFigure(shard_id=1, users=500, median_hash=median, damage=damage)
             assert scene.tell(FiguresReported(1, "w1", (figure,))) == []
         else:
             assert scene.users(s1=500) == []
@@ -234,6 +243,14 @@ class TestRelief:
         scene.memory |= {"w1": 90.0, "w2": 90.0, **memory} if "w1" not in memory else memory
         scene.relieve()
         assert self.wait(scene, PATIENCE_S * 3) == []
+
+    @pytest.mark.parametrize("percent", [80.0, 80.5])
+    def test_the_limit_of_the_specification(self, percent: float) -> None:
+        """Shows that without any setting a worker may use 80 % of its memory, and gives a shard away above that."""
+        scene = Scene(PlacementSettings())
+        scene.relieve()
+        scene.memory["w1"] = percent
+        assert self.wait(scene, PATIENCE_S + REST_S) == (["start_move"] if percent > 80.0 else [])
 
     def test_who_cannot_write_loses_its_roles_and_gets_none_back(self) -> None:
         """Shows that replicas that can write take over, also while balance is paused, and that nobody else does."""

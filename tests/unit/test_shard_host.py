@@ -18,7 +18,7 @@ from coordinator.config import StateSettings
 from coordinator.model import HASH_SPACE, Monotonic, SystemClock
 from coordinator.model.errors import Damaged
 from worker_agent.shard import Shard
-from worker_agent.shard_context import ShardContext
+from worker_agent.shard_context import CopyRate, ShardContext
 from worker_agent.shard_interface import PeerConnected, PeerSaid, ReplicaRole, ReplicaTimes, ShardView
 from worker_agent.shards import Shards
 from worker_agent.state_interface import Place
@@ -190,6 +190,18 @@ async def test_a_copy_of_a_damaged_last_copy_fails_and_harms_nothing(hosting: Ho
     await hosting.put("b")
 
 
+async def test_a_damaged_last_copy_is_not_cut(hosting: Hosting) -> None:
+    """It does not stop for a cut that could not be made of it; a sound one does."""
+    await hosting.put("a")
+    assert not hosting.shard.note_damage(Damaged("a row"))
+    hosting.shard.assign(replace(ALONE, is_formed=True, is_sealed=True))
+    assert hosting.shard.is_serving
+    hosting.shard.care.damage = ""
+    hosting.shard.assign(replace(ALONE, is_formed=True))
+    hosting.shard.assign(replace(ALONE, is_formed=True, is_sealed=True))
+    await hosting.until(lambda: hosting.reports[-1].progress == session_pb2.REPLICA_PROGRESS_CEDED)
+
+
 async def test_a_read_that_finds_damage_gives_the_copy_up(hosting: Hosting) -> None:
     """Beside another copy the replica goes at once, not at the next scrub; a last copy stays and tells."""
     await hosting.put("a")
@@ -251,3 +263,31 @@ async def test_who_opens_a_store_says_so(tmp_path: Path) -> None:
         await answered.wait()
     assert told[-1].WhichOneof("message") == "standing"
     await shards.close()
+
+
+def test_the_rate_of_copies_counts_for_what_waits_already() -> None:
+    """A second's worth leaves at once, the rest in line at the rate; a new rate holds for those in line too."""
+    rate = CopyRate()
+    rate.set(0.0, 0)
+    assert rate.delay_s(0.0, rate.book(0.0, 10_000_000)) == 0.0
+    rate.set(10.0, 1_000)
+    first, second, third = (rate.book(10.0, 600) for _ in range(3))
+
+    def left_at(place: int, now_s: float) -> float:
+        while delay_s := rate.delay_s(now_s, place):
+            assert delay_s <= CopyRate.LOOK_S
+            now_s += delay_s
+        return now_s
+
+    assert left_at(first, 10.0) == pytest.approx(10.6), "it was not idle at this rate before"
+    assert left_at(second, 10.6) == pytest.approx(11.2)
+    rate.set(11.2, 100)
+    assert rate.delay_s(11.2, third) == CopyRate.LOOK_S
+    assert left_at(third, 11.2) == pytest.approx(17.2)
+    slow = rate.book(20.0, 1_000_000)
+    rate.set(20.0, 1)
+    assert rate.delay_s(30.0, slow) == CopyRate.LOOK_S
+    rate.set(30.0, 0)
+    assert rate.delay_s(30.0, slow) == 0.0
+    rate.set(40.0, 1_000)
+    assert left_at(rate.book(41.0, 900), 41.0) == 41.0, "a second's worth is free"
