@@ -21,6 +21,7 @@ from tests.sim.replica_faults import DURATIONS_S, _between
 from worker_agent.shard_interface import ReplicaTimes
 
 if TYPE_CHECKING:
+    from tests.sim.cluster_worker import Worker
     from tests.sim.cluster_world import WorkerSide, World
 
 MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind != "flood")
@@ -119,9 +120,8 @@ class WorkerFaults(replica_faults.Faults):
 
     def _any(self) -> str:
         rng, state = self._rng, self._world.cluster.newest_state()
-        if rng.random() < 0.5 and state.shards:
-            return self._world.cluster.any_shard(rng, state).primary or rng.choice(self._world.names)
-        return rng.choice(self._world.names)
+        shard = self._world.cluster.any_shard(rng, state) if rng.random() < 0.5 else None
+        return shard.primary if shard is not None else rng.choice(self._world.names)
 
     def strike(self, kind: str) -> None:
         """One fault; it ends by itself."""
@@ -171,7 +171,7 @@ class WorkerFaults(replica_faults.Faults):
         world, rng = self._world, self._rng
         state = world.cluster.newest_state()
         shard = world.cluster.any_shard(rng, state)
-        if len(shard.in_sync) < 2 or shard.id in state.move_of_shard or not world.cluster.is_settled(shard):
+        if shard is None or len(shard.in_sync) < 2 or shard.id in state.move_of_shard or not world.cluster.is_settled(shard):
             return
         name = rng.choice(shard.in_sync)
         world.note(f"-- damage of shard {shard.id} on {name}")
@@ -220,11 +220,18 @@ class Changes:
         if kind == "restart":
             worker = world.workers.workers[rng.choice(world.workers.names)]
             worker.stop()
-            world.after(rng.uniform(0.3, 2.0), lambda: worker.start() if not worker.is_up else None)
+            world.after(rng.uniform(0.3, 2.0), lambda: self._start_again(worker))
             return
         command = self._command(kind, state, rng)
         if command is not None:
             self.propose(command)
+
+    def _start_again(self, worker: Worker) -> None:
+        """Starts a worker as soon as it has come to its end."""
+        if not worker.is_up:
+            worker.start()
+        elif worker.is_stopping:
+            self._world.after(0.1, lambda: self._start_again(worker))
 
     def propose(self, command: command_pb2.Command) -> None:
         """Gives the leader a command, once."""
@@ -243,11 +250,11 @@ class Changes:
         leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
 
     def _command(self, kind: str, state: State, rng: random.Random) -> command_pb2.Command | None:
-        shards = [shard for _, shard in sorted(state.shards.items()) if shard.in_sync]
+        shard, shards = self._world.any_shard(rng, state), [shard for _, shard in sorted(state.shards.items())]
         names = sorted(state.nodes)
-        if not shards or not names:
+        if shard is None or not names:
             return None
-        shard, name = self._world.any_shard(rng, state), rng.choice(names)
+        name = rng.choice(names)
         match kind:
             case "move" | "transfer":
                 return self._move(kind, shard, state, rng)

@@ -242,7 +242,7 @@ class Worker(replica_worker.Worker):
         self._dropped_at: dict[int, Monotonic] = {}
         self._gone: dict[int, tuple[int, int, Elsewhere]] = {}
         self._has_swept = False
-        self._is_stopping = False
+        self.is_stopping = False
         self._lows: list[int] = []
         self._by_range: list[Slot] = []
         self._started_at = Monotonic(0.0)
@@ -289,7 +289,7 @@ class Worker(replica_worker.Worker):
         )
         self._hosting = Hosting(stored)
         self.slots, self._streams, self._reports, self._dropped_at, self._gone = {}, {}, {}, {}, {}
-        self._has_swept = self._is_stopping = False
+        self._has_swept = self.is_stopping = False
         self._lows, self._by_range = [], []
         self._events.clear()
         self._wake, self._is_busy, self.is_powered = None, False, True
@@ -310,10 +310,10 @@ class Worker(replica_worker.Worker):
 
     def stop(self) -> None:
         """A clean stop: hands over as hand_over.py does, says Goodbye, and ends."""
-        if self._is_stopping or not self.is_up or self.is_paused:
+        if self.is_stopping or not self.is_up or self.is_paused:
             return
         self.world.note(f"{self.name} is stopped")
-        self._is_stopping = True
+        self.is_stopping = True
         handing = [slot for slot in self.slots.values() if slot.is_serving and len(slot.view.in_sync) > 1]
         for slot in handing:
             slot.assign(replace(slot.view, is_sealed=True))
@@ -397,7 +397,7 @@ class Worker(replica_worker.Worker):
             case session_events.Launch() | session_events.Receipt():
                 raise AssertionError("there are no cron jobs here")
             case session_events.End():
-                assert self._is_stopping, f"{self.name} ends: {action.reason}"
+                assert self.is_stopping, f"{self.name} ends: {action.reason}"
                 self.later(0.0, lambda: self.crash(is_silent=False))
             case _:
                 assert_never(action)

@@ -148,12 +148,13 @@ class World(raft_world.World):
         states = [master.consensus.state for master in self.masters.values() if master.consensus is not None]
         return max(states, key=lambda state: state.index, default=State())
 
-    def any_shard(self, rng: random.Random, state: State) -> Shard:
+    def any_shard(self, rng: random.Random, state: State) -> Shard | None:
         """Some shard that has replicas; one in which somebody writes more often than another."""
         shard = Table(state).locate(key_hash(rng.choice(self.workers.registers))) if rng.random() < 0.6 else None
         if shard is not None and shard.in_sync:
             return shard
-        return rng.choice([shard for _, shard in sorted(state.shards.items()) if shard.in_sync])
+        shards = [shard for _, shard in sorted(state.shards.items()) if shard.in_sync]
+        return rng.choice(shards) if shards else None
 
     def table_of(self, state: State) -> Table:
         """The map of a state; one for all clients."""
