@@ -171,7 +171,9 @@ class WorkerFaults(replica_faults.Faults):
         world, rng = self._world, self._rng
         state = world.cluster.newest_state()
         shard = world.cluster.any_shard(rng, state)
-        if shard is None or len(shard.in_sync) < 2 or shard.id in state.move_of_shard or not world.cluster.is_settled(shard):
+        if shard is None or len(shard.in_sync) < 2 or shard.id in state.move_of_shard:
+            return
+        if not world.cluster.is_settled(shard):
             return
         name = rng.choice(shard.in_sync)
         world.note(f"-- damage of shard {shard.id} on {name}")
