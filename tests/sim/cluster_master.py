@@ -63,6 +63,7 @@ class Master(raft_master.Master):
         if term != self._told_term:
             self._set_leadership(None)
         for transition in consensus.take_transitions():
+            self.cluster.machine_moved(transition.state)
             self.leader.on_transition(transition)
         self._set_leadership(term)
         if consensus.wants_step:

@@ -23,6 +23,7 @@ from coordinator.config import ClusterConfig, MoveSettings, PlacementSettings, R
 from coordinator.control.balance import WAITING_S
 from coordinator.control.proposals import REST_S_MAX
 from coordinator.machine.state import State
+from coordinator.machine.validate import validate, validate_step
 from coordinator.model import NodeState, Shard, key_hash
 from coordinator.raft import snapshot
 from tests.sim import raft_world, replica_world
@@ -124,6 +125,7 @@ class World(raft_world.World):
         self.net = self.workers.net
         self.restored_s = 0.0
         self._table: Table | None = None
+        self._validated = State()
 
     # What others ask
 
@@ -161,6 +163,15 @@ class World(raft_world.World):
         if self._table is None or self._table.index != state.index:
             self._table = Table(state)
         return self._table
+
+    def machine_moved(self, state: State) -> None:
+        """A master has applied an entry; the first one to do so shows whether that is sound."""
+        before = self._validated
+        if state.index > before.index:
+            validate(state)
+            if state.index == before.index + 1:
+                validate_step(before, state)
+            self._validated = state
 
     # One life
 
