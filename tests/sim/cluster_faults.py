@@ -8,11 +8,12 @@ lease margin. Planned changes are an operator's commands: they go through the lo
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2, types_pb2
+from coordinator.machine.codec import settings_to_proto
 from coordinator.machine.state import State
 from coordinator.model import MoveKind, Shard
 from tests.sim import raft_faults, replica_faults
@@ -20,6 +21,7 @@ from tests.sim.replica_faults import DURATIONS_S, _between
 from worker_agent.shard_interface import ReplicaTimes
 
 if TYPE_CHECKING:
+    from tests.sim.cluster_worker import Worker
     from tests.sim.cluster_world import WorkerSide, World
 
 MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind != "flood")
@@ -41,7 +43,11 @@ WORKER_KINDS = (
     "alone",
     "break_sessions",
 )
-CHANGES = ("move", "transfer", "split", "merge", "drain", "undrain", "weight", "abort", "hand_over")
+DAMAGE = "damage"
+"""A replica's store is gone: only where no other fault of a worker may take the other ones."""
+CHANGES = (
+    *("move", "transfer", "split", "merge", "drain", "undrain", "weight", "abort", "replicas", "restart", "hand_over"),
+)
 TIMES = ReplicaTimes(replica_lease_s=1.0, heartbeat_s=0.3, lagging_s=0.8, cede_wait_s=0.3)
 
 
@@ -64,6 +70,8 @@ class Plan:
     forget_s: float = 3.0
     users_max: int = 1_200
     """A shard with more is cut without being asked; with few it happens here."""
+    merge_below_users: int = 0
+    """Two neighbours with fewer are joined without being asked."""
 
     @staticmethod
     def of_seed(seed: int) -> Plan:
@@ -72,6 +80,7 @@ class Plan:
         seconds = rng.uniform(4.0, 8.0)
         # A fifth between the slowest and the fastest: what the leases are made for.
         drift = 0.09 if rng.random() < 0.25 else 0.03
+        has_damage, is_reshaped_unasked = rng.random() < 0.05, rng.random() < 0.15
         return Plan(
             masters=raft_faults.Plan(masters=3, clients=0, seconds=seconds, drift=drift),
             workers=replica_faults.Plan(
@@ -90,12 +99,13 @@ class Plan:
             seconds=seconds,
             fault_every_s=rng.choice((0.15, 0.3, 0.6, 1.2)),
             master_kinds=_some(rng, MASTER_KINDS, 0.25),
-            worker_kinds=_some(rng, WORKER_KINDS, 0.3),
+            worker_kinds=(DAMAGE,) if has_damage else _some(rng, WORKER_KINDS, 0.3),
             master_share=rng.choice((0.15, 0.3, 0.5)),
             change_every_s=rng.choice((0.1, 0.25, 0.5)),
             changes=_some(rng, CHANGES, 0.7),
             forget_s=rng.choice((0.3, 3.0, 30.0)),
-            users_max=2 if rng.random() < 0.15 else 1_200,
+            users_max=2 if is_reshaped_unasked else 1_200,
+            merge_below_users=2 if is_reshaped_unasked else 0,
         )
 
 
@@ -110,9 +120,8 @@ class WorkerFaults(replica_faults.Faults):
 
     def _any(self) -> str:
         rng, state = self._rng, self._world.cluster.newest_state()
-        if rng.random() < 0.5 and state.shards:
-            return self._world.cluster.any_shard(rng, state).primary or rng.choice(self._world.names)
-        return rng.choice(self._world.names)
+        shard = self._world.cluster.any_shard(rng, state) if rng.random() < 0.5 else None
+        return shard.primary if shard is not None else rng.choice(self._world.names)
 
     def strike(self, kind: str) -> None:
         """One fault; it ends by itself."""
@@ -147,6 +156,8 @@ class WorkerFaults(replica_faults.Faults):
             case "alone":
                 others = [other for other in world.names if other != name]
                 self._open(_between(name, others + masters), 2 * duration_s, f"{kind} {name}")
+            case "damage":
+                self._damage()
             case "break_sessions":
                 world.note(f"-- {kind}")
                 for stream in world.net.sessions:
@@ -154,6 +165,21 @@ class WorkerFaults(replica_faults.Faults):
                         stream.break_off()
             case _:
                 self._strike(kind)
+
+    def _damage(self) -> None:
+        """One store of a shard is gone after a restart, while every other one is sound and in service."""
+        world, rng = self._world, self._rng
+        state = world.cluster.newest_state()
+        shard = world.cluster.any_shard(rng, state)
+        if shard is None or len(shard.in_sync) < 2 or shard.id in state.move_of_shard:
+            return
+        if not world.cluster.is_settled(shard):
+            return
+        name = rng.choice(shard.in_sync)
+        world.note(f"-- damage of shard {shard.id} on {name}")
+        world.workers[name].crash(is_silent=False)
+        world.workers[name].stores.pop(shard.id)
+        self._later(name, 0.2)
 
     def _open(self, directions: set[tuple[str, str]], seconds: float, what: str) -> None:
         self._world.note(f"-- {what} {seconds}")
@@ -193,9 +219,21 @@ class Changes:
                 world.note(f"++ {leader.id} is asked to hand over")
                 self._masters._ask(leader, lambda consensus: consensus.transfer(None))
             return
+        if kind == "restart":
+            worker = world.workers.workers[rng.choice(world.workers.names)]
+            worker.stop()
+            world.after(rng.uniform(0.3, 2.0), lambda: self._start_again(worker))
+            return
         command = self._command(kind, state, rng)
         if command is not None:
             self.propose(command)
+
+    def _start_again(self, worker: Worker) -> None:
+        """Starts a worker as soon as it has come to its end."""
+        if not worker.is_up:
+            worker.start()
+        elif worker.is_stopping:
+            self._world.after(0.1, lambda: self._start_again(worker))
 
     def propose(self, command: command_pb2.Command) -> None:
         """Gives the leader a command, once."""
@@ -214,11 +252,11 @@ class Changes:
         leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
 
     def _command(self, kind: str, state: State, rng: random.Random) -> command_pb2.Command | None:
-        shards = [shard for _, shard in sorted(state.shards.items()) if shard.in_sync]
+        shard, shards = self._world.any_shard(rng, state), [shard for _, shard in sorted(state.shards.items())]
         names = sorted(state.nodes)
-        if not shards or not names:
+        if shard is None or not names:
             return None
-        shard, name = self._world.any_shard(rng, state), rng.choice(names)
+        name = rng.choice(names)
         match kind:
             case "move" | "transfer":
                 return self._move(kind, shard, state, rng)
@@ -239,6 +277,8 @@ class Changes:
             case "weight":
                 weight = command_pb2.SetNodeWeight(node_id=name, weight=rng.choice((0.5, 1.0, 2.0)))
                 return command_pb2.Command(set_node_weight=weight)
+            case "replicas":
+                return self._set_replicas(state, rng.choice((1, 2, 3)))
             case "abort":
                 moves = sorted(state.moves)
                 if not moves or rng.random() < 0.5:
@@ -246,6 +286,10 @@ class Changes:
                 return command_pb2.Command(abort_move=command_pb2.AbortMove(move_id=rng.choice(moves)))
             case _:
                 raise ValueError(kind)
+
+    def _set_replicas(self, state: State, replicas: int) -> command_pb2.Command:
+        settings = settings_to_proto(replace(state.settings, replicas=replicas))
+        return command_pb2.Command(change_settings=command_pb2.ChangeSettings(settings=settings))
 
     def _move(self, kind: str, shard: Shard, state: State, rng: random.Random) -> command_pb2.Command | None:
         is_move = kind == "move"
@@ -280,6 +324,8 @@ class Changes:
 
     def settle(self, state: State) -> None:
         """Takes every wish back: nobody is to be drained, nothing rests in quarantine."""
+        if state.settings.replicas != self._world.cluster_plan.workers.replicas:
+            self.propose(self._set_replicas(state, self._world.cluster_plan.workers.replicas))
         for name, node in sorted(state.nodes.items()):
             if node.drain_requested:
                 self.propose(command_pb2.Command(undrain_node=command_pb2.UndrainNode(node_id=name)))

@@ -63,6 +63,7 @@ class Master(raft_master.Master):
         if term != self._told_term:
             self._set_leadership(None)
         for transition in consensus.take_transitions():
+            self.cluster.machine_moved(transition.state)
             self.leader.on_transition(transition)
         self._set_leadership(term)
         if consensus.wants_step:
@@ -78,14 +79,17 @@ class Master(raft_master.Master):
             self.leader.lead(True, term)
 
     def submit(self, payload: bytes, timeout_s: float, done: Done) -> None:
-        """Proposes until it is known what became of it, as raft/proposals.py does."""
+        """Proposes until it is known what became of it, as raft/proposals.py does.
+
+        Whoever awaits that goes on in a later turn of the loop: the step in which it was applied has told everybody.
+        """
         give_up_at_s = self.monotonic_s() + timeout_s
         is_done: list[bool] = []
 
         def end(result: command_pb2.CommandResult | None, error: CoordinatorError | None) -> None:
             if not is_done:
                 is_done.append(True)
-                done(result, error)
+                self.enqueue_later(0.0, lambda _: done(result, error))
 
         def answered(result: command_pb2.CommandResult | None, reason: int) -> None:
             if reason == FAIL_REASON.SUCCESS and result is not None:

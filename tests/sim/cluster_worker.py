@@ -11,9 +11,10 @@ import random
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never, cast
 
-from coordinator.api.v1 import session_pb2, types_pb2
+from coordinator.api.v1 import replication_pb2, session_pb2, types_pb2
 from coordinator.model import Monotonic, key_hash
 from tests.sim import replica_worker
 from tests.sim.cluster_leader import ACCEPTED
@@ -21,11 +22,21 @@ from tests.sim.cluster_route import Arrival, Routes
 from tests.sim.cluster_store import cut
 from tests.sim.replica_store import ModelBacked, SimStore
 from worker_agent import session_interface as session_events
+from worker_agent.agent import HAND_OVER_S
 from worker_agent.driver import PERSIST_RETRY_S
 from worker_agent.hosting import Hosting, Persist, decode
+from worker_agent.replica_primary import State
 from worker_agent.session import WorkerSession
 from worker_agent.shard import NEVER_PROMISED, OPEN_AGAIN_S, OPEN_ATTEMPTS
-from worker_agent.shard_interface import Assigned, Progress, ReplicaRole, ReplicaStep, ReportReplica, ShardView
+from worker_agent.shard_interface import (
+    Assigned,
+    Progress,
+    ReplicaRole,
+    ReplicaStep,
+    ReportReplica,
+    SendToPeer,
+    ShardView,
+)
 from worker_agent.state_interface import Elsewhere, Place
 from worker_agent.store_interface import StoreFull
 
@@ -231,6 +242,7 @@ class Worker(replica_worker.Worker):
         self._dropped_at: dict[int, Monotonic] = {}
         self._gone: dict[int, tuple[int, int, Elsewhere]] = {}
         self._has_swept = False
+        self.is_stopping = False
         self._lows: list[int] = []
         self._by_range: list[Slot] = []
         self._started_at = Monotonic(0.0)
@@ -277,7 +289,7 @@ class Worker(replica_worker.Worker):
         )
         self._hosting = Hosting(stored)
         self.slots, self._streams, self._reports, self._dropped_at, self._gone = {}, {}, {}, {}, {}
-        self._has_swept = False
+        self._has_swept = self.is_stopping = False
         self._lows, self._by_range = [], []
         self._events.clear()
         self._wake, self._is_busy, self.is_powered = None, False, True
@@ -295,6 +307,31 @@ class Worker(replica_worker.Worker):
             super().crash(is_silent=is_silent)
             self.slots = {}
             self.world.net.end_sessions_of(self.name, is_silent=is_silent)
+
+    def stop(self) -> None:
+        """A clean stop: hands over as hand_over.py does, says Goodbye, and ends."""
+        if self.is_stopping or not self.is_up or self.is_paused:
+            return
+        self.world.note(f"{self.name} is stopped")
+        self.is_stopping = True
+        handing = [slot for slot in self.slots.values() if slot.is_serving and len(slot.view.in_sync) > 1]
+        for slot in handing:
+            slot.assign(replace(slot.view, is_sealed=True))
+        self._leave(handing, self.clock() + HAND_OVER_S)
+
+    def _leave(self, handing: list[Slot], give_up_at: float) -> None:
+        states = [(slot, slot.hosted.machine.state) for slot in handing if slot.hosted is not None]
+        if any(state == State.CEDING.value for _, state in states) and self.clock() < give_up_at:
+            self.later(0.005, lambda: self._leave(handing, give_up_at))
+            return
+        for slot, state in states:
+            if state == State.CEDED.value and slot.hosted is not None:
+                ceded = replication_pb2.Ceded(last_sequence=slot.hosted.machine.last_sequence)
+                message = replication_pb2.ShardMessage(shard_id=slot.shard_id, epoch=slot.view.epoch, ceded=ceded)
+                for peer in slot.view.in_sync:
+                    if peer != self.name:
+                        self.send(SendToPeer(peer, message, False))
+        self._feed(session_events.StopRequested("it is restarted"))
 
     def set_full(self, is_full: bool) -> None:
         """Its disk has no room any more, or has some again."""
@@ -360,7 +397,8 @@ class Worker(replica_worker.Worker):
             case session_events.Launch() | session_events.Receipt():
                 raise AssertionError("there are no cron jobs here")
             case session_events.End():
-                raise AssertionError(f"{self.name} ends: {action.reason}")
+                assert self.is_stopping, f"{self.name} ends: {action.reason}"
+                self.later(0.0, lambda: self.crash(is_silent=False))
             case _:
                 assert_never(action)
 

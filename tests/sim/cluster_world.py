@@ -23,6 +23,7 @@ from coordinator.config import ClusterConfig, MoveSettings, PlacementSettings, R
 from coordinator.control.balance import WAITING_S
 from coordinator.control.proposals import REST_S_MAX
 from coordinator.machine.state import State
+from coordinator.machine.validate import validate, validate_step
 from coordinator.model import NodeState, Shard, key_hash
 from coordinator.raft import snapshot
 from tests.sim import raft_world, replica_world
@@ -40,7 +41,7 @@ from worker_agent.session_interface import SessionTimes
 
 SESSION = SessionSettings(heartbeat_s=0.25, session_lease_s=2.0, suspect_s=0.8)
 MOVES = MoveSettings(copy_deadline_s=4.0, cede_deadline_s=1.5, quarantine_workers=4, quarantine_window_s=5.0)
-PLACEMENT = PlacementSettings(tokens_per_weight=32, hold_s=1.0, dwell_s=1.0, merge_below_users=0)
+PLACEMENT = PlacementSettings(tokens_per_weight=32, hold_s=1.0, dwell_s=1.0, merge_after_s=0.5, reshapes_max=2)
 FORMED_S_MAX = 15.0
 RESTORED_S_MAX = sum(
     (
@@ -110,7 +111,13 @@ class World(raft_world.World):
         self.segment_bytes_max = self.rng.choice((4_000, 60_000))
         self.trace = type(self.trace)(maxlen=TRACE_LINES)
         self.counts: Counter[str] = Counter()
-        placement = replace(PLACEMENT, shards=plan.shards, replicas=plan.workers.replicas, users_max=plan.users_max)
+        placement = replace(
+            PLACEMENT,
+            shards=plan.shards,
+            replicas=plan.workers.replicas,
+            users_max=plan.users_max,
+            merge_below_users=plan.merge_below_users,
+        )
         self.config = ClusterConfig(
             name="sim", raft=self.settings, session=SESSION, placement=placement, moves=MOVES
         )
@@ -118,6 +125,7 @@ class World(raft_world.World):
         self.net = self.workers.net
         self.restored_s = 0.0
         self._table: Table | None = None
+        self._validated = State()
 
     # What others ask
 
@@ -142,18 +150,28 @@ class World(raft_world.World):
         states = [master.consensus.state for master in self.masters.values() if master.consensus is not None]
         return max(states, key=lambda state: state.index, default=State())
 
-    def any_shard(self, rng: random.Random, state: State) -> Shard:
+    def any_shard(self, rng: random.Random, state: State) -> Shard | None:
         """Some shard that has replicas; one in which somebody writes more often than another."""
         shard = Table(state).locate(key_hash(rng.choice(self.workers.registers))) if rng.random() < 0.6 else None
         if shard is not None and shard.in_sync:
             return shard
-        return rng.choice([shard for _, shard in sorted(state.shards.items()) if shard.in_sync])
+        shards = [shard for _, shard in sorted(state.shards.items()) if shard.in_sync]
+        return rng.choice(shards) if shards else None
 
     def table_of(self, state: State) -> Table:
         """The map of a state; one for all clients."""
         if self._table is None or self._table.index != state.index:
             self._table = Table(state)
         return self._table
+
+    def machine_moved(self, state: State) -> None:
+        """A master has applied an entry; the first one to do so shows whether that is sound."""
+        before = self._validated
+        if state.index > before.index:
+            validate(state)
+            if state.index == before.index + 1:
+                validate_step(before, state)
+            self._validated = state
 
     # One life
 
@@ -218,10 +236,18 @@ class World(raft_world.World):
             return False
         return all(self._is_shard_whole(shard) for shard in state.shards.values())
 
-    def _is_shard_whole(self, shard: Shard) -> bool:
-        if not shard.is_formed or shard.parents or shard.joining or shard.quarantine:
+    def is_settled(self, shard: Shard) -> bool:
+        """Every replica of a shard is where the masters think, with a store."""
+        if not self._is_primary_whole(shard):
             return False
-        if len(shard.in_sync) != self.cluster_plan.workers.replicas:
+        hosted = [self.workers.workers[name].hosted.get(shard.id) for name in shard.in_sync]
+        return all(each is not None and each.machine.epoch == shard.epoch for each in hosted)
+
+    def _is_shard_whole(self, shard: Shard) -> bool:
+        return len(shard.in_sync) == self.cluster_plan.workers.replicas and self._is_primary_whole(shard)
+
+    def _is_primary_whole(self, shard: Shard) -> bool:
+        if not shard.is_formed or shard.parents or shard.joining or shard.quarantine:
             return False
         worker = self.workers.workers[shard.primary]
         hosted = worker.hosted.get(shard.id)

@@ -16,12 +16,20 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from coordinator.api.v1 import command_pb2
+from coordinator.control.moves import MoveControl
+from coordinator.model import Move, MovePhase, Shard
+from tests.sim import raft_faults, replica_faults
+from tests.sim.cluster_faults import TIMES, Plan
 from tests.sim.cluster_world import RESTORED_S_MAX, run_seed
 from tests.sim.raft_world import SeedFailed
+from worker_agent.replica_core import Protections
 
 SEEDS = 200
 ONE = os.environ.get("SIM_SEED")
@@ -88,3 +96,115 @@ def test_a_seed_decides_everything() -> None:
         for hash_seed in ("1", "2")
     }
     assert len(found) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A protection less, the faults and changes that this does not stand, and how many seeds it may stand them."""
+
+    findings: tuple[str, ...]
+    """What a failure says, one of them."""
+    worker_kinds: tuple[str, ...]
+    changes: tuple[str, ...]
+    fault_every_s: float = 0.5
+    change_every_s: float = 0.1
+    replicas: int = 2
+    protections: Protections = Protections()  # noqa: RUF009 - frozen
+    switch_off: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
+    """For what lies between the parts."""
+    seeds: int = 12
+
+    @property
+    def plan(self) -> Plan:
+        """Many writes to few shards, and no faults but these."""
+        seconds = 5.0
+        return Plan(
+            masters=raft_faults.Plan(clients=0, drift=0.03),
+            workers=replica_faults.Plan(
+                workers=5, replicas=self.replicas, clients=8, seconds=seconds, think_s=0.005, drift=0.03, times=TIMES
+            ),
+            users=4,
+            seconds=seconds,
+            fault_every_s=self.fault_every_s,
+            master_share=0.0,
+            worker_kinds=self.worker_kinds,
+            changes=self.changes,
+            change_every_s=self.change_every_s,
+        )
+
+
+def _promote_by_own_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = MoveControl._wanted
+
+    def wanted(self: MoveControl, move: Move, shard: Shard, is_late: bool) -> command_pb2.Command | None:
+        if move.phase is MovePhase.COPYING and self._reports.of(move.target, shard) is not None:
+            promote = command_pb2.PromoteReplica(move_id=move.id, expected_epoch=shard.epoch)
+            return command_pb2.Command(promote_replica=promote)
+        return real(self, move, shard, is_late)
+
+    monkeypatch.setattr(MoveControl, "_wanted", wanted)
+
+
+def _cut_unsealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reshape(self: MoveControl, move: Move, is_late: bool) -> command_pb2.Command:
+        epochs = [self._state.shards[shard_id].epoch for shard_id in move.shard_ids]
+        return command_pb2.Command(reshape=command_pb2.Reshape(move_id=move.id, expected_epochs=epochs))
+
+    monkeypatch.setattr(MoveControl, "_reshape", reshape)
+
+
+WITHOUT = {
+    "wait_for_own_promise": Row(
+        findings=("may answer for shard",),
+        worker_kinds=("no_master", "alone"),
+        changes=("move",),
+        protections=Protections(waits_out_promise=False),
+    ),
+    "lease_before_answering": Row(
+        findings=("may answer for shard", "not linearizable"),
+        worker_kinds=("alone",),
+        changes=("weight",),
+        fault_every_s=0.3,
+        protections=Protections(checks_lease=False),
+    ),
+    "truncation_of_conflicts": Row(
+        findings=("where another one applied", "not linearizable", "is not there", "acknowledged at"),
+        worker_kinds=("alone", "isolate", "hole", "no_master"),
+        changes=("transfer",),
+        fault_every_s=0.2,
+        replicas=3,
+        protections=Protections(truncates_conflicts=False),
+    ),
+    "promotion_by_the_primary": Row(
+        findings=("where another one applied", "not linearizable", "is not there", "not equal", "not whole"),
+        worker_kinds=("kill", "slow_net"),
+        changes=("move",),
+        change_every_s=0.05,
+        switch_off=_promote_by_own_word,
+    ),
+    "seal_before_a_cut": Row(
+        findings=("of the parents of shard",),
+        worker_kinds=("slow_net", "slow_disk"),
+        changes=("split", "merge"),
+        change_every_s=0.05,
+        switch_off=_cut_unsealed,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_without_it_a_seed_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each protection is needed: one of a few seeds fails without it, in the way that it is for, and passes with it."""
+    row = WITHOUT[name]
+    for seed in range(row.seeds):
+        with monkeypatch.context() as switched:
+            row.switch_off(switched)
+            try:
+                run_seed(seed, row.plan, row.protections)
+                continue
+            except SeedFailed as failure:
+                first = str(failure).partition("\n")[0]
+        if any(finding in first for finding in row.findings):
+            run_seed(seed, row.plan)
+            return
+    raise AssertionError(f"{row.seeds} seeds do without {name}")
