@@ -32,5 +32,6 @@ class Stalls:
         waited_s = max(0.0, stood_s - synced_s - computed_s)
         return (
             f"stood still for {stood_s:.2f} s: {synced_s:.2f} s for the disk to sync, {computed_s:.2f} s computing, "
-            f"{waited_s:.2f} s without a processor; after {self.election_s:g} s others may elect a leader"
+            f"{waited_s:.2f} s waiting for a processor or other files; "
+            f"after {self.election_s:g} s others may elect a leader"
         )
