@@ -22,7 +22,7 @@ def test_a_late_tick_names_the_causes() -> None:
     stalls.ticked(10.0, 2.0, 3.0)
     line = stalls.ticked(11.0, 2.6, 3.1)
     assert line == (
-        "stood still for 1.00 s: 0.60 s for the disk to sync, 0.10 s computing, 0.30 s waiting for a processor or other files; "
-        "after 0.3 s others may elect a leader"
+        "stood still for 1.00 s: 0.60 s for the disk to sync, 0.10 s computing, "
+        "0.30 s waiting for a processor or other files; after 0.3 s others may elect a leader"
     )
     assert stalls.ticked(11.025, 2.6, 3.1) is None
