@@ -159,7 +159,7 @@ class StateSettings:
     replica_lease_s: float = 1.5
     """How long a replica lets its primary answer reads without asking; a promoted replica waits it out. Below
     session.session_lease_s."""
-    lagging_s: float = 1.5
+    lagging_s: float = 3.0
     """An in-sync replica that has not acknowledged what it was sent for so long is taken out. Writes wait that long."""
     opening_s: float = 8.0
     """The same for one that says that it is still opening its store, where it is longer."""

@@ -276,7 +276,7 @@ class ReplicaTimes:
     lease_margin: float = 1.25
     heartbeat_s: float = 0.4
     """How often a primary sends something to each replica."""
-    lagging_s: float = 1.5
+    lagging_s: float = 1.0
     """An in-sync replica that has not acknowledged what it was sent for so long is to be removed."""
     opening_s: float = 8.0
     """The same for one that says all the time that it is still opening its store."""
