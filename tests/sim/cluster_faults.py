@@ -241,13 +241,15 @@ class Changes:
         if leader is None:
             return
         self._count += 1
-        command.request_id, command.cause = f"operator-{self._count}", "operator"
+        request_id = command.request_id = f"operator-{self._count}"
+        command.cause = "operator"
         what = command.WhichOneof("operation")
         self._world.note(f"++ {what} {' '.join(str(getattr(command, what or '')).split())}")
 
         def answered(state: object, result: command_pb2.CommandResult | None, reason: int) -> None:
             if result is not None and result.HasField("applied"):
                 self._world.counts[f"asked {what}"] += 1
+                self._world.acknowledged[request_id] = result.applied.index
 
         leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
 

@@ -98,6 +98,23 @@ class ClusterNet(Net):
         super().__init__(side, rng)
         self.cluster = cluster
         self.sessions: list[SessionStream] = []
+        self._wanted: dict[str, tuple[str, ...]] = {}
+        """Whom each worker wants a stream to: those that replicate a shard with it."""
+
+    def follow(self, opener: str, wanted: tuple[str, ...]) -> None:
+        """Opens and ends a worker's streams to others; as Replication.follow."""
+        before, self._wanted[opener] = self._wanted.get(opener, ()), wanted
+        for other in before:
+            stream = self.streams.get((opener, other))
+            if other not in wanted and stream is not None:
+                self.drop(stream)
+        for other in wanted:
+            if other not in before:
+                self.dial(opener, other)
+
+    def dial(self, opener: str, other: str) -> None:
+        if other in self._wanted.get(opener, ()):
+            super().dial(opener, other)
 
     def open_session(self, worker: str, number: int, master: str) -> SessionStream:
         """A stream whose first packet is on its way."""

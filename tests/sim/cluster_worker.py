@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, assert_never, cast
 
@@ -296,6 +296,7 @@ class Worker(replica_worker.Worker):
         self._started_at = self.clock()
         self.routes = Routes(self)
         self.world.note(f"{self.name} starts")
+        self.world.net.follow(self.name, ())
         super().start()
         self.later(self._rng.uniform(0.0, FIGURES_S), self._tell_figures)
         self._run(self.session.on_advance(self.clock()))
@@ -429,7 +430,7 @@ class Worker(replica_worker.Worker):
             outcome = self._hosting.on_persisted()
             self._hosting.validate()
             self._feed(session_events.AssignmentApplied(outcome.generation))
-            self._follow(outcome.views)
+            self._follow(outcome.views, outcome.peers)
             self._persist(outcome.next_write)
 
         self.later(self.sync_delay_s(), written)
@@ -458,11 +459,13 @@ class Worker(replica_worker.Worker):
 
     # Shards
 
-    def _follow(self, views: Iterable[ShardView]) -> None:
+    def _follow(self, views: Sequence[ShardView], addresses: Mapping[str, str]) -> None:
         """An assignment is in force; as Shards.follow."""
         wanted = {view.shard_id: view for view in views}
         for shard_id in [held for held in self.slots if held not in wanted]:
             self._give_up(self.slots.pop(shard_id))
+        peers = {name for view in views for name in (*view.in_sync, *view.joining)} - {self.name}
+        self.world.net.follow(self.name, tuple(name for name in sorted(peers) if addresses.get(name)))
         for shard_id, view in wanted.items():
             self._gone.pop(shard_id, None)
             slot = self.slots.get(shard_id)

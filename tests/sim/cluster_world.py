@@ -123,6 +123,8 @@ class World(raft_world.World):
         )
         self.workers = WorkerSide(self, plan, protections)
         self.net = self.workers.net
+        self.acknowledged: dict[str, int] = {}
+        """Commands of the operator that he heard to be applied, and at which index."""
         self.restored_s = 0.0
         self._table: Table | None = None
         self._validated = State()
@@ -284,7 +286,7 @@ class World(raft_world.World):
         return "\n".join(lines)
 
     def _finish(self) -> None:
-        self.checks.finish({}, set(), [], 0.0)
+        self.checks.finish(self.acknowledged, set(), [], 0.0)
         state, side = self.newest_state(), self.workers
         table = Table(state)
 
