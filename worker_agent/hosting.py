@@ -103,6 +103,11 @@ class Hosting:
         """Highest epoch of the shard that was ever seen; 0 when none was."""
         return self._epochs.get(shard_id, 0)
 
+    def news(self, assignment: session_pb2.Assignment) -> dict[int, int]:
+        """Epochs that an assignment has above all that were seen, by shard."""
+        shards = (entry.shard for entry in assignment.shards)
+        return {shard.id: shard.epoch for shard in shards if shard.epoch > self._epochs.get(shard.id, 0)}
+
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
         assert self._waiting is None or self._writing is not None, "nothing waits while nothing is written"

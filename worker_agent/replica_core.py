@@ -249,6 +249,16 @@ class Core:
         if is_written and self.disk.position.epoch_seen < self.seen and not self.disk.pending(SeeEpoch):
             self.disk.do(SeeEpoch(self.seen))
 
+    def foresee(self, epoch: int) -> None:
+        """Writes an epoch ahead of the assignment that brings it: then nobody waits for the disk when it is in force.
+
+        It changes nothing else: what is shown and followed is `seen`. To know more epochs than were shown does no harm
+        after a crash, for this one was committed by the masters, and a new process gets a higher one.
+        """
+        is_late = epoch <= self.disk.position.epoch_seen or not self.protections.persists_epoch
+        if not is_late and self.view is not None and not self.disk.pending(SeeEpoch):
+            self.disk.do(SeeEpoch(epoch))
+
     @property
     def has_seen_durably(self) -> bool:
         """True when the highest epoch known is on disk."""

@@ -14,6 +14,7 @@ Order rules (DESIGN.md section 7; the first one is the sum of it):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from coordinator.api.v1 import replication_pb2
@@ -25,6 +26,10 @@ from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDon
 from worker_agent.store_interface import LogRecord
 
 HURRIED_BEAT_S = 0.01
+BEAT_MOMENTS = 4
+"""Common moments in the time of one heartbeat."""
+BEAT_EARLY_S = 0.002
+"""So much earlier a heartbeat may leave: timers ring a little early or late."""
 COPY_PATIENCE = 3.0
 """Times `lagging_s` that a chunk of a copy may take before its receiver is asked where it stands."""
 
@@ -293,15 +298,24 @@ class Streams:
             else:
                 follower.is_reading = True
                 disk.do(ReadLog(follower.node_id, follower.next))
-        if now - follower.sent_at >= self.beat_s(follower):
+        if now >= self.beat_at(follower):
             self._send_records(now, follower, [])
 
-    def beat_s(self, follower: Follower) -> float:
-        """How often it is sent something; more often while a move waits for it."""
+    def beat_at(self, follower: Follower) -> float:
+        """When it is sent something at the latest; sooner while a move waits for it.
+
+        Heartbeats fall on moments that all shards of the process have in common, a little early rather than late: those
+        of many shards leave in one frame, and are answered in one.
+        """
+        if follower.sent_at == LONG_AGO:
+            return LONG_AGO
         if self.is_hurried:
-            return HURRIED_BEAT_S
-        is_awaited = follower.is_joining and follower.is_complete and not follower.is_told
-        return self._core.times.probe_s if is_awaited else self._core.times.heartbeat_s
+            return follower.sent_at + HURRIED_BEAT_S
+        if follower.is_joining and follower.is_complete and not follower.is_told:
+            return follower.sent_at + self._core.times.probe_s
+        moment_s = self._core.times.heartbeat_s / BEAT_MOMENTS
+        due = follower.sent_at + self._core.times.heartbeat_s + BEAT_EARLY_S
+        return math.floor(due / moment_s) * moment_s - BEAT_EARLY_S
 
     def beat(self, now: Monotonic, followers: Iterable[Follower]) -> None:
         """Sends a heartbeat ahead of its time."""

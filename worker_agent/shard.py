@@ -21,11 +21,12 @@ from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
 from worker_agent.replica import Replica
+from worker_agent.replica_primary import State
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
+from worker_agent.shard_store import find_store
 from worker_agent.state_interface import Place
-from worker_agent.store import ShardStore, create_store, delete_store, open_store
-from worker_agent.store_cut import merge_stores, split_store
+from worker_agent.store import ShardStore, delete_store
 from worker_agent.store_interface import Reader
 from worker_agent.store_queue import CHUNK_BYTES, StoreQueue
 
@@ -72,7 +73,9 @@ class Shard:
         view = self.view
         for attempt in range(1, OPEN_ATTEMPTS + 1):
             try:
-                store = await self._in_thread(partial(self._find_store, view, parents))
+                found = await self._in_thread(
+                    partial(find_store, self._path, view, parents, self._context.store_settings)
+                )
                 break
             except (OSError, CoordinatorError) as error:
                 if isinstance(error, Damaged) or attempt == OPEN_ATTEMPTS:
@@ -81,10 +84,12 @@ class Shard:
                 # A full disk, or too many open files: that may pass, and to lose a copy costs more than to wait.
                 _log.warning("shard %d cannot be opened yet: %s", view.shard_id, error)
                 await asyncio.sleep(OPEN_AGAIN_S)
-        if store is None:
+        if found is None:
             self._lose(f"{self._path.name} is not there")
             return
-        context = self._context
+        context, store = self._context, found.store
+        if found.is_new:
+            self._promised_from = NEVER_PROMISED
         self._queue = StoreQueue(store, context.pool, self._on_store)
         if self._is_closed:
             await self._close_store()
@@ -96,34 +101,6 @@ class Shard:
         self.feed(interface.Assigned(self.view, position))
         for peer in context.connected_peers():
             self.feed(interface.PeerConnected(peer))
-
-    def _find_store(self, view: ShardView, parents: Sequence[Path]) -> ShardStore | None:
-        """In a thread: the store as order rule 3 of shards.py wants it; None where it may not be made anew.
-
-        Where no file was, no replica of this shard gave a lease. (A parent's primary had stopped before it was cut.)
-        """
-        settings = self._context.store_settings
-        place = (self._path, view.shard_id, view.lo, view.hi)
-        may_begin = view.role is ReplicaRole.JOINING
-        if self._path.exists():
-            try:
-                return open_store(*place, settings)
-            except Damaged as error:
-                if not may_begin:
-                    raise
-                _log.warning("shard %d is copied anew: %s", view.shard_id, error)
-                delete_store(self._path)
-        if not may_begin and parents and all(parent.exists() for parent in parents):
-            if len(parents) == 1:
-                split_store(parents[0], [place], settings)
-            else:
-                merge_stores(parents, place, settings)
-            self._promised_from = NEVER_PROMISED
-            return open_store(*place, settings)
-        if may_begin or not view.is_formed:
-            self._promised_from = NEVER_PROMISED
-            return create_store(*place, settings)
-        return None
 
     def _lose(self, reason: str) -> None:
         self._is_lost = True
@@ -279,6 +256,10 @@ class Shard:
     @property
     def epoch(self) -> int:
         return self.view.epoch
+
+    @property
+    def primary_epoch(self) -> int:
+        return self.view.epoch + 1 if self.state == State.CEDED.value else self.view.epoch
 
     @property
     def primary(self) -> Place:

@@ -36,11 +36,13 @@ from worker_agent.replication import Replication
 from worker_agent.scrub import Scrub
 from worker_agent.shard import Shard
 from worker_agent.shard_context import ShardContext
-from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
+from worker_agent.shard_interface import Foresee, PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.store import StoreSettings, delete_store
 
 STORE_THREADS = 8
+PROBES_MAX = 65_536
+"""Shards of which a question is kept until they are open."""
 SUFFIX = ".sqlite"
 
 _log = logging.getLogger(__name__)
@@ -81,6 +83,8 @@ class Shards:
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self._change: asyncio.Future[None] | None = None
         self._has_swept = False
+        self._probes: dict[int, PeerSaid] = {}
+        """The latest question of a primary about each shard that is not open here; answered as soon as it is."""
         self._replication: Replication | None = None
         self._context = ShardContext(
             node_id=node_id,
@@ -108,11 +112,12 @@ class Shards:
 
     def follow(self, views: Iterable[ShardView], peers: Mapping[str, str], copy_bytes_per_s: int) -> None:
         """An assignment is in force: these are the shards now, and where the other workers are."""
-        self._addresses = dict(peers)
         self._context.copy_rate.set(copy_bytes_per_s)
         wanted = {view.shard_id: view for view in views}
+        # Where their primaries are only the assignment before this one may know: they go first.
         for shard_id in [held for held in self._shards if held not in wanted]:
             self._give_up(self._shards.pop(shard_id))
+        self._addresses = dict(peers)
         if self._replication is not None:
             self._replication.follow(self._wanted_peers(wanted.values()))
         for shard_id, view in wanted.items():
@@ -136,6 +141,12 @@ class Shards:
                 self._spawn(Scrub(lambda: self.shards, self._settings.scrub_s).run(), "scrub")
         self._on_changed()
 
+    def foresee(self, epochs: Mapping[int, int]) -> None:
+        """These shards have these epochs by an assignment that is not in force yet."""
+        for shard_id, epoch in epochs.items():
+            if (shard := self._shards.get(shard_id)) is not None:
+                shard.feed(Foresee(epoch))
+
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
         """Workers that replicate a shard of this one: whoever becomes its primary needs the streams at once."""
         names: set[str] = set()
@@ -149,6 +160,8 @@ class Shards:
             if (closing := self._closing.get(other)) is not None:
                 await asyncio.wait([closing])
         await shard.open([self._path(parent) for parent in shard.view.parents])
+        if (probe := self._probes.pop(shard.shard_id, None)) is not None:
+            shard.feed(probe)
         for parent in shard.view.parents:
             children = [held for held in self._shards.values() if parent in held.view.parents]
             if all(child.is_open for child in children) and parent not in self._shards:
@@ -207,6 +220,8 @@ class Shards:
         if shard is not None and shard.is_open:
             shard.feed(PeerSaid(node_id, message, is_answer))
         elif not is_answer:
+            if message.WhichOneof("message") == "probe" and len(self._probes) < PROBES_MAX:
+                self._probes[message.shard_id] = PeerSaid(node_id, message, is_answer)
             refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} has no store of it")
             answer = replication_pb2.ShardMessage(shard_id=message.shard_id, epoch=message.epoch, refuse=refusal)
             self._send(node_id, answer, True)
