@@ -69,6 +69,8 @@ class Hosting:
 
     def __init__(self, stored: Stored | None = None) -> None:
         self._views: dict[int, ShardView] = {}
+        self._lines: dict[int, tuple[session_pb2.ShardAssignment, ShardView]] = {}
+        """What was made of each line of the assignment in force: of many shards one has changed, mostly."""
         self._epochs: dict[int, int] = {}
         self._jobs: tuple[session_pb2.JobAssignment, ...] = ()
         self._generation = 0
@@ -158,8 +160,13 @@ class Hosting:
         """The shards to hold by an assignment, and why some of its entries are not followed."""
         views: dict[int, ShardView] = {}
         ignored: list[str] = []
+        before, self._lines = self._lines, {}
         for entry in assignment.shards:
             shard = entry.shard
+            known = before.get(shard.id)
+            if known is not None and known[0] == entry:
+                self._lines[shard.id], views[shard.id] = known, known[1]
+                continue
             seen = self.epoch_seen(shard.id)
             if shard.epoch < seen:
                 ignored.append(f"shard {shard.id} is assigned at epoch {shard.epoch}, but epoch {seen} was seen before")
@@ -168,7 +175,7 @@ class Hosting:
             if role is None:
                 ignored.append(f"shard {shard.id} is assigned in role {entry.role}, which this version does not know")
                 continue
-            views[shard.id] = ShardView(
+            view = views[shard.id] = ShardView(
                 shard_id=shard.id,
                 lo=shard.lo,
                 hi=shard.hi or 1 << 64,
@@ -183,6 +190,7 @@ class Hosting:
                 parents=tuple(entry.parents),
                 move_id=entry.move_id,
             )
+            self._lines[shard.id] = (entry, view)
         return views, tuple(ignored)
 
 

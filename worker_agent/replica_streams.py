@@ -21,7 +21,7 @@ from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
 from worker_agent.replica_core import LONG_AGO, Core
 from worker_agent.replica_follower import COPY_CHUNKS_MAX, Copy, Follower, Phase, Tail, bounded
-from worker_agent.replica_messages import chunk_to_proto, records_to_proto, rows_bytes, to_us
+from worker_agent.replica_messages import fill_chunk, records_to_proto, rows_bytes, to_us
 from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDone
 from worker_agent.store_interface import LogRecord
 
@@ -30,6 +30,8 @@ BEAT_MOMENTS = 4
 """Common moments in the time of one heartbeat."""
 BEAT_EARLY_S = 0.002
 """So much earlier a heartbeat may leave: timers ring a little early or late."""
+LOG_FOR_EMPTY_MAX = 100
+"""Records that a new replica is given from the log; where there are more it is copied to."""
 COPY_PATIENCE = 3.0
 """Times `lagging_s` that a chunk of a copy may take before its receiver is asked where it stands."""
 
@@ -157,7 +159,10 @@ class Streams:
         has_copy = standing.is_complete or standing.copy_start_sequence > 0
         if common >= disk.last:
             follower.behind_since = None
-        if reaches and has_copy:
+        # A store without anything gets rows rather than a long log, which may say of one row many times what it is.
+        is_to_be_copied = follower.is_joining and not follower.is_counted and self.is_serving
+        is_far = standing.last_sequence == 0 and standing.is_complete and self._tail.last > LOG_FOR_EMPTY_MAX
+        if reaches and has_copy and not (is_to_be_copied and is_far):
             follower.durable, follower.next, follower.previous_epoch = common, common + 1, epoch or 0
             if not standing.is_complete:
                 start = standing.copy_start_sequence
@@ -253,7 +258,7 @@ class Streams:
             # Read for an earlier attempt: what was committed since then does not stream to this one.
             return
         message = self._core.message(self.epoch)
-        message.copy_chunk.CopyFrom(chunk_to_proto(chunk, copy.start, copy.start_epoch))
+        fill_chunk(message.copy_chunk, chunk, copy.start, copy.start_epoch)
         copy.cursor, copy.is_begun, copy.is_read, copy.moved_at = chunk.next_cursor, True, chunk.is_last, now
         copy.unacknowledged.append(chunk.next_cursor)
         follower.copied_rows += len(chunk.rows)

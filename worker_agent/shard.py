@@ -90,7 +90,7 @@ class Shard:
         context, store = self._context, found.store
         if found.is_new:
             self._promised_from = NEVER_PROMISED
-        self._queue = StoreQueue(store, context.pool, self._on_store)
+        self._queue = StoreQueue(store, context.pool, context.copies_pool, self._on_store)
         if self._is_closed:
             await self._close_store()
             return
@@ -135,7 +135,7 @@ class Shard:
 
     def assign(self, view: ShardView) -> None:
         """This is the shard now."""
-        if view == self.view:
+        if view is self.view or view == self.view:
             return
         self.view = view
         if self._is_lost:

@@ -81,6 +81,7 @@ class Shards:
         self._addresses: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._copies_pool = ThreadPoolExecutor(1, thread_name_prefix="copies")
         self._change: asyncio.Future[None] | None = None
         self._has_swept = False
         self._probes: dict[int, PeerSaid] = {}
@@ -89,6 +90,7 @@ class Shards:
         self._context = ShardContext(
             node_id=node_id,
             pool=self._pool,
+            copies_pool=self._copies_pool,
             clock=clock,
             store_settings=StoreSettings(
                 remembered_ms=round(settings.remembered_s * 1_000), log_records_kept=settings.log_records_kept
@@ -302,4 +304,5 @@ class Shards:
         shards, self._shards = list(self._shards.values()), {}
         await asyncio.gather(*(shard.close() for shard in shards), *self._closing.values(), return_exceptions=True)
         self._on_changed()
+        await asyncio.to_thread(self._copies_pool.shutdown)
         await asyncio.to_thread(self._pool.shutdown)
