@@ -258,7 +258,7 @@ class ModelStore:
             else:
                 state = _remember(state, user, key, row.version, row_time_ms(row))
         read_at = max(state.copy_read_at, chunk.read_at)
-        self._write(replace(state, copy_cursor=chunk.next_cursor, copy_read_at=read_at))
+        self._write(replace(state, copy_cursor=chunk.next_cursor, copy_read_at=read_at), sync=False)
 
     def finish_copy(self) -> None:
         self._check()

@@ -85,6 +85,7 @@ class PlayedShard:
         self.primary = Place(node_id, "")
         self.is_primary = True
         self.is_serving = True
+        self.has_ceded = False
         self.in_sync_count = 2
         self.has_lease = True
         self.age_s: float | None = 0.0
@@ -97,6 +98,10 @@ class PlayedShard:
         self.barrier_error: CoordinatorError | None = None
         self.has_submitted = asyncio.Event()
         self.submitted: deque[tuple[bytes, asyncio.Future[int]]] = deque()
+
+    @property
+    def primary_epoch(self) -> int:
+        return self.epoch + 1 if self.has_ceded else self.epoch
 
     @property
     def reader(self) -> Reader | None:

@@ -51,6 +51,10 @@ class LaunchRunner(Protocol):
 class ReplicaHost(Protocol):
     """What the driver asks of the host of the shards."""
 
+    def foresee(self, epochs: Mapping[int, int]) -> None:
+        """An assignment has come, and is not in force yet: it has these new epochs, by shard."""
+        ...
+
     def follow(self, views: Sequence[ShardView], peers: Mapping[str, str], copy_bytes_per_s: int) -> None:
         """An assignment is in force."""
         ...
@@ -218,6 +222,8 @@ class SessionDriver:
                 replicas = tuple(self._shards.reports()) if everything else ()
                 self._events.append(interface.ReportsReady(replicas, tuple(self._launcher.pending_reports())))
             case interface.Apply(assignment, cluster_id):
+                # Each shard's epoch and the assignment reach the disk side by side.
+                self._shards.foresee(self._hosting.news(assignment))
                 write = self._hosting.on_assignment(assignment, cluster_id)
                 if write is not None:
                     self._spawn(self._persist(write), "persist assignments")

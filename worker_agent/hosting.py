@@ -69,6 +69,8 @@ class Hosting:
 
     def __init__(self, stored: Stored | None = None) -> None:
         self._views: dict[int, ShardView] = {}
+        self._lines: dict[int, tuple[session_pb2.ShardAssignment, ShardView]] = {}
+        """What was made of each line of the assignment in force: of many shards one has changed, mostly."""
         self._epochs: dict[int, int] = {}
         self._jobs: tuple[session_pb2.JobAssignment, ...] = ()
         self._generation = 0
@@ -102,6 +104,11 @@ class Hosting:
     def epoch_seen(self, shard_id: int) -> int:
         """Highest epoch of the shard that was ever seen; 0 when none was."""
         return self._epochs.get(shard_id, 0)
+
+    def news(self, assignment: session_pb2.Assignment) -> dict[int, int]:
+        """Epochs that an assignment has above all that were seen, by shard."""
+        shards = (entry.shard for entry in assignment.shards)
+        return {shard.id: shard.epoch for shard in shards if shard.epoch > self._epochs.get(shard.id, 0)}
 
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
@@ -153,8 +160,13 @@ class Hosting:
         """The shards to hold by an assignment, and why some of its entries are not followed."""
         views: dict[int, ShardView] = {}
         ignored: list[str] = []
+        before, self._lines = self._lines, {}
         for entry in assignment.shards:
             shard = entry.shard
+            known = before.get(shard.id)
+            if known is not None and known[0] == entry:
+                self._lines[shard.id], views[shard.id] = known, known[1]
+                continue
             seen = self.epoch_seen(shard.id)
             if shard.epoch < seen:
                 ignored.append(f"shard {shard.id} is assigned at epoch {shard.epoch}, but epoch {seen} was seen before")
@@ -163,7 +175,7 @@ class Hosting:
             if role is None:
                 ignored.append(f"shard {shard.id} is assigned in role {entry.role}, which this version does not know")
                 continue
-            views[shard.id] = ShardView(
+            view = views[shard.id] = ShardView(
                 shard_id=shard.id,
                 lo=shard.lo,
                 hi=shard.hi or 1 << 64,
@@ -178,6 +190,7 @@ class Hosting:
                 parents=tuple(entry.parents),
                 move_id=entry.move_id,
             )
+            self._lines[shard.id] = (entry, view)
         return views, tuple(ignored)
 
 

@@ -7,6 +7,7 @@ Exit status: 0 stopped cleanly, or the masters ended the session for good; 1 fai
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -22,6 +23,9 @@ from coordinator.config_file import load, worker_settings
 from coordinator.model.errors import CoordinatorError
 from coordinator.server import logs
 from worker_agent.session_interface import End
+
+COLLECT_AFTER_OBJECTS = 10_000
+"""Python's own 700 has the collector run for every few requests."""
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +83,10 @@ async def _run_agent(config: ClusterConfig, settings: WorkerSettings, accept_clu
     # Imported here: `--version`, `--help` and a faulty configuration should not wait for gRPC.
     from worker_agent.agent import WorkerAgent
 
+    # What the imports have made stays; and a worker's objects mostly go without the collector, which stops everything.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER_OBJECTS)
     agent = WorkerAgent(config, settings, accepted_cluster_id=accept_cluster)
     signals_seen = 0
 

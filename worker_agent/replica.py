@@ -38,6 +38,7 @@ from worker_agent.shard_interface import (
     ApplyLog,
     Assigned,
     Barrier,
+    Foresee,
     PeerConnected,
     PeerLost,
     PeerSaid,
@@ -165,6 +166,8 @@ class Replica:
         match event:
             case Assigned():
                 self._take_assignment(now, event)
+            case Foresee(epoch):
+                core.foresee(epoch)
             case Submit() if isinstance(role, Primary):
                 role.on_submit(now, event)
             case Barrier() if isinstance(role, Primary):
@@ -298,9 +301,10 @@ class Replica:
 
     def _refuse(self, node_id: str, epoch: int) -> None:
         core = self._core
-        if epoch < core.disk.position.epoch_seen:
+        epoch_seen = min(core.seen, core.disk.position.epoch_seen)
+        if epoch < epoch_seen:
             refusal = core.message(epoch)
-            refusal.refuse.epoch_seen = core.disk.position.epoch_seen
+            refusal.refuse.epoch_seen = epoch_seen
             refusal.refuse.reason = f"{core.node_id} is primary of shard {core.shard_id} at epoch {core.seen}"
             core.send(node_id, refusal, is_answer=True)
 
@@ -383,11 +387,7 @@ class Replica:
         elif not core.has_seen_durably:
             return
         elif isinstance(role, Primary):
-            lagging = role.lagging(now)
-            progress = Progress.CEDED if role.state is State.CEDED else Progress.ACCEPTED
-            caught_up = tuple(node_id for node_id in role.streams.told() if node_id not in lagging)
-            reason = "; ".join([*lagging.values(), *([core.block_reason] if core.block_reason else [])])
-            report = ReportReplica(view.epoch, progress, caught_up, tuple(lagging), reason)
+            report = role.report(now, view.epoch)
         else:
             report = ReportReplica(view.epoch, Progress.ACCEPTED, reason=core.block_reason)
         if report != self._reported:

@@ -345,11 +345,13 @@ class Backup:
             return
         if self.is_different or self._compared_until > told.sequence:
             return
+        view = self._core.view
         if own != told:
-            self.is_different = True
+            self.is_different = self._owes_answer = True
         else:
+            # Nobody waits to hear that an in-sync replica is equal; the next answer says it.
+            self._owes_answer |= self._compared_until == 0 or view is None or view.role is ReplicaRole.JOINING
             self._compared_until = told.sequence + 1
-        self._owes_answer = True
 
     def _note_fresh(self) -> None:
         if self._fresh_next is not None and self._disk.position.is_complete:

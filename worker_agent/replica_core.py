@@ -137,6 +137,8 @@ class Disk:
             expected = self.operations.popleft()
             assert operation is expected or operation == expected, f"{expected} was to end, not {operation}"
         self._counts[type(operation)] -= 1
+        if isinstance(operation, ReadChunk):
+            return  # Read beside the others: it does not say which of those have ended.
         self.position = event.position
         if event.digest is not None:
             self.digest = event.digest
@@ -252,6 +254,16 @@ class Core:
         is_written = self.protections.persists_epoch or self.disk.position.epoch_seen == 0
         if is_written and self.disk.position.epoch_seen < self.seen and not self.disk.pending(SeeEpoch):
             self.disk.do(SeeEpoch(self.seen))
+
+    def foresee(self, epoch: int) -> None:
+        """Writes an epoch ahead of the assignment that brings it: then nobody waits for the disk when it is in force.
+
+        It changes nothing else: what is shown and followed is `seen`. To know more epochs than were shown does no harm
+        after a crash, for this one was committed by the masters, and a new process gets a higher one.
+        """
+        is_late = epoch <= self.disk.position.epoch_seen or not self.protections.persists_epoch
+        if not is_late and self.view is not None and not self.disk.pending(SeeEpoch):
+            self.disk.do(SeeEpoch(epoch))
 
     @property
     def has_seen_durably(self) -> bool:

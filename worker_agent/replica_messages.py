@@ -68,18 +68,16 @@ def checksum_of(rows: Iterable[replication_pb2.Row]) -> int:
     return checksum
 
 
-def chunk_to_proto(chunk: CopyChunk, start: int, start_epoch: int) -> replication_pb2.CopyChunk:
-    """A chunk on its way."""
-    return replication_pb2.CopyChunk(
-        start_sequence=start,
-        start_epoch=start_epoch,
-        cursor=chunk.cursor,
-        next_cursor=chunk.next_cursor,
-        is_last=chunk.is_last,
-        read_at_sequence=chunk.read_at,
-        rows=chunk.rows,
-        checksum=checksum_of(chunk.rows),
-    )
+def fill_chunk(message: replication_pb2.CopyChunk, chunk: CopyChunk, start: int, start_epoch: int) -> None:
+    """A chunk on its way. Its rows are the bulk of what a move copies, so they are copied here once."""
+    message.start_sequence = start
+    message.start_epoch = start_epoch
+    message.cursor = chunk.cursor
+    message.next_cursor = chunk.next_cursor
+    message.is_last = chunk.is_last
+    message.read_at_sequence = chunk.read_at
+    message.checksum = checksum_of(chunk.rows)
+    message.rows.extend(chunk.rows)
 
 
 def chunk_from_proto(chunk: replication_pb2.CopyChunk) -> CopyChunk:

@@ -2,7 +2,7 @@
 
     WAITING     not formed yet, or an earlier process has used this epoch      Assigned
     RECOVERING  waits out own promises; brings all needed disks to its log     done -> SERVING (-> CEDING)
-    SERVING     reads and writes                                               cede_to or is_sealed -> CEDING
+    SERVING     reads and writes                             cede_to or is_sealed, epoch on disk -> CEDING
     CEDING      stopped; finishes what is in flight, tells its target          done -> CEDED
     CEDED       never serves again in this epoch
 
@@ -26,7 +26,17 @@ from worker_agent.replica_core import LONG_AGO, NEVER, Core
 from worker_agent.replica_follower import Phase, Tail
 from worker_agent.replica_messages import record_bytes, to_us
 from worker_agent.replica_streams import Streams
-from worker_agent.shard_interface import AppendRecords, ApplyLog, Barrier, Settle, ShardView, Submit, TruncateLog
+from worker_agent.shard_interface import (
+    AppendRecords,
+    ApplyLog,
+    Barrier,
+    Progress,
+    ReportReplica,
+    Settle,
+    ShardView,
+    Submit,
+    TruncateLog,
+)
 from worker_agent.store_interface import LogRecord, StoreFull
 
 IN_FLIGHT_RECORDS_MAX = 4_096
@@ -113,6 +123,14 @@ class Primary:
     def lagging(self, now: Monotonic) -> dict[str, str]:
         """In-sync replicas to be taken out, with why."""
         return self.streams.lagging(now) if self.state not in (State.WAITING, State.CEDED) else {}
+
+    def report(self, now: Monotonic, epoch: int) -> ReportReplica:
+        """What the leader is to hear."""
+        lagging = self.lagging(now)
+        progress = Progress.CEDED if self.state is State.CEDED else Progress.ACCEPTED
+        caught_up = tuple(node_id for node_id in self.streams.told() if node_id not in lagging)
+        reasons = [*lagging.values(), *([self._core.block_reason] if self._core.block_reason else [])]
+        return ReportReplica(epoch, progress, caught_up, tuple(lagging), "; ".join(reasons))
 
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
@@ -261,6 +279,7 @@ class Primary:
             disk.do(AppendRecords(self._tail.all_from(disk.last + 1)))
 
     def _advance(self, now: Monotonic) -> None:
+        self._stop_if_asked(now)
         match self.state:
             case State.RECOVERING:
                 self._recover(now)
@@ -320,6 +339,8 @@ class Primary:
     def _stop_if_asked(self, now: Monotonic) -> None:
         if self.state is not State.SERVING or not (self.view.cede_to or self.view.is_sealed):
             return
+        if not self._core.has_seen_durably:
+            return  # Nobody may hear of it before: until then there is no reason to keep anybody waiting.
         self.state = State.CEDING
         self.streams.is_serving = False
         self._cede_deadline = Monotonic(now + self._core.times.cede_wait_s)
@@ -348,6 +369,8 @@ class Primary:
         target = streams.followers.get(self.view.cede_to)
         if not self._has_sent_ceded:
             self._has_sent_ceded = True
+            # The last commit point goes ahead: the others apply the rest while the masters decide.
+            streams.beat(now, streams.needed)
             self._word_deadline = Monotonic(now + self._core.times.cede_wait_s)
             if target is not None:
                 message = self._core.message(streams.epoch)
@@ -367,8 +390,7 @@ class Primary:
             if follower.phase is Phase.PROBING:
                 moments.append(Monotonic(max(follower.probe_at, now)))
             elif follower.phase is Phase.STREAMING:
-                beat_s = streams.beat_s(follower)
-                moments.append(Monotonic(max(follower.sent_at, now - beat_s) + beat_s))
+                moments.append(Monotonic(max(streams.beat_at(follower), now)))
         if self.state is State.RECOVERING and now < self._core.promised_until:
             moments.append(self._core.promised_until)
         if self.state is State.CEDING:

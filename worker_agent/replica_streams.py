@@ -14,17 +14,24 @@ Order rules (DESIGN.md section 7; the first one is the sum of it):
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
 from worker_agent.replica_core import LONG_AGO, Core
 from worker_agent.replica_follower import COPY_CHUNKS_MAX, Copy, Follower, Phase, Tail, bounded
-from worker_agent.replica_messages import chunk_to_proto, records_to_proto, rows_bytes, to_us
+from worker_agent.replica_messages import fill_chunk, records_to_proto, rows_bytes, to_us
 from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDone
 from worker_agent.store_interface import LogRecord
 
 HURRIED_BEAT_S = 0.01
+BEAT_MOMENTS = 4
+"""Common moments in the time of one heartbeat."""
+BEAT_EARLY_S = 0.002
+"""So much earlier a heartbeat may leave: timers ring a little early or late."""
+LOG_FOR_EMPTY_MAX = 100
+"""Records that a new replica is given from the log; where there are more it is copied to."""
 COPY_PATIENCE = 3.0
 """Times `lagging_s` that a chunk of a copy may take before its receiver is asked where it stands."""
 
@@ -161,7 +168,10 @@ class Streams:
         has_copy = standing.is_complete or standing.copy_start_sequence > 0
         if common >= disk.last:
             follower.behind_since = None
-        if reaches and has_copy:
+        # A store without anything gets rows rather than a long log, which may say of one row many times what it is.
+        is_to_be_copied = follower.is_joining and not follower.is_counted and self.is_serving
+        is_far = standing.last_sequence == 0 and standing.is_complete and self._tail.last > LOG_FOR_EMPTY_MAX
+        if reaches and has_copy and not (is_to_be_copied and is_far):
             follower.durable, follower.next, follower.previous_epoch = common, common + 1, epoch or 0
             if not standing.is_complete:
                 start = standing.copy_start_sequence
@@ -264,7 +274,7 @@ class Streams:
             # Read for an earlier attempt: what was committed since then does not stream to this one.
             return
         message = self._core.message(self.epoch)
-        message.copy_chunk.CopyFrom(chunk_to_proto(chunk, copy.start, copy.start_epoch))
+        fill_chunk(message.copy_chunk, chunk, copy.start, copy.start_epoch)
         copy.cursor, copy.is_begun, copy.is_read, copy.moved_at = chunk.next_cursor, True, chunk.is_last, now
         copy.unacknowledged.append(chunk.next_cursor)
         follower.copied_rows += len(chunk.rows)
@@ -316,15 +326,24 @@ class Streams:
             else:
                 follower.is_reading = True
                 disk.do(ReadLog(follower.node_id, follower.next))
-        if now - follower.sent_at >= self.beat_s(follower):
+        if now >= self.beat_at(follower):
             self._send_records(now, follower, [])
 
-    def beat_s(self, follower: Follower) -> float:
-        """How often it is sent something; more often while a move waits for it."""
+    def beat_at(self, follower: Follower) -> float:
+        """When it is sent something at the latest; sooner while a move waits for it.
+
+        Heartbeats fall on moments that all shards of the process have in common, a little early rather than late: those
+        of many shards leave in one frame, and are answered in one.
+        """
+        if follower.sent_at == LONG_AGO:
+            return LONG_AGO
         if self.is_hurried:
-            return HURRIED_BEAT_S
-        is_awaited = follower.is_joining and follower.is_complete and not follower.is_told
-        return self._core.times.probe_s if is_awaited else self._core.times.heartbeat_s
+            return follower.sent_at + HURRIED_BEAT_S
+        if follower.is_joining and follower.is_complete and not follower.is_told:
+            return follower.sent_at + self._core.times.probe_s
+        moment_s = self._core.times.heartbeat_s / BEAT_MOMENTS
+        due = follower.sent_at + self._core.times.heartbeat_s + BEAT_EARLY_S
+        return math.floor(due / moment_s) * moment_s - BEAT_EARLY_S
 
     def beat(self, now: Monotonic, followers: Iterable[Follower]) -> None:
         """Sends a heartbeat ahead of its time."""

@@ -22,6 +22,7 @@ from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
 from worker_agent.replica import Replica
+from worker_agent.replica_primary import State
 from worker_agent.shard_context import ShardContext
 from worker_agent.shard_interface import Progress, ReplicaRole, ReportReplica, ShardView, StoreDone, StoreFailed
 from worker_agent.shard_store import find_store
@@ -99,7 +100,7 @@ class Shard:
         context, store = self._context, found.store
         if found.is_new:
             self._promised_from = NEVER_PROMISED
-        self._queue = StoreQueue(store, context.pool, self._on_store)
+        self._queue = StoreQueue(store, context.pool, context.copies_pool, self._on_store)
         if self._is_closed:
             await self._close_store()
             return
@@ -144,7 +145,7 @@ class Shard:
 
     def assign(self, view: ShardView) -> None:
         """This is the shard now."""
-        if view == self.view:
+        if view is self.view or view == self.view:
             return
         self.view = view
         self.care.look_again()
@@ -289,6 +290,10 @@ class Shard:
     @property
     def epoch(self) -> int:
         return self.view.epoch
+
+    @property
+    def primary_epoch(self) -> int:
+        return self.view.epoch + 1 if self.state == State.CEDED.value else self.view.epoch
 
     @property
     def primary(self) -> Place:

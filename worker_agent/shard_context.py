@@ -81,6 +81,8 @@ class ShardContext:
 
     node_id: str
     pool: ThreadPoolExecutor
+    copies_pool: ThreadPoolExecutor
+    """One thread, for the rows of copies (store_queue.py)."""
     clock: Clock
     store_settings: StoreSettings
     times: ReplicaTimes

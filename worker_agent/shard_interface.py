@@ -76,6 +76,13 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
+class Foresee:
+    """An assignment with this epoch has come, and is not in force yet: the epoch may go to the disk meanwhile."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """Primary: replicate this. Ends in Settle with the same token."""
 
@@ -142,7 +149,7 @@ class StoreFailed:
     position: StorePosition | None
 
 
-ReplicaEvent = Assigned | Submit | Barrier | PeerConnected | PeerLost | PeerSaid | StoreDone | StoreFailed
+ReplicaEvent = Assigned | Foresee | Submit | Barrier | PeerConnected | PeerLost | PeerSaid | StoreDone | StoreFailed
 
 
 @dataclass(frozen=True, slots=True)

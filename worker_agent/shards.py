@@ -36,12 +36,14 @@ from worker_agent.replication import Replication
 from worker_agent.scrub import Scrub
 from worker_agent.shard import Shard
 from worker_agent.shard_context import ShardContext
-from worker_agent.shard_interface import PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
+from worker_agent.shard_interface import Foresee, PeerConnected, PeerLost, PeerSaid, ReplicaTimes, ShardView
 from worker_agent.state_interface import Elsewhere, HostedShard, Place
 from worker_agent.store import StoreSettings, delete_store
 from worker_agent.store_care import ScrubTally
 
 STORE_THREADS = 8
+PROBES_MAX = 65_536
+"""Shards of which a question is kept until they are open."""
 SUFFIX = ".sqlite"
 
 _log = logging.getLogger(__name__)
@@ -82,12 +84,16 @@ class Shards:
         """Shards that were given up because of damage: their files are not used again."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._copies_pool = ThreadPoolExecutor(1, thread_name_prefix="copies")
         self._change: asyncio.Future[None] | None = None
         self._has_swept = False
+        self._probes: dict[int, PeerSaid] = {}
+        """The latest question of a primary about each shard that is not open here; answered as soon as it is."""
         self._replication: Replication | None = None
         self._context = ShardContext(
             node_id=node_id,
             pool=self._pool,
+            copies_pool=self._copies_pool,
             clock=clock,
             store_settings=StoreSettings(
                 remembered_ms=round(settings.remembered_s * 1_000), log_records_kept=settings.log_records_kept
@@ -111,11 +117,12 @@ class Shards:
 
     def follow(self, views: Iterable[ShardView], peers: Mapping[str, str], copy_bytes_per_s: int) -> None:
         """An assignment is in force: these are the shards now, and where the other workers are."""
-        self._addresses = dict(peers)
         self._context.copy_rate.set(asyncio.get_running_loop().time(), copy_bytes_per_s)
         wanted = {view.shard_id: view for view in views}
+        # Where their primaries are only the assignment before this one may know: they go first.
         for shard_id in [held for held in self._shards if held not in wanted]:
             self._give_up(self._shards.pop(shard_id))
+        self._addresses = dict(peers)
         if self._replication is not None:
             self._replication.follow(self._wanted_peers(wanted.values()))
         for shard_id, view in wanted.items():
@@ -145,6 +152,12 @@ class Shards:
                 self._spawn(cares.run(), "scrub")
         self._on_changed()
 
+    def foresee(self, epochs: Mapping[int, int]) -> None:
+        """These shards have these epochs by an assignment that is not in force yet."""
+        for shard_id, epoch in epochs.items():
+            if (shard := self._shards.get(shard_id)) is not None:
+                shard.feed(Foresee(epoch))
+
     def _wanted_peers(self, views: Iterable[ShardView]) -> dict[str, str]:
         """Workers that replicate a shard of this one: whoever becomes its primary needs the streams at once."""
         names: set[str] = set()
@@ -161,6 +174,8 @@ class Shards:
             self._damaged.discard(shard.view.shard_id)
             await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, self._path(shard.view.shard_id))
         await shard.open([self._path(parent) for parent in shard.view.parents])
+        if (probe := self._probes.pop(shard.shard_id, None)) is not None:
+            shard.feed(probe)
         for parent in shard.view.parents:
             children = [held for held in self._shards.values() if parent in held.view.parents]
             if all(child.is_open for child in children) and parent not in self._shards:
@@ -221,6 +236,8 @@ class Shards:
         if shard is not None and shard.is_open:
             shard.feed(PeerSaid(node_id, message, is_answer))
         elif not is_answer:
+            if message.WhichOneof("message") == "probe" and len(self._probes) < PROBES_MAX:
+                self._probes[message.shard_id] = PeerSaid(node_id, message, is_answer)
             is_opening = shard is not None and shard.is_opening
             has = "is about to open its store" if is_opening else "has no store"
             refusal = replication_pb2.Refuse(reason=f"worker {self._node_id} {has} of it", is_opening=is_opening)
@@ -314,4 +331,5 @@ class Shards:
         shards, self._shards = list(self._shards.values()), {}
         await asyncio.gather(*(shard.close() for shard in shards), *self._closing.values(), return_exceptions=True)
         self._on_changed()
+        await asyncio.to_thread(self._copies_pool.shutdown)
         await asyncio.to_thread(self._pool.shutdown)

@@ -52,6 +52,11 @@ class HostedShard(Protocol):
         ...
 
     @property
+    def primary_epoch(self) -> int:
+        """Epoch of which `primary` is spoken: that in force; once this worker has ceded, the one that comes next."""
+        ...
+
+    @property
     def primary(self) -> Place:
         """By the assignment in force; once this worker has ceded, whom it ceded to."""
         ...

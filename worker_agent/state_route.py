@@ -140,7 +140,8 @@ def direct(found: HostedShard | Elsewhere, scope: Scope, node_id: str) -> Direct
         return Hold(Wait.FOR_NEWS, _not_primary(found, node_id))
     if scope.is_forwarded or not primary.address or primary.node_id == node_id:
         return _not_primary(found, node_id)
-    return PassOn(primary, Known(shard_id, found.epoch))
+    # One that this worker has ceded to may not know it yet: it holds the request for the next epoch.
+    return PassOn(primary, Known(shard_id, found.epoch if isinstance(found, Elsewhere) else found.primary_epoch))
 
 
 def _not_primary(found: HostedShard | Elsewhere, node_id: str) -> NotPrimary:

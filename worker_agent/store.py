@@ -6,9 +6,10 @@ Theory of operation. Invariants, in memory and on disk alike:
     log = records first..last           without a gap; empty only when applied = last
     tables = all effects up to applied  (of a complete store); each row at its highest version, which is its sequence
 
-Order rules. A record, an epoch and a copied row are on disk before the call that brings them returns: one sync for all
-of a call. Applied rows are visible at once and on disk with the next sync; a power cut before that takes them back
-together with `applied`, and the log applies them again (store_database.py says why that holds). What takes something
+Order rules. A record and an epoch are on disk before the call that brings them returns: one sync for all of a call.
+Applied rows are visible at once and on disk with the next sync; a power cut before that takes them back together with
+`applied`, and the log applies them again (store_database.py says why that holds). Copied rows likewise, together with
+their cursor: the copy goes on there; that it is complete is synced, and all rows with it. What takes something
 away, a truncation or a copy begun anew, first takes it off the mark (store_files.py), which notices lost records at
 the next opening.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def new_meta(shard_id: int, lo: int, hi: int) -> Meta:
 
 
 class ShardStore:
-    """`Store` of a shard of users' state. Used by one thread at a time; its reader by one other."""
+    """`Store` of a shard of users' state. Used by one thread at a time; its reader by one other, read_chunk by any."""
 
     def __init__(self, path: Path, settings: StoreSettings = DEFAULT_SETTINGS) -> None:
         """Opens what is there, whichever shard it is. Raises FileNotFoundError, StoreInUse, Damaged, OSError."""
@@ -231,9 +232,15 @@ class ShardStore:
         return records
 
     def read_chunk(self, cursor: bytes, *, bytes_max: int) -> CopyChunk:
-        """Rows behind the cursor, tombstones among them, one at least where there is one."""
+        """Rows behind the cursor, tombstones among them, one at least where there is one.
+
+        Any thread may call it, beside one that uses the rest: the rows, and what was applied when, are of one moment.
+        """
         with told(self.path):
-            return read_chunk(self._writer.connection, self.path, cursor, bytes_max, self._meta.applied)
+            with closing(connect_reader(self.path)) as connection:
+                connection.execute("BEGIN")
+                applied = read_meta(connection, self.path).applied
+                return read_chunk(connection, self.path, cursor, bytes_max, applied)
 
     def scrub(self, cursor: bytes) -> bytes:
         """Checks a stretch of what is on disk; returns where the next begins, empty at the end. Raises Damaged."""
@@ -242,11 +249,8 @@ class ShardStore:
     def scrub_stretch(self, cursor: bytes) -> tuple[bytes, int]:
         """The same, and the bytes that were checked."""
         with told(self.path):
-            connection = connect_reader(self.path)
-            try:
+            with closing(connect_reader(self.path)) as connection:
                 return scrub(connection, self.path, cursor)
-            finally:
-                connection.close()
 
     # What changes the log
 
@@ -350,7 +354,7 @@ class ShardStore:
             raise ValueError(f"{self.path}: a chunk from {chunk.cursor!r} cannot follow {meta.copy_cursor!r}")
         size = sum(len(row.key) + len(row.value) for row in chunk.rows)
         # The rows of a chunk lie together: about as many pages as their bytes need, and those of their users.
-        with self._writer.transaction(is_durable=True, pages=size // 2_048 + len(chunk.rows) // 20 + 4) as connection:
+        with self._writer.transaction(is_durable=False, pages=size // 2_048 + len(chunk.rows) // 20 + 4) as connection:
             tables = Tables(connection, self.path, meta, keeps_tombstones=True)
             tables.put_rows(chunk.rows)
             meta = replace(

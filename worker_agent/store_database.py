@@ -5,8 +5,8 @@
 **What is durable.** The writing connection commits at two levels, which `Writer` sets between transactions:
 
 - FULL: the write-ahead log is synced before the commit returns, *all* of it, so everything committed earlier is on
-  disk too. Log records, epochs and copied rows go this way.
-- NORMAL: nothing is synced. Applied rows go this way; the reader sees them at once.
+  disk too. Log records, epochs and the end of a copy go this way.
+- NORMAL: nothing is synced. Applied and copied rows go this way; the reader sees them at once.
 
 After a power cut SQLite takes the frames of the write-ahead log up to the first one whose running checksum does not
 fit. So what comes back is a *prefix* of the commits, and it reaches at least to the last FULL one. A lost NORMAL commit

@@ -175,7 +175,10 @@ class Store(Protocol):
         """Forgets all rows and records: incomplete, applied and last are `start`."""
 
     def merge_chunk(self, chunk: CopyChunk) -> None:
-        """Takes rows in; of two versions of one row the higher stays. Advances `copy_cursor` and `copy_read_at`."""
+        """Takes rows in; of two versions of one row the higher stays. Advances `copy_cursor` and `copy_read_at`.
+
+        Durable only with the next append, epoch or end of the copy: after a power cut the copy goes on at an earlier
+        cursor."""
 
     def finish_copy(self) -> None:
         """From now on it is complete."""

@@ -3,6 +3,10 @@
 Operations that gather while a batch runs are the next batch. Each that ended well is told as StoreDone; behind one that
 failed nothing of its batch, nor of what is queued, is done: it was decided on what is not so. (Reading a chunk is the
 exception: nothing is decided on it.)
+
+Chunks of copies are read beside that, so no write waits for them. One that cannot be read so is tried again in its turn
+with the others. All that is done for copies goes through one thread of the worker: Python hands its lock over at every
+row, and threads that read rows side by side mostly wait for each other, and the event loop for all of them.
 """
 
 from __future__ import annotations
@@ -43,19 +47,30 @@ class StoreQueue:
     """A store and what is to be done with it. Belongs to the event loop's thread; `on_event` is called there."""
 
     def __init__(
-        self, store: ShardStore, pool: ThreadPoolExecutor, on_event: Callable[[StoreDone | StoreFailed], None]
+        self,
+        store: ShardStore,
+        pool: ThreadPoolExecutor,
+        copies_pool: ThreadPoolExecutor,
+        on_event: Callable[[StoreDone | StoreFailed], None],
     ) -> None:
         self.store = store
         self._pool = pool
+        self._copies_pool = copies_pool
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
         self._queued: deque[interface.StoreOperation | _Call] = deque()
         self._batch: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]] | None = None
+        self._unread: deque[interface.ReadChunk] = deque()
+        self._reading: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]] | None = None
+        self._is_reading_dropped = False
         self._is_closed = False
 
     def put(self, operation: interface.StoreOperation) -> None:
         """Queues an operation; `start` begins with what is queued."""
-        self._queued.append(operation)
+        if isinstance(operation, interface.ReadChunk):
+            self._unread.append(operation)
+        else:
+            self._queued.append(operation)
 
     async def ask(self, function: Callable[[ShardStore], Result]) -> Result | None:
         """What `function` makes of the store, in its turn; None when that was dropped. Raises what it raises."""
@@ -68,12 +83,20 @@ class StoreQueue:
         return None if future.cancelled() else cast("Result", future.result())
 
     def start(self) -> None:
-        """Begins the next batch, unless one runs."""
-        if self._batch is not None or not self._queued or self._is_closed:
+        """Begins the next batch and the next chunk, unless one runs."""
+        if self._is_closed:
+            return
+        if self._reading is None and self._unread:
+            chunk = self._unread.popleft()
+            self._reading = self._loop.run_in_executor(self._copies_pool, _perform_batch, self.store, (chunk,))
+            self._reading.add_done_callback(partial(self._on_chunk, chunk))
+        if self._batch is not None or not self._queued:
             return
         batch = tuple(self._queued)
         self._queued.clear()
-        self._batch = self._loop.run_in_executor(self._pool, _perform_batch, self.store, batch)
+        has_rows = any(isinstance(operation, interface.MergeChunk) for operation in batch)
+        pool = self._copies_pool if has_rows else self._pool
+        self._batch = self._loop.run_in_executor(pool, _perform_batch, self.store, batch)
         self._batch.add_done_callback(partial(self._on_batch, batch))
 
     def _on_batch(
@@ -94,16 +117,31 @@ class StoreQueue:
                 self._on_event(event)
         self.start()
 
+    def _on_chunk(
+        self, chunk: interface.ReadChunk, done: asyncio.Future[list[StoreDone | StoreFailed | tuple[_Call, object]]]
+    ) -> None:
+        is_dropped, self._reading, self._is_reading_dropped = self._is_reading_dropped, None, False
+        [event] = done.result()
+        if is_dropped:
+            pass  # Who asked for it has heard of a failure since, and counts on nothing from before.
+        elif isinstance(event, StoreFailed):
+            self._queued.append(chunk)
+        elif isinstance(event, StoreDone) and not self._is_closed:
+            self._on_event(event)
+        self.start()
+
     def _drop(self) -> None:
         _cancel(self._queued)
         self._queued.clear()
+        self._unread.clear()
+        self._is_reading_dropped = self._reading is not None
 
     async def close(self) -> None:
         """Drops what is queued, waits for what runs, and closes the store."""
         self._is_closed = True
         self._drop()
-        if self._batch is not None:
-            await asyncio.wait([self._batch])
+        if running := [one for one in (self._batch, self._reading) if one is not None]:
+            await asyncio.wait(running)
         await self._loop.run_in_executor(self._pool, self.store.close)
 
 

@@ -8,9 +8,11 @@ tombstones while a copy may still bring an older row; `keeps_tombstones` says so
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from coordinator.api.v1 import replication_pb2
 from worker_agent.store_codec import (
@@ -38,11 +40,24 @@ Change = tuple[int, bytes, bytes, int, bytes | None]
 Held = tuple[int, int | None, int]
 """Version, length of the value and digest of a row that is there; a tombstone has no length."""
 
-_HELD = "SELECT version, length(value), digest FROM entries WHERE hash = ? AND user = ? AND key = ?"
 _HELD_BETWEEN = (
     "SELECT user, key, version, length(value), digest FROM entries"
     " WHERE (hash, user, key) >= (?, ?, ?) AND (hash, user, key) <= (?, ?, ?)"
 )
+# A cross join looks up each wanted place by the primary key; to ask with IN would read the whole table.
+_HELD_OF = (
+    "WITH wanted(hash, user, key) AS (VALUES {})"
+    " SELECT entries.user, entries.key, version, length(value), digest FROM wanted CROSS JOIN entries"
+    " ON entries.hash = wanted.hash AND entries.user = wanted.user AND entries.key = wanted.key"
+)
+_SIZES_OF = (
+    "WITH wanted(hash, user) AS (VALUES {})"
+    " SELECT users.hash, users.user, keys, bytes, digest, proof FROM wanted CROSS JOIN users"
+    " ON users.hash = wanted.hash AND users.user = wanted.user"
+)
+LOOKED_UP_AT_ONCE = (64, 8, 1)
+"""Rows that one statement looks up: of few sizes, so that each is prepared once. Each statement costs a hop between
+Python's threads, which is more than what it finds."""
 _PUT = (
     "INSERT INTO entries(hash, user, key, version, value, digest) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT(hash, user, key) DO UPDATE SET version = excluded.version, value = excluded.value,"
@@ -52,7 +67,6 @@ _REMOVE = "DELETE FROM entries WHERE hash = ? AND user = ? AND key = ?"
 _SIZES_BETWEEN = (
     "SELECT hash, user, keys, bytes, digest, proof FROM users WHERE (hash, user) >= (?, ?) AND (hash, user) <= (?, ?)"
 )
-_SIZE = "SELECT keys, bytes, digest, proof FROM users WHERE hash = ? AND user = ?"
 _PUT_SIZE = (
     "INSERT INTO users(hash, user, keys, bytes, digest, proof) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT(hash, user) DO UPDATE SET keys = excluded.keys, bytes = excluded.bytes,"
@@ -72,6 +86,12 @@ _OLDEST_REQUESTS = (
 )
 _REMOVE_REQUEST = "DELETE FROM requests WHERE hash = ? AND user = ? AND request_id = ?"
 _TOMBSTONES = "SELECT hash, user, key FROM entries WHERE value IS NULL ORDER BY hash, user, key LIMIT ?"
+
+
+@cache
+def _statement(select: str, columns: int, count: int) -> str:
+    """The statement for so many places."""
+    return select.format(", ".join([f"({', '.join('?' * columns)})"] * count))
 
 
 @dataclass(slots=True)
@@ -112,27 +132,33 @@ class Tables:
                 value = effect.value if effect.HasField("value") else None
                 latest[user, key] = (stored, user, key, sequence, value)
         held: dict[tuple[bytes, bytes], Held] = {}
-        for where, change in latest.items():
-            found = self._connection.execute(_HELD, change[:3]).fetchone()
-            if found is not None:
-                held[where] = found
-        sizes: dict[tuple[int, bytes], Size] = {}
-        for of_user in {change[:2] for change in latest.values()}:
-            found = self._connection.execute(_SIZE, of_user).fetchone()
-            if found is not None:
-                sizes[of_user] = self._size(of_user[1], *found)
+        for user, key, *found in self._look_up(_HELD_OF, [change[:3] for change in latest.values()]):
+            held[user, key] = (found[0], found[1], found[2])
+        users = list(dict.fromkeys(change[:2] for change in latest.values()))
+        sizes = {(stored, user): self._size(user, *size) for stored, user, *size in self._look_up(_SIZES_OF, users)}
         self._put(latest.values(), held, sizes)
+
+    def _look_up(self, select: str, places: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """What the statement finds at each of the places, in any order."""
+        first = 0
+        for count in LOOKED_UP_AT_ONCE:
+            while len(places) - first >= count:
+                wanted = [one for place in places[first : first + count] for one in place]
+                yield from self._connection.execute(_statement(select, len(wanted) // count, count), wanted)
+                first += count
 
     def put_rows(self, rows: Sequence[replication_pb2.Row]) -> None:
         """Rows of a copy; those of entries are near each other. Raises ValueError for what is no row of this shard."""
         changes: list[Change] = []
         requests: list[tuple[bytes, bytes, int, int]] = []
+        user_before, stored = None, 0
         for row in rows:
             user, key = split_row_key(row.key)
             if row.table == TABLE_ENTRIES:
-                stored = user_hash(user)
-                if not self.meta.lo <= stored <= self.meta.through:
-                    raise ValueError(f"a row of a copy is of user {user!r}, who does not belong to this shard")
+                if user != user_before:
+                    user_before, stored = user, user_hash(user)
+                    if not self.meta.lo <= stored <= self.meta.through:
+                        raise ValueError(f"a row of a copy is of user {user!r}, who does not belong to this shard")
                 changes.append((stored, user, key, row.version, row_value(row)))
             elif row.table == TABLE_REQUESTS:
                 requests.append((user, key, row.version, row_time_ms(row)))

@@ -21,7 +21,7 @@ from coordinator.machine.state import (
     ShardChanged,
     State,
 )
-from coordinator.model import CronJob, MovePhase, Shard
+from coordinator.model import CronJob, Move, MovePhase, Shard
 
 
 class AssignmentIndex:
@@ -30,11 +30,15 @@ class AssignmentIndex:
     A scan of 65,536 shards takes tens of milliseconds; a change concerns two or three workers and a look-up takes none.
     Invariant: `_shards[n]` is the set of shards with n among their replicas, and `_jobs[n]` that of jobs with n as
     owner or backup, as of the last state taken in.
+
+    A line of an assignment is made once for each worker, shard and move: of 256 shards one has changed, mostly.
     """
 
     def __init__(self, state: State) -> None:
         self._shards: dict[str, set[int]] = {}
         self._jobs: dict[str, set[str]] = {}
+        self._lines: dict[str, dict[int, tuple[Shard, Move | None, session_pb2.ShardAssignment]]] = {}
+        """By worker and shard, with what it was made of."""
         for shard in state.shards.values():
             for node_id in shard.replicas:
                 self._shards.setdefault(node_id, set()).add(shard.id)
@@ -53,6 +57,16 @@ class AssignmentIndex:
     def holds_nothing(self, node_id: str) -> bool:
         """True when the worker has no copy of any shard, nor receives one."""
         return not self._shards.get(node_id)
+
+    def line(self, state: State, shard: Shard, node_id: str) -> session_pb2.ShardAssignment:
+        """What the assignment says of one shard of the worker; nobody may change it."""
+        move = state.moves.get(state.move_of_shard.get(shard.id, 0))
+        lines = self._lines.setdefault(node_id, {})
+        known = lines.get(shard.id)
+        # Shards and moves are never changed, only replaced: the same object says the same.
+        if known is None or known[0] is not shard or known[1] is not move:
+            known = lines[shard.id] = (shard, move, _shard_assignment(shard, move, node_id))
+        return known[2]
 
     def take(self, state: State, changes: Iterable[Change]) -> set[str]:
         """Takes the changes of one log entry in; returns the workers whose assignment is another one now."""
@@ -88,6 +102,7 @@ class AssignmentIndex:
         shard_id = before.id if before is not None else after.id if after is not None else 0
         for node_id in nodes_before - nodes_after:
             self._shards[node_id].discard(shard_id)
+            self._lines.get(node_id, {}).pop(shard_id, None)
         for node_id in nodes_after - nodes_before:
             self._shards.setdefault(node_id, set()).add(shard_id)
         if before is not None and after is not None and _is_same_to_workers(before, after):
@@ -140,7 +155,7 @@ def build_assignment(state: State, node_id: str, index: AssignmentIndex | None =
     others = {name for shard in shards for name in shard.replicas} - {node_id}
     return session_pb2.Assignment(
         generation=state.index,
-        shards=[_shard_assignment(state, shard, node_id) for shard in shards],
+        shards=[index.line(state, shard, node_id) for shard in shards],
         peers=[
             session_pb2.Peer(node_id=name, grpc_address=state.nodes[name].grpc_address) for name in sorted(others)
         ],
@@ -157,9 +172,7 @@ def _rank(job: CronJob, node_id: str) -> int:
     return 0 if job.owner == node_id else 1 + job.backups.index(node_id)
 
 
-def _shard_assignment(state: State, shard: Shard, node_id: str) -> session_pb2.ShardAssignment:
-    move_id = state.move_of_shard.get(shard.id, 0)
-    move = state.moves.get(move_id)
+def _shard_assignment(shard: Shard, move: Move | None, node_id: str) -> session_pb2.ShardAssignment:
     if node_id == shard.primary:
         role = session_pb2.REPLICA_ROLE_PRIMARY
     elif node_id in shard.in_sync:
@@ -172,7 +185,7 @@ def _shard_assignment(state: State, shard: Shard, node_id: str) -> session_pb2.S
         shard=shard_to_proto(shard),
         role=role,
         cede_to=move.target if cedes and move is not None else "",
-        move_id=move_id,
+        move_id=move.id if move is not None else 0,
         seal=seals,
         parents=shard.parents,
         formed=shard.is_formed,

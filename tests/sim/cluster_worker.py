@@ -30,6 +30,7 @@ from worker_agent.session import WorkerSession
 from worker_agent.shard import NEVER_PROMISED, OPEN_AGAIN_S, OPEN_ATTEMPTS
 from worker_agent.shard_interface import (
     Assigned,
+    Foresee,
     Progress,
     ReplicaRole,
     ReplicaStep,
@@ -85,6 +86,11 @@ class Slot:
     @property
     def epoch(self) -> int:
         return self.view.epoch
+
+    @property
+    def primary_epoch(self) -> int:
+        has_ceded = self.hosted is not None and self.hosted.machine.state == State.CEDED.value
+        return self.view.epoch + 1 if has_ceded else self.view.epoch
 
     @property
     def primary(self) -> Place:
@@ -394,6 +400,9 @@ class Worker(replica_worker.Worker):
                 reports = tuple(report for report in said if report is not None)
                 self._events.append(session_events.ReportsReady(reports))
             case session_events.Apply(assignment, cluster_id):
+                for shard_id, epoch in self._hosting.news(assignment).items():
+                    if (hosted := self.hosted.get(shard_id)) is not None:
+                        hosted.feed(Foresee(epoch))
                 self._persist(self._hosting.on_assignment(assignment, cluster_id))
             case session_events.Launch() | session_events.Receipt():
                 raise AssertionError("there are no cron jobs here")

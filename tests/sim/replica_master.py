@@ -118,7 +118,7 @@ class Master:
         life, generation = self.known[name].life, self.generation
         self.world.after(
             self.world.net.delay_s(),
-            lambda: self.world.workers[name].enqueue(lambda worker: worker.assigned(life, generation, views)),
+            lambda: self.world.workers[name].enqueue(lambda worker: worker.heard(life, generation, views)),
         )
 
     def _view(self, shard: Config, name: str) -> ShardView | None:

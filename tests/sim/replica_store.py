@@ -1,8 +1,9 @@
 """A store of one shard in memory: what a crash leaves of it is what was durable. For tests of the replica machine.
 
-Rows are registers (table 1) and the requests that wrote them (table 2); a register is the one key of a user. An
-application is durable only with the next write, as Store.apply says: a crash may keep it, or lose it. `ModelBacked` has
-the same face before tests/model_store.py, which behaves like the real store in everything, and takes its time.
+Rows are registers (table 1) and the requests that wrote them (table 2); a register is the one key of a user. What is
+applied or copied is durable only with the next other write, as Store says: a crash may keep it, or lose it.
+`ModelBacked` has the same face before tests/model_store.py, which behaves like the real store in everything, and takes
+its time.
 """
 
 from __future__ import annotations
@@ -200,7 +201,6 @@ class SimStore:
             self._put((row.table, row.key.decode()), value, row.version)
         self.now.copy_cursor = chunk.next_cursor
         self.now.copy_read_at = max(self.now.copy_read_at, chunk.read_at)
-        self._sync()
 
     def finish_copy(self) -> None:
         assert self.now.applied >= self.now.copy_read_at, "no row is newer than what is applied"

@@ -24,6 +24,7 @@ from worker_agent.shard_interface import (
     ApplyLog,
     Assigned,
     Barrier,
+    Foresee,
     PeerConnected,
     PeerLost,
     PeerSaid,
@@ -33,6 +34,7 @@ from worker_agent.shard_interface import (
     ReplicaRole,
     ReplicaStep,
     ReportReplica,
+    SeeEpoch,
     SendToPeer,
     Settle,
     ShardView,
@@ -400,6 +402,17 @@ class Worker:
         """The master has answered a heartbeat."""
         if life == self.life:
             self._lease_until = max(self._lease_until, sent_at + SESSION_S)
+
+    def heard(self, life: int, generation: int, views: list[ShardView]) -> None:
+        """An assignment has come. It is in force once it is on disk; its new epochs go there meanwhile."""
+        if life != self.life or generation <= self.generation:
+            return
+        for view in views:
+            hosted = self.hosted.get(view.shard_id)
+            if hosted is not None and view.epoch > hosted.view.epoch:
+                hosted.feed(Foresee(view.epoch))
+        delay_s = self.disk_delay_s(SeeEpoch(0))
+        self.world.after(delay_s, lambda: self.enqueue(lambda worker: worker.assigned(life, generation, views)))
 
     def assigned(self, life: int, generation: int, views: list[ShardView]) -> None:
         """Everything that it shall hold."""

@@ -26,7 +26,8 @@ from worker_agent.replica_core import Protections
 from worker_agent.shard_interface import ReportReplica, SendToPeer
 
 SHARD = 1
-SEED = 1
+SEED = 7
+"""Of a move whose steps all come before its end."""
 MOVE_S_MAX = 5.0
 ELECTION_S = 0.8
 """Until there is a leader again."""
@@ -51,6 +52,8 @@ STEPS = (
     "R to leader: report ACCEPTED",
     "A to leader: report ACCEPTED with B",
     "commit B is in sync",
+    "A to R: append",
+    "R to A: acknowledge",
     "A to B: ceded",
     "B to A: ceded_acknowledge",
     "A to leader: report CEDED",
@@ -279,8 +282,9 @@ def test_every_single_step_is_cut(undisturbed: list[str], victim: str) -> None:
         Moving(Cut(victim, AWAY_S[1 - number % 2], number=number)).play()
 
 
-def test_a_cutover_takes_no_longer_than_its_messages() -> None:
+@pytest.mark.parametrize("seed", range(1, 13))
+def test_a_cutover_takes_no_longer_than_its_messages(seed: int) -> None:
     """From the moment when A stops to the moment when B serves pass some messages and syncs, not a timer."""
-    moving = Moving()
+    moving = Moving(seed=seed)
     moving.play()
-    assert moving.paused_s < 0.05
+    assert moving.paused_s < 0.03

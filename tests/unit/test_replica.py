@@ -15,9 +15,11 @@ from worker_agent import replica_primary
 from worker_agent.shard_interface import (
     AppendRecords,
     Barrier,
+    Foresee,
     PeerConnected,
     PeerSaid,
     Progress,
+    SeeEpoch,
     SendToPeer,
     StoreFailed,
 )
@@ -305,6 +307,28 @@ def test_ceding_hands_over_without_waiting() -> None:
     assert new.replica.may_read(cluster.now)
     assert cluster.now == before
     assert new.store.get("a") == "v1"
+
+
+def test_nobody_waits_for_the_disk_before_a_cutover() -> None:
+    """A primary serves until the epoch of its ceding is on disk; one that was foreseen is there already."""
+    cluster = Cluster("w1", "w2")
+    primary = cluster.form("w1", "w2")
+    primary.submit(1)
+    cluster.settle()
+    primary.feed(Foresee(2))
+    assert [type(operation) for operation in primary.queue] == [SeeEpoch]
+    assert primary.replica.epoch == 1, "what is foreseen is not followed"
+    cluster.settle()
+    cluster.assign(cluster.view(2, "w1", "w2", cede_to="w2"))
+    assert not primary.replica.is_serving
+    cluster.settle()
+    assert cluster.nodes["w2"].store.position().applied == 1, "the last commit point came with the word"
+    late = Cluster("w1", "w2")
+    primary = late.form("w1", "w2")
+    late.assign(late.view(2, "w1", "w2", cede_to="w2"))
+    assert primary.replica.is_serving
+    primary.work(1)
+    assert not primary.replica.is_serving
 
 
 def test_a_ceded_primary_serves_again_at_the_next_epoch() -> None:

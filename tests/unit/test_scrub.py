@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from coordinator.model import HASH_SPACE, ManualClock
 from coordinator.model.errors import Damaged
 from worker_agent.scrub import EMPTY_WAIT_S_MAX, Scrub, stretches
-from worker_agent.shard_interface import SeeEpoch, StoreDone, StoreFailed
+from worker_agent.shard_interface import ReadChunk, SeeEpoch, StoreDone, StoreFailed
 from worker_agent.store import ShardStore, create_store
 from worker_agent.store_care import ScrubTally
 from worker_agent.store_queue import StoreQueue
@@ -89,7 +90,7 @@ async def test_a_question_to_a_store_ends_in_any_case(tmp_path: Path) -> None:
         raise Damaged("it is damaged")
 
     with ThreadPoolExecutor(1) as pool:
-        queue = StoreQueue(store, pool, events.append)
+        queue = StoreQueue(store, pool, pool, events.append)
         assert await queue.ask(lambda store: store.position().last) == 0
         with pytest.raises(Damaged):
             await queue.ask(damage)
@@ -99,3 +100,31 @@ async def test_a_question_to_a_store_ends_in_any_case(tmp_path: Path) -> None:
         assert await queue.ask(lambda store: store.position().last) == 0
         await queue.close()
         assert await queue.ask(lambda store: store.position().last) is None
+
+
+async def test_chunks_of_a_copy_are_read_beside_what_else_is_done(tmp_path: Path) -> None:
+    """A chunk does not wait for the shard's other operations, nor they for it; one that fails is tried in its turn."""
+    store = create_store(tmp_path / "1.sqlite", 1, 0, HASH_SPACE)
+    events: asyncio.Queue[StoreDone | StoreFailed] = asyncio.Queue()
+    gate = threading.Event()
+
+    with ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as copies_pool:
+        queue = StoreQueue(store, pool, copies_pool, events.put_nowait)
+        held = asyncio.create_task(queue.ask(lambda store: gate.wait(10)))
+        await asyncio.sleep(0)  # It has its turn: the others stand behind it.
+        chunk = ReadChunk("w2", b"")
+        queue.put(chunk)
+        queue.start()
+        done = await events.get()
+        assert isinstance(done, StoreDone)
+        assert done.operation is chunk
+        assert done.chunk is not None
+        faulty = ReadChunk("w2", b"no cursor")
+        queue.put(faulty)
+        queue.start()
+        gate.set()
+        failed = await events.get()
+        assert isinstance(failed, StoreFailed)
+        assert failed.operation is faulty
+        assert await held
+        await queue.close()

@@ -100,6 +100,7 @@ async def hosting(tmp_path: Path) -> AsyncIterator[Hosting]:
         context = ShardContext(
             node_id="w1",
             pool=pool,
+            copies_pool=pool,
             clock=SystemClock(),
             store_settings=StoreSettings(),
             times=ReplicaTimes(replica_lease_s=0.1, heartbeat_s=0.02),

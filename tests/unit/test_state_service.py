@@ -273,6 +273,22 @@ async def test_requests_wait_out_a_change_and_are_passed_on() -> None:
         assert one.service.router.forwarded == 2
 
 
+async def test_what_a_shard_passes_on_that_has_ceded_waits_for_the_next_epoch() -> None:
+    """Before either has heard of the cutover, the old primary passes on and the new one holds it."""
+    rows = Rows()
+    old, new = PlayedShard(rows), PlayedShard(rows, node_id="w2")
+    hosts = PlayedHost(old), PlayedHost(new)
+    async with played_workers(*hosts) as [one, two]:
+        old.is_serving = old.is_primary = new.is_serving = new.is_primary = False
+        old.has_ceded, old.primary, new.primary = True, two.place, one.place
+        writing = asyncio.create_task(one.core.write(put("a"), scope(may_repeat=False)))
+        await hosts[1].waits.wait()
+        assert not writing.done()
+        new.epoch, new.primary, new.is_primary, new.is_serving = 2, two.place, True, True
+        hosts[1].tell()
+        assert (await writing).version == 1
+
+
 async def test_a_write_in_flight_goes_on_when_the_shard_stops() -> None:
     """A write that was in flight is tried again: always when it is definite, else only with a request id."""
     for error, request, expected in (

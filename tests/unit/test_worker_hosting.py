@@ -112,6 +112,14 @@ def test_an_epoch_below_the_highest_seen_is_not_followed(worker: Worker) -> None
     assert worker.hosting.epoch_seen(1) == 5
 
 
+def test_new_epochs_are_known_before_they_are_in_force(worker: Worker) -> None:
+    """What an assignment brings above all that was seen can be told before it is on disk, and changes nothing."""
+    worker.takes(entry(1, 3, PRIMARY))
+    arrived = session_pb2.Assignment(generation=9, shards=[entry(1, 3, PRIMARY), entry(2, 5, PRIMARY)])
+    assert worker.hosting.news(arrived) == {2: 5}
+    assert worker.hosting.epoch_seen(2) == 0
+
+
 def test_a_role_of_a_newer_master_is_not_guessed(worker: Worker) -> None:
     """A role that this version does not know is left alone, and said."""
     outcome = worker.written(worker.arrives(entry(1, 1, session_pb2.REPLICA_ROLE_UNSPECIFIED)))

@@ -5,10 +5,11 @@ no move is left: then half of all copies are on the two new ones. Redis: three m
 `redis-cli --cluster reshard` with its own settings moves half of the slots to one of them, and so to its replica.
 
 - `keys_per_s`: values that went with both their copies, per second. Ours moves one copy of each, which counts half.
-- `client_ms`: writes on a timetable, from when each was due: before, and during the moves.
-- `pause_ms`: ours only: of every primary that was moved and watched, the longest that a put took which was sent while
-  its move went on: no less than the cutover's pause. With `moves 1` the moves go one at a time, on a small cluster
-  without other load, which shows the cutovers by themselves.
+- `client_ms`: writes on a timetable, the same for both, from when each was due: before, and during the moves.
+- `pause_ms`: ours only, and in runs of their own, whose puts would be load that Redis does not have: of every primary
+  that was moved and watched, the longest that a put took which was sent while its move went on: no less than the
+  cutover's pause. With `moves 1` the moves go one at a time, on a small cluster, which shows the cutovers by
+  themselves; `moves many` are as many at once as the default settings let, all of them in want of the same cores.
 - `failed_requests`, `lost_writes`: of all writes; lost are acknowledged ones that are not there afterwards.
 """
 
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +39,10 @@ JOINING = ("w3", "w4")
 DEFAULT_SHARDS = PlacementSettings().shards
 FEW_SHARDS = 32
 """About as few as the users of 200,000 values allow (users_max)."""
+SINGLE_SHARDS = 96
+"""While moves go one at a time: half of them are primaries', each a sample."""
+WATCH_USERS = 9_999
+"""Among so many are some of every shard."""
 POLL_S = 0.05
 QUIET_S = 1.0
 """Nothing moves for so long: the moves are over."""
@@ -65,8 +71,10 @@ def run(emit: Emit, size: Size | None = None) -> None:
     for shards in size.shards:
         params: Params = {} if shards == DEFAULT_SHARDS else {"shards": shards}
         _run_ours(emit, size, params, lambda placement: placement, shards)
-    single = replace(size, numbers=size.single_numbers, writes_per_s=0.0, before_s=0.0)
-    _run_ours(emit, single, {"moves": 1}, _one_at_a_time, FEW_SHARDS)
+    watched = replace(size, writes_per_s=0.0, before_s=0.0)
+    _run_ours(emit, watched, {"moves": "many"}, lambda placement: placement, FEW_SHARDS)
+    single = replace(watched, numbers=size.single_numbers)
+    _run_ours(emit, single, {"moves": 1}, _one_at_a_time, SINGLE_SHARDS)
     with tempfile.TemporaryDirectory(prefix="coordinator-bench-") as directory:
         try:
             system = RedisSystem(Path(directory))
@@ -117,14 +125,14 @@ async def _measure_ours(emit: Emit, system: OurSystem, size: Size, params: Param
             await fill(store, ledger, size.numbers)
             await asyncio.to_thread(system.wait_whole)
             # Behind the numbers that the ledger knows: the watch's users are its own.
-            users = await _users_by_shard(client, size.numbers, 8 * size.numbers // KEYS_PER_USER)
+            users = await _users_by_shard(client, size.numbers, WATCH_USERS)
             watch = PauseWatch(client, watching.client, users)
             async with Timetable(store, ledger, size.numbers, size.writes_per_s) as timetable:
                 begin_s = time.perf_counter()
                 await asyncio.sleep(size.before_s)
                 moves_s = time.perf_counter()
                 await client.change_settings(rebalance_paused=False)
-                async with watch:
+                async with nullcontext() if size.writes_per_s else watch:
                     end_s = await _wait_moved(client)
             moved = await _copies_on(client, JOINING, size.numbers) / system.cluster.config.placement.replicas
             if size.writes_per_s:
@@ -132,7 +140,8 @@ async def _measure_ours(emit: Emit, system: OurSystem, size: Size, params: Param
             _emit_clients(emit, OURS, params, timetable, begin_s, moves_s, end_s)
             if watch.pauses_ms:
                 emit_quantiles(emit, OURS, "pause_ms", "ms", params, watch.pauses_ms)
-            emit(OURS, "failed_requests", len(watch.problems), "1", {**params, "of": "watch"})
+            if not size.writes_per_s:
+                emit(OURS, "failed_requests", len(watch.problems), "1", {**params, "of": "watch"})
             await _emit_lost(emit, OURS, params, store, ledger, size)
     finally:
         await store.close()
@@ -171,7 +180,7 @@ async def _copies_on(client: AsyncClusterClient, workers: tuple[str, ...], numbe
 
 async def _users_by_shard(client: AsyncClusterClient, first: int, count: int) -> dict[int, str]:
     """A user of every shard, as far as so many users reach."""
-    users = [user_of(first + KEYS_PER_USER * number) for number in range(min(count, 9_999))]
+    users = [user_of(first + KEYS_PER_USER * number) for number in range(count)]
     return {place.shard_id: place.key for place in (await client.locate_keys(users)).locations}
 
 

@@ -49,7 +49,15 @@ CLI_TIMEOUT_S = 600.0
 CALL_S = 10.0
 WAIT_MS = 10_000
 ATTEMPT_TIMEOUT_S = 0.5
-FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError, asyncio.IncompleteReadError)
+# The last one is redis-py's: a connection that is closed while another task opens it.
+FAILURES = (
+    RedisError,
+    RedisClusterException,
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    AttributeError,
+)
 
 
 def redis_key(number: int) -> str:

@@ -1,0 +1,71 @@
+"""The host of a worker's shards: questions that come before a store is open, and where to ask once a shard has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from coordinator.api.v1 import replication_pb2
+from coordinator.config import StateSettings
+from coordinator.model import HASH_SPACE, SystemClock
+from worker_agent.shard_interface import ReplicaRole, ReplicaTimes, ShardView
+from worker_agent.shards import Shards
+from worker_agent.state_interface import Elsewhere, Place
+
+JOINING = ShardView(1, 0, HASH_SPACE, 2, ReplicaRole.JOINING, "w1", ("w1",), ("w2",))
+IN_SYNC = ShardView(1, 0, HASH_SPACE, 3, ReplicaRole.IN_SYNC, "w1", ("w1", "w2"), ())
+
+
+class Peers:
+    """The streams to other workers: what was said over them."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[replication_pb2.ShardMessage] = asyncio.Queue()
+
+    def follow(self, peers: dict[str, str]) -> None:
+        """Nothing to do: nobody is there."""
+
+    def open_peers(self) -> tuple[str, ...]:
+        return ()
+
+    def send(self, node_id: str, message: replication_pb2.ShardMessage, *, is_answer: bool) -> None:
+        if is_answer:
+            self.said.put_nowait(message)
+
+
+def make(path: Path) -> tuple[Shards, Peers]:
+    """A host without peers."""
+    shards = Shards(
+        "w2", path, SystemClock(), StateSettings(scrub_s=0), ReplicaTimes(), lambda now: True, lambda report: None
+    )
+    peers = Peers()
+    shards.attach(peers)  # type: ignore[arg-type]
+    return shards, peers
+
+
+async def test_a_question_that_comes_too_early_is_answered_as_soon_as_the_store_is_open(tmp_path: Path) -> None:
+    """A primary that hears of a new replica first is told that there is no store, and where it stands once there is."""
+    shards, peers = make(tmp_path)
+    try:
+        probe = replication_pb2.ShardMessage(shard_id=1, epoch=2, probe=replication_pb2.Probe(sent_at_us=5))
+        shards.on_message("w1", probe, False)
+        assert (await peers.said.get()).WhichOneof("message") == "refuse"
+        shards.follow([JOINING], {"w1": "here:1"}, 0)
+        async with asyncio.timeout(10):
+            answer = await peers.said.get()
+        assert answer.standing.sent_at_us == 5
+    finally:
+        await shards.close()
+
+
+async def test_who_has_a_shard_that_has_gone_is_known_although_nothing_is_shared_with_him(tmp_path: Path) -> None:
+    """The assignment that takes the last shard away names no peers; requests are passed on all the same."""
+    shards, _ = make(tmp_path)
+    try:
+        shards.follow([IN_SYNC], {"w1": "here:1"}, 0)
+        shards.follow([], {}, 0)
+        found = shards.locate(7)
+        assert isinstance(found, Elsewhere)
+        assert found.primary == Place("w1", "here:1")
+    finally:
+        await shards.close()
