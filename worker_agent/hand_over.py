@@ -21,7 +21,8 @@ async def hand_over(shard: Shard, context: ShardContext) -> None:
         return
     shard.view = replace(shard.view, is_sealed=True)
     shard.feed(Assigned(shard.view))
-    while shard.state == State.CEDING.value:
+    # It serves on until its epoch is on disk, where that is not yet so.
+    while shard.state in (State.SERVING.value, State.CEDING.value) and shard.view.is_sealed:
         await context.changed()
     if shard.state != State.CEDED.value:
         return
