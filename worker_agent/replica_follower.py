@@ -275,9 +275,9 @@ class Follower:
 
     def stall_reason(self, now: Monotonic, stall_s: float) -> str:
         """Why a joining replica is to be given up; empty when it is not."""
-        if self.is_joining and self.phase is Phase.STUCK:
+        if self.phase is Phase.STUCK:
             return f"{self.node_id} {self.stuck_reason}"
-        if not self.is_joining or self.is_told or self.moved_at == LONG_AGO or now - self.moved_at <= stall_s:
+        if self.is_told or self.moved_at == LONG_AGO or now - self.moved_at <= stall_s:
             return ""
         match self.phase:
             case Phase.AWAY:

@@ -108,7 +108,8 @@ class Streams:
         if now < self._grace_until:
             return {}
         times = self._core.times
-        reasons = {each.node_id: each.stall_reason(now, times.stall_s) for each in self.followers.values()}
+        joining = (each for each in self.followers.values() if each.is_joining)
+        reasons = {each.node_id: each.stall_reason(now, times.stall_s) for each in joining}
         reasons |= {each.node_id: each.lag_reason(now, times) for each in self.needed}
         return {node_id: reason for node_id, reason in sorted(reasons.items()) if reason}
 
