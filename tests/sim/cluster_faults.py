@@ -46,8 +46,9 @@ WORKER_KINDS = (
 )
 DAMAGE = "damage"
 """A replica's store is gone. To lose another copy of the shard before the masters know of the first is more than is
-promised, so in a seed with this nothing else goes wrong and no worker is restarted (seed 80 had both, with the masters
-away: the last copy that was in sync was the damaged one, and waited for an operator, as it shall)."""
+promised: then the last copy in sync is the damaged one, and waits for an operator. So in a seed with this nothing else
+goes wrong, and nothing is done that takes good copies away (seeds 80 and 123 restarted or removed the other one)."""
+TAKES_COPIES = ("restart", "replicas")
 CHANGES = (
     *("move", "transfer", "split", "merge", "drain", "undrain", "weight", "abort", "replicas", "restart", "hand_over"),
 )
@@ -105,7 +106,7 @@ class Plan:
             worker_kinds=(DAMAGE,) if has_damage else _some(rng, WORKER_KINDS, 0.3),
             master_share=0.0 if has_damage else rng.choice((0.15, 0.3, 0.5)),
             change_every_s=rng.choice((0.1, 0.25, 0.5)),
-            changes=tuple(kind for kind in _some(rng, CHANGES, 0.7) if kind != "restart" or not has_damage) or ("move",),
+            changes=_changes(rng, has_damage=has_damage),
             forget_s=rng.choice((0.3, 3.0, 30.0)),
             users_max=2 if is_reshaped_unasked else 1_200,
             merge_below_users=2 if is_reshaped_unasked else 0,
@@ -114,6 +115,11 @@ class Plan:
 
 def _some(rng: random.Random, kinds: tuple[str, ...], share: float) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if rng.random() < share) or kinds
+
+
+def _changes(rng: random.Random, *, has_damage: bool) -> tuple[str, ...]:
+    kinds = _some(rng, CHANGES, 0.7)
+    return tuple(kind for kind in kinds if not has_damage or kind not in TAKES_COPIES) or ("move",)
 
 
 class WorkerFaults(replica_faults.Faults):
