@@ -16,9 +16,10 @@ from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.machine.codec import settings_to_proto
 from coordinator.machine.state import State
 from coordinator.model import MoveKind, Shard
+from coordinator.model.errors import Damaged
 from tests.sim import raft_faults, replica_faults
 from tests.sim.replica_faults import DURATIONS_S, _between
-from worker_agent.shard_interface import ReplicaTimes
+from worker_agent.shard_interface import ReplicaTimes, SeeEpoch, StoreFailed
 
 if TYPE_CHECKING:
     from tests.sim.cluster_worker import Worker
@@ -44,7 +45,10 @@ WORKER_KINDS = (
     "break_sessions",
 )
 DAMAGE = "damage"
-"""A replica's store is gone: only where no other fault of a worker may take the other ones."""
+"""A replica's store is gone. To lose another copy of the shard before the masters know of the first is more than is
+promised: then the last copy in sync is the damaged one, and waits for an operator. So in a seed with this nothing else
+goes wrong, and nothing is done that takes good copies away (seeds 80 and 123 restarted or removed the other one)."""
+TAKES_COPIES = ("restart", "replicas")
 CHANGES = (
     *("move", "transfer", "split", "merge", "drain", "undrain", "weight", "abort", "replicas", "restart", "hand_over"),
 )
@@ -100,9 +104,9 @@ class Plan:
             fault_every_s=rng.choice((0.15, 0.3, 0.6, 1.2)),
             master_kinds=_some(rng, MASTER_KINDS, 0.25),
             worker_kinds=(DAMAGE,) if has_damage else _some(rng, WORKER_KINDS, 0.3),
-            master_share=rng.choice((0.15, 0.3, 0.5)),
+            master_share=0.0 if has_damage else rng.choice((0.15, 0.3, 0.5)),
             change_every_s=rng.choice((0.1, 0.25, 0.5)),
-            changes=_some(rng, CHANGES, 0.7),
+            changes=_changes(rng, has_damage=has_damage),
             forget_s=rng.choice((0.3, 3.0, 30.0)),
             users_max=2 if is_reshaped_unasked else 1_200,
             merge_below_users=2 if is_reshaped_unasked else 0,
@@ -111,6 +115,11 @@ class Plan:
 
 def _some(rng: random.Random, kinds: tuple[str, ...], share: float) -> tuple[str, ...]:
     return tuple(kind for kind in kinds if rng.random() < share) or kinds
+
+
+def _changes(rng: random.Random, *, has_damage: bool) -> tuple[str, ...]:
+    kinds = _some(rng, CHANGES, 0.7)
+    return tuple(kind for kind in kinds if not has_damage or kind not in TAKES_COPIES) or ("move",)
 
 
 class WorkerFaults(replica_faults.Faults):
@@ -167,7 +176,7 @@ class WorkerFaults(replica_faults.Faults):
                 self._strike(kind)
 
     def _damage(self) -> None:
-        """One store of a shard is gone after a restart, while every other one is sound and in service."""
+        """One store of a shard is gone after a restart, or found to be damaged, while every other one is sound."""
         world, rng = self._world, self._rng
         state = world.cluster.newest_state()
         shard = world.cluster.any_shard(rng, state)
@@ -177,6 +186,11 @@ class WorkerFaults(replica_faults.Faults):
             return
         name = rng.choice(shard.in_sync)
         world.note(f"-- damage of shard {shard.id} on {name}")
+        if rng.random() < 0.5:
+            # As Shard tells its replica of what a scrub has found.
+            found = StoreFailed(SeeEpoch(0), Damaged("a row has another checksum"), None)
+            world.workers[name].hosted[shard.id].feed(found)
+            return
         world.workers[name].crash(is_silent=False)
         world.workers[name].stores.pop(shard.id)
         self._later(name, 0.2)

@@ -243,7 +243,9 @@ class World(raft_world.World):
         if not self._is_primary_whole(shard):
             return False
         hosted = [self.workers.workers[name].hosted.get(shard.id) for name in shard.in_sync]
-        return all(each is not None and each.machine.epoch == shard.epoch for each in hosted)
+        return all(
+            each is not None and each.machine.epoch == shard.epoch and not each.machine.problem for each in hosted
+        )
 
     def _is_shard_whole(self, shard: Shard) -> bool:
         return len(shard.in_sync) == self.cluster_plan.workers.replicas and self._is_primary_whole(shard)
