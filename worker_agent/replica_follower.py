@@ -17,6 +17,7 @@ step forward; but time in which it waits for this side (a throttle, a slow disk 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ MESSAGE_BYTES_MAX = 1 << 20
 """Of the records of one Append, one record at least: a gRPC message may have 4 MiB."""
 COPY_CHUNKS_MAX = 3
 """Chunks of a copy that are being read or not acknowledged."""
+HURRIED_BEAT_S = 0.01
+BEAT_MOMENTS = 4
+"""Common moments in the time of one heartbeat."""
+BEAT_EARLY_S = 0.002
+"""So much earlier a heartbeat may leave: timers ring a little early or late."""
 TAIL_RECORDS_MAX = 4_096
 TAIL_BYTES_MAX = 8 << 20
 
@@ -265,6 +271,22 @@ class Follower:
         is_equal = self.is_complete and not self.is_different and self.compared_until > 0
         is_streaming = self.phase is Phase.STREAMING and self.lease_until > now
         return is_equal and is_streaming and not self.lag_reason(now, times)
+
+    def beat_at(self, times: ReplicaTimes, *, is_hurried: bool) -> float:
+        """When it is sent something at the latest; sooner while a move waits for it.
+
+        Heartbeats fall on moments that all shards of the process have in common, a little early rather than late: those
+        of many shards leave in one frame, and are answered in one.
+        """
+        if self.sent_at == LONG_AGO:
+            return LONG_AGO
+        if is_hurried:
+            return self.sent_at + HURRIED_BEAT_S
+        if self.is_joining and self.is_complete and not self.is_told:
+            return self.sent_at + times.probe_s
+        moment_s = times.heartbeat_s / BEAT_MOMENTS
+        due = self.sent_at + times.heartbeat_s + BEAT_EARLY_S
+        return math.floor(due / moment_s) * moment_s - BEAT_EARLY_S
 
     def look_whether_it_moves(self, now: Monotonic) -> None:
         """Starts the time anew that it has for the next step forward, while the step is not its own."""

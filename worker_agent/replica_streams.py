@@ -14,7 +14,6 @@ Order rules (DESIGN.md section 7; the first one is the sum of it):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from coordinator.api.v1 import replication_pb2
@@ -25,11 +24,6 @@ from worker_agent.replica_messages import fill_chunk, records_to_proto, rows_byt
 from worker_agent.shard_interface import ReadChunk, ReadLog, ShardView, StoreDone
 from worker_agent.store_interface import LogRecord
 
-HURRIED_BEAT_S = 0.01
-BEAT_MOMENTS = 4
-"""Common moments in the time of one heartbeat."""
-BEAT_EARLY_S = 0.002
-"""So much earlier a heartbeat may leave: timers ring a little early or late."""
 LOG_FOR_EMPTY_MAX = 100
 """Records that a new replica is given from the log; where there are more it is copied to."""
 COPY_PATIENCE = 3.0
@@ -331,20 +325,8 @@ class Streams:
             self._send_records(now, follower, [])
 
     def beat_at(self, follower: Follower) -> float:
-        """When it is sent something at the latest; sooner while a move waits for it.
-
-        Heartbeats fall on moments that all shards of the process have in common, a little early rather than late: those
-        of many shards leave in one frame, and are answered in one.
-        """
-        if follower.sent_at == LONG_AGO:
-            return LONG_AGO
-        if self.is_hurried:
-            return follower.sent_at + HURRIED_BEAT_S
-        if follower.is_joining and follower.is_complete and not follower.is_told:
-            return follower.sent_at + self._core.times.probe_s
-        moment_s = self._core.times.heartbeat_s / BEAT_MOMENTS
-        due = follower.sent_at + self._core.times.heartbeat_s + BEAT_EARLY_S
-        return math.floor(due / moment_s) * moment_s - BEAT_EARLY_S
+        """When it is sent something at the latest."""
+        return follower.beat_at(self._core.times, is_hurried=self.is_hurried)
 
     def beat(self, now: Monotonic, followers: Iterable[Follower]) -> None:
         """Sends a heartbeat ahead of its time."""
