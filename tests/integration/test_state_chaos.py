@@ -109,10 +109,11 @@ class Faults:
         await self._kill(await asyncio.to_thread(self._cluster.wait_leader))
 
     async def stop_leader(self) -> None:
-        """A clean stop of the leading master, as in a rolling restart."""
+        """A clean stop of the leading master, as in a rolling restart: it is back before the next one is stopped."""
         leader = await asyncio.to_thread(self._cluster.wait_leader)
         await asyncio.to_thread(self._cluster.stop, [leader])
         self._cluster.start([leader])
+        await asyncio.to_thread(self._cluster.wait_back, leader)
 
     async def kill_worker_and_leader(self) -> None:
         """Both at once."""

@@ -254,6 +254,16 @@ class LocalCluster:
 
             return wait_until(ready, timeout_s, f"a leader, {len(running)} active workers, all shards whole")
 
+    def wait_back(self, master_id: str, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Waits until a master that was started takes part: it follows a leader, or leads."""
+        with self._short_client() as client:
+
+            def is_back() -> bool:
+                self.raise_if_dead()
+                return any(master.id == master_id and master.leader_id for master in client.get_status().masters)
+
+            wait_until(is_back, timeout_s, f"{master_id} takes part again")
+
     def raise_if_dead(self) -> None:
         """Raises AssertionError with its last words when a daemon failed by itself."""
         for daemon in self._daemons.values():
