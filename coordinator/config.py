@@ -187,6 +187,10 @@ class CronSettings:
 
     launches_kept: int = 200
     """Launches that are kept per job."""
+    launches_kept_s: float = 7_776_000.0
+    """How long they are kept; the latest of a job always is."""
+    catch_up_per_s: float = 10.0
+    """Launches per second that all catch-ups together start at most."""
     order_timeout_s: float = 5.0
     """A launch whose worker did not confirm the start for so long goes to a backup."""
     jobs: tuple[CronJobSpec, ...] = ()
@@ -207,6 +211,10 @@ class WorkerSettings:
     """Launches that run at once."""
     output_bytes_max: int = 1_024
     """Last bytes of a launch's output that are reported."""
+    run_output_bytes_max: int = 1_048_576
+    """Bytes of a run's output that the worker keeps for `clusterctl cron logs`: its beginning and its end."""
+    runs_output_bytes_max: int = 268_435_456
+    """Bytes of all runs' outputs that the worker keeps; the oldest go first."""
     stop_grace_s: float = 5.0
     """Time between asking a run to stop and killing it; what the application's on_released may take."""
     application: str = ""

@@ -14,10 +14,12 @@ import tomllib
 
 from coordinator.config import ClusterConfig, MasterSettings, WorkerSettings
 from coordinator.configuration.addresses import check_address, is_loopback
+from coordinator.configuration.fields import check_id
 from coordinator.configuration.findings import Findings
+from coordinator.configuration.job_rules import check_job_spec
 from coordinator.configuration.parse import parse_cluster
 from coordinator.configuration.render import describe_defaults, render_cluster
-from coordinator.configuration.rules import check_cluster, check_id, check_job_spec
+from coordinator.configuration.rules import check_cluster
 from coordinator.configuration.toml_lines import key_lines
 from coordinator.model.errors import ConfigError
 

@@ -105,6 +105,8 @@ RANGES: dict[type, dict[str, Range]] = {
     },
     CronSettings: {
         "launches_kept": Range(1, 100_000, "launches"),
+        "launches_kept_s": Range(60, 3660 * DAY_S, "seconds"),
+        "catch_up_per_s": Range(0.01, 1000, "launches per second"),
         "order_timeout_s": Range(0.1, 3600, "seconds"),
     },
     CronJobSpec: {
@@ -114,12 +116,21 @@ RANGES: dict[type, dict[str, Range]] = {
         "catch_up_limit": Range(1, 10_000, "launches"),
         "start_deadline_s": Range(0.1, 30 * DAY_S, "seconds"),
         "attempts_max": Range(1, 100, "attempts"),
+        "overlap_limit": Range(1, 1000, "launches"),
+        "retry_backoff_s": Range(0.01, DAY_S, "seconds"),
+        "retry_backoff_s_max": Range(0.01, DAY_S, "seconds"),
+        "jitter_s": Range(0, DAY_S, "seconds"),
+        "memory_bytes_max": Range(0, 1 << 44, "bytes"),
+        "processor_s_max": Range(0, 30 * DAY_S, "seconds"),
+        "open_files_max": Range(0, 1_048_576, "files"),
     },
     WorkerSettings: {
         # The ring takes weight x tokens_per_weight points; a thousandfold span is more than any fleet of machines has.
         "weight": Range(0.01, 1000),
         "launches_max": Range(1, 10_000, "launches"),
         "output_bytes_max": Range(0, 65_536, "bytes"),
+        "run_output_bytes_max": Range(0, 1 << 30, "bytes"),
+        "runs_output_bytes_max": Range(0, 1 << 40, "bytes"),
         "stop_grace_s": Range(0, 3600, "seconds"),
     },
 }

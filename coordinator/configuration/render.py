@@ -15,7 +15,7 @@ from coordinator.model import CronJobSpec
 
 HIDDEN_FIELDS = ("id",)
 """Of masters and workers: the name of the table says it."""
-TABLE_FIELDS = ("labels", "environment")
+TABLE_FIELDS = ("labels", "environment", "required_labels")
 """Pairs of name and value, which the file holds as a table."""
 PRIORITY_OF_CLASS = {number: name for name, number in reversed(PRIORITY_NAMES.items())}
 """The word where there is one, since those come first."""

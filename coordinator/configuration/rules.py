@@ -7,24 +7,15 @@ A rule that compares options is silent while one of them is refused for itself: 
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
 
 from coordinator.config import ClusterConfig, WorkerSettings
 from coordinator.configuration.addresses import check_address, is_loopback
-from coordinator.configuration.findings import Findings, dotted, number, or_list, show
-from coordinator.configuration.limits import CHOICES, RANGES, key_of
+from coordinator.configuration.fields import PYTHON_PATTERN, check_fields, check_id
+from coordinator.configuration.findings import Findings, dotted, number
+from coordinator.configuration.job_rules import check_jobs
 from coordinator.configuration.state_rules import check_state
 from coordinator.configuration.toml_lines import Path
-from coordinator.control.schedule import check_schedule
-from coordinator.model import CronJobSpec
 
-ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-ID_FORM = "1 to 63 letters, digits, dots, hyphens and underscores, a letter or digit first"
-_PYTHON_NAME = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
-_PYTHON_PATTERN = re.compile(rf"{_PYTHON_NAME}:{_PYTHON_NAME}", re.ASCII)
 _SERVICE_PATTERN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 MASTER_COUNTS = (1, 3, 5)
 HEARTBEATS_PER_LEASE_MIN = 3
@@ -38,48 +29,20 @@ def check_cluster(findings: Findings, config: ClusterConfig) -> None:
     """All rules; faults go to `findings`."""
     sections = ("raft", "discovery", "security", "session", "placement", "moves", "state", "cron", "logging", "worker")
     for name in sections:
-        _check_fields(findings, (name,), getattr(config, name))
-    _check_fields(findings, ("discovery", "consul"), config.discovery.consul)
+        check_fields(findings, (name,), getattr(config, name))
+    check_fields(findings, ("discovery", "consul"), config.discovery.consul)
     _check_cluster_table(findings, config)
     _check_raft(findings, config)
     _check_session(findings, config)
     _check_placement(findings, config)
     check_state(findings, config)
     _check_consul(findings, config)
-    _check_jobs(findings, config)
+    check_jobs(findings, config)
     _check_addresses(findings, config)
     _check_security(findings, config)
     # After the rest: what these refuse is a whole daemon.
     _check_daemons(findings, config)
     _check_master_count(findings, config)
-
-
-def check_job_spec(spec: CronJobSpec) -> list[str]:
-    """What is wrong with a job, one line per fault, each naming the field; empty when it can be used."""
-    findings = Findings()
-    _check_job(findings, (), spec)
-    return findings.problems()
-
-
-def check_id(value: str) -> str | None:
-    """What is wrong with the id of a master, worker or job; None when it can be used."""
-    return None if ID_PATTERN.fullmatch(value) else f"use {ID_FORM}"
-
-
-def _check_fields(findings: Findings, path: Path, settings: object, like: object | None = None) -> None:
-    """Ranges and choices of one settings object; fields as in `like` were checked there."""
-    for name, limits in RANGES.get(type(settings), {}).items():
-        value, place = getattr(settings, name), (*path, key_of(name))
-        if not findings.is_sound(place) or (like is not None and value == getattr(like, name)):
-            continue
-        if not limits.minimum <= value <= limits.maximum:
-            fault = "too small" if value < limits.minimum else "too large"
-            span = f"{number(limits.minimum)} to {number(limits.maximum)}"
-            findings.refuse(place, f"{findings.named(place, value)} is {fault}; use {span} {limits.unit}".rstrip())
-    for name, choices in CHOICES.get(type(settings), {}).items():
-        value, place = getattr(settings, name), (*path, name)
-        if findings.is_sound(place) and value not in choices:
-            findings.refuse(place, f"{findings.named(place, value)} is not known; use {or_list(list(choices))}")
 
 
 def _check_cluster_table(findings: Findings, config: ClusterConfig) -> None:
@@ -243,7 +206,7 @@ def _check_security(findings: Findings, config: ClusterConfig) -> None:
 def _check_daemons(findings: Findings, config: ClusterConfig) -> None:
     """Ids and what each daemon says of itself."""
     for worker in config.workers:
-        _check_fields(findings, ("workers", worker.id), worker, like=config.worker)
+        check_fields(findings, ("workers", worker.id), worker, like=config.worker)
     for base, worker in _workers(config):
         place: Path = (*base, "zone")
         is_inherited = base != ("worker",) and worker.zone == config.worker.zone
@@ -251,7 +214,7 @@ def _check_daemons(findings: Findings, config: ClusterConfig) -> None:
             findings.refuse(place, f"{findings.named(place, worker.zone)} is not a zone; {advice}")
         place, application = (*base, "application"), worker.application
         is_inherited = base != ("worker",) and application == config.worker.application
-        if findings.is_sound(place) and application and not (is_inherited or _PYTHON_PATTERN.fullmatch(application)):
+        if findings.is_sound(place) and application and not (is_inherited or PYTHON_PATTERN.fullmatch(application)):
             findings.refuse(place, f'{findings.named(place, application)} is not a class; use "package.module:Class"')
     seen: dict[str, Path] = {}
     daemons = [("masters", master.id) for master in config.masters]
@@ -324,76 +287,3 @@ def _has_good_address(findings: Findings, path: Path, value: str, port_min: int)
 def _workers(config: ClusterConfig) -> list[tuple[Path, WorkerSettings]]:
     """The defaults of workers and every worker, each with its path."""
     return [(("worker",), config.worker), *((("workers", worker.id), worker) for worker in config.workers)]
-
-
-def _check_jobs(findings: Findings, config: ClusterConfig) -> None:
-    seen: dict[str, Path] = {}
-    for index, job in enumerate(config.cron.jobs):
-        base: Path = ("cron", "jobs", index)
-        _check_job(findings, base, job)
-        place = (*base, "id")
-        if findings.is_sound(place):
-            first = seen.setdefault(job.id, place)
-            if first != place:
-                findings.refuse(
-                    place, f"{findings.named(place, job.id)} is already {findings.named_at(first, job.id)}; use another"
-                )
-
-
-def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
-    """One job. Faults name the fields by their keys."""
-    _check_fields(findings, base, job)
-    place: Path = (*base, "id")
-    if findings.is_sound(place) and (advice := check_id(job.id)):
-        findings.refuse(place, f"{findings.named(place, job.id)} is not a name; {advice}")
-    place = (*base, "schedule")
-    if findings.is_sound(place) and (fault := _schedule_fault(job.schedule)):
-        findings.refuse(place, f"{findings.named(place, job.schedule)} {fault}")
-    place = (*base, "time_zone")
-    if findings.is_sound(place) and not _is_time_zone(job.time_zone):
-        named = findings.named(place, job.time_zone)
-        findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
-    _check_schedule_in_zone(findings, base, job)
-    command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
-    if findings.is_sound(command, python):
-        if bool(job.command) == bool(job.python):
-            fault = "both command and python" if job.command else "neither command nor python"
-            findings.refuse(python, f"the job {show(job.id)} has {fault}; give it exactly one of them", command)
-        elif job.command and not (job.command[0] and "\0" not in "".join(job.command)):
-            findings.refuse(command, f"{findings.named(command, job.command)} names no program; put it first")
-        elif job.python and not _PYTHON_PATTERN.fullmatch(job.python):
-            findings.refuse(
-                python, f'{findings.named(python, job.python)} is not a callable; use "package.module:function"'
-            )
-    if findings.is_sound(environment):
-        for name, value in job.environment:
-            if not name or "=" in name or "\0" in name + value:
-                findings.refuse(
-                    environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
-                )
-
-
-def _check_schedule_in_zone(findings: Findings, base: Path, job: CronJobSpec) -> None:
-    """The last word is that of the code that will run the schedule: what passes here can be launched."""
-    place = (*base, "schedule")
-    if findings.is_sound(place, (*base, "time_zone")) and (fault := check_schedule(job.schedule, job.time_zone)):
-        findings.refuse(place, fault)
-
-
-def _schedule_fault(schedule: str) -> str | None:
-    """What is wrong with a cron expression; None when it names at least one time."""
-    form = "use five fields (minute hour day month weekday), or six with seconds first"
-    try:
-        first = next(CronSim(schedule, datetime(2000, 1, 1)), None)
-    except (CronSimError, AssertionError, ValueError) as error:
-        reason = str(error)[:1].lower() + str(error)[1:] or "unreadable"
-        return f"is not a cron expression: {reason}; {form}"
-    return "never comes; use a day that exists" if first is None else None
-
-
-def _is_time_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, ModuleNotFoundError, LookupError):
-        return False
-    return True

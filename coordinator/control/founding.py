@@ -76,7 +76,8 @@ class Founding:
 
     def _found(self, now: Monotonic) -> tuple[Action, ...]:
         settings = ClusterSettings(
-            replicas=self._config.placement.replicas, launches_kept=self._config.cron.launches_kept
+            replicas=self._config.placement.replicas, launches_kept=self._config.cron.launches_kept,
+            launches_kept_s=self._config.cron.launches_kept_s,
         )
         bootstrap = command_pb2.BootstrapCluster(
             cluster_id=self._cluster_id, shards=self._config.placement.shards, settings=settings_to_proto(settings)

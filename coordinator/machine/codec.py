@@ -13,6 +13,7 @@ from coordinator.model import (
     CronJob,
     CronJobSpec,
     Launch,
+    LaunchAttempt,
     LaunchState,
     LaunchTrigger,
     LogRecord,
@@ -162,13 +163,23 @@ def job_spec_to_proto(spec: CronJobSpec) -> types_pb2.CronJobSpec:
         python=spec.python,
         environment=dict(spec.environment),
         timeout_s=spec.timeout_s,
+        working_directory=spec.working_directory,
+        user=spec.user,
+        memory_bytes_max=spec.memory_bytes_max,
+        processor_s_max=spec.processor_s_max,
+        open_files_max=spec.open_files_max,
+        required_labels=dict(spec.required_labels),
+        jitter_s=spec.jitter_s,
         overlap=types_pb2.OverlapPolicy.ValueType(spec.overlap.value),
+        overlap_limit=spec.overlap_limit,
         catch_up=types_pb2.CatchUpPolicy.ValueType(spec.catch_up.value),
         catch_up_window_s=spec.catch_up_window_s,
         catch_up_limit=spec.catch_up_limit,
         start_deadline_s=spec.start_deadline_s,
         retry=types_pb2.RetryPolicy.ValueType(spec.retry.value),
         attempts_max=spec.attempts_max,
+        retry_backoff_s=spec.retry_backoff_s,
+        retry_backoff_s_max=spec.retry_backoff_s_max,
         description=spec.description,
     )
 
@@ -185,13 +196,23 @@ def job_spec_from_proto(message: types_pb2.CronJobSpec) -> CronJobSpec:
         python=message.python,
         environment=tuple(sorted(message.environment.items())),
         timeout_s=message.timeout_s or default.timeout_s,
+        working_directory=message.working_directory,
+        user=message.user,
+        memory_bytes_max=message.memory_bytes_max,
+        processor_s_max=message.processor_s_max,
+        open_files_max=message.open_files_max,
+        required_labels=tuple(sorted(message.required_labels.items())),
+        jitter_s=message.jitter_s,
         overlap=OverlapPolicy(message.overlap) if message.overlap else default.overlap,
+        overlap_limit=message.overlap_limit or default.overlap_limit,
         catch_up=CatchUpPolicy(message.catch_up) if message.catch_up else default.catch_up,
         catch_up_window_s=message.catch_up_window_s or default.catch_up_window_s,
         catch_up_limit=message.catch_up_limit or default.catch_up_limit,
         start_deadline_s=message.start_deadline_s or default.start_deadline_s,
         retry=RetryPolicy(message.retry) if message.retry else default.retry,
         attempts_max=message.attempts_max or default.attempts_max,
+        retry_backoff_s=message.retry_backoff_s or default.retry_backoff_s,
+        retry_backoff_s_max=message.retry_backoff_s_max or default.retry_backoff_s_max,
         description=message.description,
     )
 
@@ -242,6 +263,10 @@ def launch_to_proto(launch: Launch) -> types_pb2.Launch:
         exit_status=launch.exit_status,
         output=launch.output,
         cause=launch.cause,
+        due_unix_ms=launch.due_ms,
+        not_before_unix_ms=launch.not_before_ms,
+        cancel_reason=launch.cancel_reason,
+        earlier_attempts=map(_attempt_to_proto, launch.earlier_attempts),
     )
 
 
@@ -261,6 +286,34 @@ def launch_from_proto(message: types_pb2.Launch) -> Launch:
         exit_status=message.exit_status,
         output=message.output,
         cause=message.cause,
+        due_ms=WallMs(message.due_unix_ms),
+        not_before_ms=WallMs(message.not_before_unix_ms),
+        cancel_reason=message.cancel_reason,
+        earlier_attempts=tuple(map(_attempt_from_proto, message.earlier_attempts)),
+    )
+
+
+def _attempt_to_proto(attempt: LaunchAttempt) -> types_pb2.LaunchAttempt:
+    return types_pb2.LaunchAttempt(
+        attempt=attempt.attempt,
+        worker=attempt.worker,
+        state=types_pb2.LaunchState.ValueType(attempt.state.value),
+        reason=attempt.reason,
+        started_unix_ms=attempt.started_ms,
+        finished_unix_ms=attempt.finished_ms,
+        exit_status=attempt.exit_status,
+    )
+
+
+def _attempt_from_proto(message: types_pb2.LaunchAttempt) -> LaunchAttempt:
+    return LaunchAttempt(
+        attempt=message.attempt,
+        worker=message.worker,
+        state=LaunchState(message.state),
+        reason=message.reason,
+        started_ms=WallMs(message.started_unix_ms),
+        finished_ms=WallMs(message.finished_unix_ms),
+        exit_status=message.exit_status,
     )
 
 
@@ -271,6 +324,7 @@ def settings_to_proto(settings: ClusterSettings) -> types_pb2.Settings:
         rebalance_paused=settings.rebalance_paused,
         cron_paused=settings.cron_paused,
         launches_kept=settings.launches_kept,
+        launches_kept_s=settings.launches_kept_s,
         copy_bytes_per_s=settings.copy_bytes_per_s,
     )
 
@@ -283,6 +337,7 @@ def settings_from_proto(message: types_pb2.Settings) -> ClusterSettings:
         rebalance_paused=message.rebalance_paused,
         cron_paused=message.cron_paused,
         launches_kept=message.launches_kept or default.launches_kept,
+        launches_kept_s=message.launches_kept_s or default.launches_kept_s,
         copy_bytes_per_s=message.copy_bytes_per_s,
     )
 

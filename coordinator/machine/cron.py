@@ -1,11 +1,8 @@
-"""Commands about cron jobs and launches.
+"""Commands about cron jobs: what they are, who owns them. Their launches are launches.py's.
 
-Invariant: of each job, scheduled times are decided in ascending order, each exactly once. `decided_until` is the
-watermark: a CommitLaunch or RecordNoLaunch at or below it is refused, and moves it up otherwise. An edit and a resume
-move it to the time of their log entry, so they never launch retroactively. Manual launches stand beside the schedule
-and leave it alone.
-
-The fencing token of a run is (job, scheduled time, attempt): a report with another attempt is refused.
+`decided_until` is the job's watermark: scheduled times up to it have been decided. An edit and a resume move it to the
+time of their log entry, so they never launch retroactively; for the same reason a pause ends what the schedule has
+committed and nobody has begun.
 """
 
 from __future__ import annotations
@@ -15,18 +12,10 @@ from dataclasses import replace
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.codec import job_spec_from_proto
 from coordinator.machine.draft import Draft
+from coordinator.machine.launches import drop_waiting
 from coordinator.machine.nodes import check_name
-from coordinator.model import CronJob, CronJobSpec, Launch, LaunchState, LaunchTrigger, WallMs
+from coordinator.model import CronJob, CronJobSpec
 from coordinator.model.errors import RefusalReason, Refused
-
-OUTPUT_BYTES_MAX = 64 * 1024
-"""A longer output is cut to its last bytes, whatever the worker's own limit says."""
-
-
-def _show_time(time_ms: int) -> str:
-    # Without the datetime module's clock or locale: the story must read the same on every master.
-    seconds = time_ms % 86_400_000 // 1000
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}Z"
 
 
 def _check_spec(spec: CronJobSpec) -> None:
@@ -41,6 +30,8 @@ def _check_spec(spec: CronJobSpec) -> None:
         (not spec.catch_up_window_s > 0, f"catch_up_window_s = {spec.catch_up_window_s}; use more than 0"),
         (not 1 <= spec.catch_up_limit <= 1000, f"catch_up_limit = {spec.catch_up_limit}; use 1 to 1000"),
         (not 1 <= spec.attempts_max <= 100, f"attempts_max = {spec.attempts_max}; use 1 to 100"),
+        (not 1 <= spec.overlap_limit <= 1000, f"overlap_limit = {spec.overlap_limit}; use 1 to 1000"),
+        (not spec.jitter_s >= 0, f"jitter_s = {spec.jitter_s}; use 0 or more"),
     ]
     for is_wrong, problem in problems:
         if is_wrong:
@@ -92,6 +83,8 @@ def set_job_paused(draft: Draft, command: command_pb2.SetJobPaused) -> None:
         return
     decided_until_ms = job.decided_until_ms if command.paused else max(job.decided_until_ms, draft.time_ms)
     draft.put_job(replace(job, paused=command.paused, decided_until_ms=decided_until_ms))
+    if command.paused:
+        drop_waiting(draft, job.id, "the job was paused")
     draft.record("cron", job.id, "paused" if command.paused else "resumed")
 
 
@@ -111,147 +104,3 @@ def assign_jobs(draft: Draft, command: command_pb2.AssignJobs) -> None:
         draft.put_job(replace(job, owner=assignment.owner, backups=backups))
         if job.owner != assignment.owner:
             draft.record("cron", job.id, f"owner is {assignment.owner or 'nobody'}, was {job.owner or 'nobody'}")
-
-
-def _require_undecided(draft: Draft, job_id: str, scheduled_at_ms: int) -> CronJob:
-    job = draft.job(job_id)
-    if scheduled_at_ms <= job.decided_until_ms:
-        raise Refused(
-            RefusalReason.STALE, f"job {job_id} at {_show_time(scheduled_at_ms)} has been decided already"
-        )
-    return job
-
-
-def commit_launch(draft: Draft, command: command_pb2.CommitLaunch) -> None:
-    """Commits the intent to launch."""
-    draft.node(command.worker)
-    if command.trigger == LaunchTrigger.MANUAL.value:
-        job = draft.job(command.job_id)
-        scheduled_at_ms = command.scheduled_at_unix_ms or draft.time_ms
-        # Schedules know whole seconds only, so a manual launch beside them never takes the identity of a scheduled one.
-        while scheduled_at_ms % 1_000 == 0 or (job.id, WallMs(scheduled_at_ms)) in draft.launches:
-            scheduled_at_ms += 1
-    else:
-        scheduled_at_ms = command.scheduled_at_unix_ms
-        job = _require_undecided(draft, command.job_id, scheduled_at_ms)
-        if job.paused or draft.settings.cron_paused:
-            raise Refused(RefusalReason.PRECONDITION, f"job {job.id} is paused")
-        draft.put_job(replace(job, decided_until_ms=WallMs(scheduled_at_ms)))
-    draft.scheduled_at_ms = scheduled_at_ms
-    draft.put_launch(
-        Launch(
-            job_id=job.id,
-            scheduled_at_ms=WallMs(scheduled_at_ms),
-            worker=command.worker,
-            trigger=LaunchTrigger(command.trigger or LaunchTrigger.SCHEDULE.value),
-            committed_ms=draft.time_ms,
-            cause=draft.cause,
-        )
-    )
-
-
-def record_no_launch(draft: Draft, command: command_pb2.RecordNoLaunch) -> None:
-    """Records a scheduled time at which nothing is launched."""
-    job = _require_undecided(draft, command.job_id, command.scheduled_at_unix_ms)
-    if command.state not in (LaunchState.MISSED.value, LaunchState.SKIPPED.value):
-        raise Refused(RefusalReason.INVALID, f"job {job.id}: state {command.state} is neither MISSED nor SKIPPED")
-    state = LaunchState(command.state)
-    scheduled_at_ms = WallMs(command.scheduled_at_unix_ms)
-    draft.put_job(replace(job, decided_until_ms=scheduled_at_ms))
-    if (job.id, scheduled_at_ms) not in draft.launches:
-        draft.put_launch(
-            Launch(
-                job_id=job.id,
-                scheduled_at_ms=scheduled_at_ms,
-                attempt=0,
-                state=state,
-                reason=command.reason,
-                committed_ms=draft.time_ms,
-                finished_ms=draft.time_ms,
-                cause=draft.cause,
-            )
-        )
-    draft.record("launch", job.id, f"{state.name.lower()} at {_show_time(scheduled_at_ms)}: {command.reason}")
-
-
-def _require_attempt(draft: Draft, job_id: str, scheduled_at_ms: int, attempt: int) -> Launch:
-    launch = draft.launches.get((job_id, WallMs(scheduled_at_ms)))
-    if launch is None:
-        raise Refused(
-            RefusalReason.NOT_FOUND, f"there is no launch of job {job_id!r} at {_show_time(scheduled_at_ms)}"
-        )
-    if launch.state.has_ended:
-        raise Refused(
-            RefusalReason.STALE,
-            f"the launch of {job_id} at {_show_time(scheduled_at_ms)} has ended ({launch.state.name.lower()})",
-        )
-    if launch.attempt != attempt:
-        raise Refused(
-            RefusalReason.STALE,
-            f"the launch of {job_id} at {_show_time(scheduled_at_ms)} is at attempt {launch.attempt}, not {attempt}",
-        )
-    return launch
-
-
-def start_launch(draft: Draft, command: command_pb2.StartLaunch) -> None:
-    """The worker started the run."""
-    launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
-    draft.put_launch(
-        replace(launch, state=LaunchState.RUNNING, started_ms=WallMs(command.started_unix_ms or draft.time_ms))
-    )
-
-
-def finish_launch(draft: Draft, command: command_pb2.FinishLaunch) -> None:
-    """The worker reports how the run ended."""
-    launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
-    ends = (LaunchState.SUCCEEDED, LaunchState.FAILED, LaunchState.TIMED_OUT)
-    if command.state not in {state.value for state in ends}:
-        raise Refused(RefusalReason.INVALID, f"state {command.state} is no way for a run to end")
-    state = LaunchState(command.state)
-    draft.put_launch(
-        replace(
-            launch,
-            state=state,
-            reason=command.reason,
-            started_ms=WallMs(command.started_unix_ms or launch.started_ms),
-            finished_ms=WallMs(command.finished_unix_ms or draft.time_ms),
-            exit_status=command.exit_status,
-            output=command.output[-OUTPUT_BYTES_MAX:],
-        )
-    )
-    if state is not LaunchState.SUCCEEDED:
-        draft.record(
-            "launch",
-            launch.job_id,
-            f"{state.name.lower()} at {_show_time(launch.scheduled_at_ms)} on {launch.worker}: "
-            f"{command.reason or f'exit status {command.exit_status}'}",
-        )
-
-
-def lose_launch(draft: Draft, command: command_pb2.LoseLaunch) -> None:
-    """The worker of an attempt is lost."""
-    launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
-    when = _show_time(launch.scheduled_at_ms)
-    if command.next_worker:
-        draft.node(command.next_worker)
-        draft.put_launch(
-            replace(
-                launch,
-                attempt=launch.attempt + 1,
-                worker=command.next_worker,
-                state=LaunchState.COMMITTED,
-                reason=command.reason,
-                started_ms=WallMs(0),
-            )
-        )
-        draft.record(
-            "launch",
-            launch.job_id,
-            f"attempt {launch.attempt} at {when} lost on {launch.worker} ({command.reason}); "
-            f"attempt {launch.attempt + 1} on {command.next_worker}",
-        )
-    else:
-        draft.put_launch(
-            replace(launch, state=LaunchState.LOST, reason=command.reason, finished_ms=draft.time_ms)
-        )
-        draft.record("launch", launch.job_id, f"lost at {when} on {launch.worker}: {command.reason}")

@@ -215,8 +215,9 @@ class Draft:
         times = list(self.launch_times.get(launch.job_id, ()))
         if before is None:
             insort(times, launch.scheduled_at_ms)
-        excess = len(times) - self.settings.launches_kept
-        for time_ms in times[: max(excess, 0)]:
+        too_old_ms = self.time_ms - round(self.settings.launches_kept_s * 1_000)
+        excess = max(len(times) - self.settings.launches_kept, bisect_left(times[:-1], too_old_ms), 0)
+        for time_ms in times[:excess]:
             if self.launches[(launch.job_id, time_ms)].state.has_ended:
                 self.launches = self.launches.delete((launch.job_id, time_ms))
                 del times[bisect_left(times, time_ms)]

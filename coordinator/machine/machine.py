@@ -25,7 +25,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine import cron, losses, masters, moves, nodes, ranges, reshape
+from coordinator.machine import cron, launches, losses, masters, moves, nodes, ranges, reshape
 from coordinator.machine.draft import Draft
 from coordinator.machine.state import Change, RememberedResult, State, Transition
 from coordinator.model import LogRecord, WallMs
@@ -74,11 +74,13 @@ HANDLERS: dict[str, Callable[[Draft, Any], None]] = {
     "delete_job": cron.delete_job,
     "set_job_paused": cron.set_job_paused,
     "assign_jobs": cron.assign_jobs,
-    "commit_launch": cron.commit_launch,
-    "record_no_launch": cron.record_no_launch,
-    "start_launch": cron.start_launch,
-    "finish_launch": cron.finish_launch,
-    "lose_launch": cron.lose_launch,
+    "commit_launch": launches.commit_launch,
+    "record_no_launch": launches.record_no_launch,
+    "start_launch": launches.start_launch,
+    "finish_launch": launches.finish_launch,
+    "lose_launch": launches.lose_launch,
+    "assign_launch": launches.assign_launch,
+    "cancel_launch": launches.cancel_launch,
     "admit_master": masters.admit_master,
 }
 """One handler for each operation of command.proto but the batch, which is applied here; a test compares the lists."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.codec import settings_from_proto, settings_to_proto
 from coordinator.machine.draft import Draft
+from coordinator.machine.launches import drop_waiting
 from coordinator.model import HASH_SPACE, ClusterSettings, Shard
 from coordinator.model.errors import RefusalReason, Refused
 
@@ -22,6 +23,10 @@ def _check_settings(settings: ClusterSettings) -> None:
     if not 1 <= settings.launches_kept <= 100_000:
         raise Refused(
             RefusalReason.INVALID, f"launches_kept = {settings.launches_kept} is out of range; use 1 to 100000"
+        )
+    if not settings.launches_kept_s >= 60:
+        raise Refused(
+            RefusalReason.INVALID, f"launches_kept_s = {settings.launches_kept_s} is out of range; use at least 60"
         )
 
 
@@ -57,6 +62,9 @@ def change_settings(draft: Draft, command: command_pb2.ChangeSettings) -> None:
     if settings == before:
         return
     draft.put_settings(settings)
+    if settings.cron_paused and not before.cron_paused:
+        for job_id in sorted(draft.jobs):
+            drop_waiting(draft, job_id, "all jobs were paused")
     if before.cron_paused and not settings.cron_paused:
         for job in sorted(draft.jobs.values(), key=lambda job: job.id):
             draft.put_job(replace(job, decided_until_ms=max(job.decided_until_ms, draft.time_ms)))

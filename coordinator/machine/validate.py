@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.machine.snapshot import launch_times
 from coordinator.machine.state import State
-from coordinator.model import HASH_SPACE, Move, MoveKind, MovePhase, NodeState, Shard
+from coordinator.model import HASH_SPACE, LaunchState, Move, MoveKind, MovePhase, NodeState, Shard
 
 
 def validate(state: State) -> None:
@@ -146,7 +146,14 @@ def _check_cron(state: State) -> None:
     for (job_id, scheduled_at_ms), launch in state.launches.items():
         assert launch.key == (job_id, scheduled_at_ms), f"launch {launch.key} is filed as {(job_id, scheduled_at_ms)}"
         assert job_id in state.jobs, f"launch of {job_id}, which is gone"
-        assert launch.state.has_ended or launch.worker in state.nodes, f"{launch.key} runs on an unknown worker"
+        if launch.state is LaunchState.WAITING:
+            assert not launch.worker, f"{launch.key} waits and has a worker"
+            assert not launch.cancel_reason, f"{launch.key} waits although it was cancelled"
+        else:
+            assert launch.state.has_ended or launch.worker in state.nodes, f"{launch.key} runs on an unknown worker"
+        attempts = [attempt.attempt for attempt in launch.earlier_attempts]
+        latest = launch.attempt if launch.state is LaunchState.WAITING else launch.attempt - 1
+        assert attempts == list(range(1, max(latest, 0) + 1)), f"{launch.key} is at {launch.attempt} after {attempts}"
     for job in state.jobs.values():
         assert not job.owner or job.owner in state.nodes, f"{job.id} is owned by {job.owner}, which is unknown"
 

@@ -15,6 +15,7 @@ class ClusterSettings:
     rebalance_paused: bool = False
     cron_paused: bool = False
     launches_kept: int = 200
+    launches_kept_s: float = 7_776_000.0
     copy_bytes_per_s: int = 0
 
 

@@ -13,6 +13,8 @@ class OverlapPolicy(enum.Enum):
 
     SKIP = 1
     ALLOW = 2
+    QUEUE = 3
+    CANCEL_PREVIOUS = 4
 
 
 class CatchUpPolicy(enum.Enum):
@@ -28,6 +30,7 @@ class RetryPolicy(enum.Enum):
 
     NEVER = 1
     ON_LOST = 2
+    ON_FAILURE = 3
 
 
 class LaunchState(enum.Enum):
@@ -41,11 +44,13 @@ class LaunchState(enum.Enum):
     LOST = 6
     MISSED = 7
     SKIPPED = 8
+    WAITING = 9
+    CANCELLED = 10
 
     @property
     def has_ended(self) -> bool:
         """True when nothing more will happen."""
-        return self not in (LaunchState.COMMITTED, LaunchState.RUNNING)
+        return self not in (LaunchState.WAITING, LaunchState.COMMITTED, LaunchState.RUNNING)
 
 
 class LaunchTrigger(enum.Enum):
@@ -67,13 +72,23 @@ class CronJobSpec:
     python: str = ""
     environment: tuple[tuple[str, str], ...] = ()
     timeout_s: float = 300.0
+    working_directory: str = ""
+    user: str = ""
+    memory_bytes_max: int = 0
+    processor_s_max: float = 0.0
+    open_files_max: int = 0
+    required_labels: tuple[tuple[str, str], ...] = ()
+    jitter_s: float = 0.0
     overlap: OverlapPolicy = OverlapPolicy.SKIP
+    overlap_limit: int = 10
     catch_up: CatchUpPolicy = CatchUpPolicy.LATEST
     catch_up_window_s: float = 3600.0
     catch_up_limit: int = 10
     start_deadline_s: float = 60.0
     retry: RetryPolicy = RetryPolicy.ON_LOST
     attempts_max: int = 3
+    retry_backoff_s: float = 1.0
+    retry_backoff_s_max: float = 300.0
     description: str = ""
 
 
@@ -98,6 +113,19 @@ class CronJob:
 
 
 @dataclass(frozen=True, slots=True)
+class LaunchAttempt:
+    """An attempt that was followed by another one. Fields as in `LaunchAttempt` of types.proto."""
+
+    attempt: int
+    worker: str
+    state: LaunchState
+    reason: str = ""
+    started_ms: WallMs = NEVER_MS
+    finished_ms: WallMs = NEVER_MS
+    exit_status: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """One run of one job at one scheduled time, or why there was none. Fields as in `Launch` of types.proto."""
 
@@ -114,6 +142,10 @@ class Launch:
     exit_status: int = 0
     output: bytes = b""
     cause: str = ""
+    due_ms: WallMs = NEVER_MS
+    not_before_ms: WallMs = NEVER_MS
+    cancel_reason: str = ""
+    earlier_attempts: tuple[LaunchAttempt, ...] = ()
 
     @property
     def key(self) -> tuple[str, WallMs]:

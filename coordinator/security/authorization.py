@@ -51,6 +51,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CRON + "DeleteJob": _CHANGES,
     _CRON + "SetJobPaused": _CHANGES,
     _CRON + "TriggerJob": _SERVES,
+    _CRON + "CancelLaunches": _CHANGES,
     _CRON + "ListLaunches": _LOOKS,
     _STATE + "Write": _STATE_CONTENTS,
     _STATE + "Read": _STATE_CONTENTS,

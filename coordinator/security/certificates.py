@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from coordinator.configuration.rules import check_id
+from coordinator.configuration.fields import check_id
 from coordinator.model.errors import ConfigError, InvalidRequest
 
 SCHEME = "coordinator"

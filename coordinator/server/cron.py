@@ -14,7 +14,7 @@ from typing import Protocol
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
 from coordinator.config_file import check_job_spec
 from coordinator.control.launches import serving_workers
-from coordinator.control.schedule import compile_schedule
+from coordinator.control.schedule import compile_schedule, format_wall
 from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
 from coordinator.machine.state import State
 from coordinator.model import Clock, CronJob, CronJobSpec, Launch, LaunchState, WallMs
@@ -131,6 +131,38 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
         )
         applied = await self._master.submit(command_pb2.Command(commit_launch=commit), request.request_id, context)
         return cron_pb2.TriggerJobResponse(scheduled_at_unix_ms=applied.scheduled_at_unix_ms)
+
+    async def CancelLaunches(
+        self, request: cron_pb2.CancelLaunchesRequest, context: Call
+    ) -> cron_pb2.CancelLaunchesResponse:
+        """Tells launches to stop; those that wait are dropped. Answers with how they stand then."""
+        state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
+        job = _job(state, _required(request.job_id))
+        times = [
+            scheduled_at_ms
+            for scheduled_at_ms in state.launch_times.get(job.id, ())
+            if not state.launches[(job.id, scheduled_at_ms)].state.has_ended
+            and request.scheduled_at_unix_ms in (0, scheduled_at_ms)
+        ]
+        if not times:
+            which = f" at {format_wall(WallMs(request.scheduled_at_unix_ms))}" if request.scheduled_at_unix_ms else ""
+            raise Refused(RefusalReason.PRECONDITION, f"job {job.id!r} has no launch{which} that runs or waits")
+        request_id = request.request_id or uuid.uuid4().hex
+        reason = request.reason or "cancelled by hand"
+        cancels = [
+            command_pb2.CancelLaunch(job_id=job.id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
+            for scheduled_at_ms in times
+        ]
+        await self._master.submit_all(
+            [
+                (command_pb2.Command(cause=request_id, cancel_launch=cancel), f"{request_id}/{number}")
+                for number, cancel in enumerate(cancels)
+            ],
+            context,
+        )
+        state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
+        launches = [state.launches.get((job.id, scheduled_at_ms)) for scheduled_at_ms in times]
+        return cron_pb2.CancelLaunchesResponse(launches=[launch_to_proto(item) for item in launches if item])
 
     async def ListLaunches(
         self, request: cron_pb2.ListLaunchesRequest, context: Call

@@ -102,6 +102,8 @@ class Command(_message.Message):
     START_LAUNCH_FIELD_NUMBER: _builtins.int
     FINISH_LAUNCH_FIELD_NUMBER: _builtins.int
     LOSE_LAUNCH_FIELD_NUMBER: _builtins.int
+    ASSIGN_LAUNCH_FIELD_NUMBER: _builtins.int
+    CANCEL_LAUNCH_FIELD_NUMBER: _builtins.int
     ADMIT_MASTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique name of the request; a second command with the same name returns the first one's result. Empty: none."""
@@ -244,6 +246,14 @@ class Command(_message.Message):
         """The worker of an attempt is lost."""
 
     @_builtins.property
+    def assign_launch(self) -> Global___AssignLaunch:
+        """A launch that waits begins its (next) attempt."""
+
+    @_builtins.property
+    def cancel_launch(self) -> Global___CancelLaunch:
+        """A launch shall stop, or never start."""
+
+    @_builtins.property
     def admit_master(self) -> Global___AdmitMaster:
         """Another disk takes a master's place."""
 
@@ -286,13 +296,15 @@ class Command(_message.Message):
         start_launch: Global___StartLaunch | None = ...,
         finish_launch: Global___FinishLaunch | None = ...,
         lose_launch: Global___LoseLaunch | None = ...,
+        assign_launch: Global___AssignLaunch | None = ...,
+        cancel_launch: Global___CancelLaunch | None = ...,
         admit_master: Global___AdmitMaster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "form_shards", "drop_replica", "release_shard", "reshape", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "admit_master"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "form_shards", "drop_replica", "release_shard", "reshape", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "assign_launch", "cancel_launch", "admit_master"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -1337,14 +1349,23 @@ class CommitLaunch(_message.Message):
     SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     TRIGGER_FIELD_NUMBER: _builtins.int
+    DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
     """The scheduled time; for a manual launch 0 means the time of the log entry."""
     worker: _builtins.str
-    """Worker that shall run it."""
+    """Worker that shall run it; empty when it is WAITING at first."""
     trigger: _types_pb2.LaunchTrigger.ValueType
     """What asked for it."""
+    due_unix_ms: _builtins.int
+    """When it should start; 0 for the scheduled time."""
+    not_before_unix_ms: _builtins.int
+    """WAITING: nothing starts before; 0 when it waits for something else only."""
+    reason: _builtins.str
+    """WAITING: what it waits for, for people."""
     def __init__(
         self,
         *,
@@ -1352,10 +1373,13 @@ class CommitLaunch(_message.Message):
         scheduled_at_unix_ms: _builtins.int = ...,
         worker: _builtins.str = ...,
         trigger: _types_pb2.LaunchTrigger.ValueType = ...,
+        due_unix_ms: _builtins.int = ...,
+        not_before_unix_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_unix_ms", b"due_unix_ms", "job_id", b"job_id", "not_before_unix_ms", b"not_before_unix_ms", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1444,6 +1468,7 @@ class FinishLaunch(_message.Message):
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     EXIT_STATUS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    RETRY_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -1451,7 +1476,7 @@ class FinishLaunch(_message.Message):
     attempt: _builtins.int
     """The attempt; another one is refused."""
     state: _types_pb2.LaunchState.ValueType
-    """SUCCEEDED, FAILED or TIMED_OUT."""
+    """SUCCEEDED, FAILED, TIMED_OUT or CANCELLED."""
     reason: _builtins.str
     """Why, for people."""
     started_unix_ms: _builtins.int
@@ -1462,6 +1487,8 @@ class FinishLaunch(_message.Message):
     """Exit status of the process; negative for a signal."""
     output: _builtins.bytes
     """Last bytes that it printed, bounded."""
+    retry_at_unix_ms: _builtins.int
+    """FAILED and TIMED_OUT: when the next attempt may begin; 0 to end the launch."""
     def __init__(
         self,
         *,
@@ -1474,10 +1501,11 @@ class FinishLaunch(_message.Message):
         finished_unix_ms: _builtins.int = ...,
         exit_status: _builtins.int = ...,
         output: _builtins.bytes = ...,
+        retry_at_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "output", b"output", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "output", b"output", "reason", b"reason", "retry_at_unix_ms", b"retry_at_unix_ms", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1485,7 +1513,9 @@ Global___FinishLaunch: _TypeAlias = FinishLaunch  # noqa: Y015
 
 @_typing.final
 class LoseLaunch(_message.Message):
-    """The worker of an attempt is lost: the next attempt begins on another worker, or the launch ends as LOST."""
+    """The attempt is lost, or one that waits finds nobody to run it: the next attempt begins on another worker, waits, or the launch
+    ends: as LOST, as its last attempt ended when that is known, or as MISSED when it never ran.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1494,6 +1524,7 @@ class LoseLaunch(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     NEXT_WORKER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    RETRY_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -1501,9 +1532,11 @@ class LoseLaunch(_message.Message):
     attempt: _builtins.int
     """The attempt that is lost; another one is refused."""
     next_worker: _builtins.str
-    """Worker for the next attempt; empty to end the launch as LOST."""
+    """Worker for the next attempt; empty to end the launch."""
     reason: _builtins.str
     """What was seen, for people."""
+    retry_at_unix_ms: _builtins.int
+    """When the next attempt may begin, on a worker that is chosen then; 0 with `next_worker`, and to end the launch."""
     def __init__(
         self,
         *,
@@ -1512,14 +1545,79 @@ class LoseLaunch(_message.Message):
         attempt: _builtins.int = ...,
         next_worker: _builtins.str = ...,
         reason: _builtins.str = ...,
+        retry_at_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "next_worker", b"next_worker", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "next_worker", b"next_worker", "reason", b"reason", "retry_at_unix_ms", b"retry_at_unix_ms", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoseLaunch: _TypeAlias = LoseLaunch  # noqa: Y015
+
+@_typing.final
+class AssignLaunch(_message.Message):
+    """A launch that waits begins its (next) attempt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    scheduled_at_unix_ms: _builtins.int
+    """The scheduled time."""
+    attempt: _builtins.int
+    """The attempt before, 0 when there was none; another one is refused."""
+    worker: _builtins.str
+    """Worker that shall run it."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        scheduled_at_unix_ms: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignLaunch: _TypeAlias = AssignLaunch  # noqa: Y015
+
+@_typing.final
+class CancelLaunch(_message.Message):
+    """A launch shall stop, or never start. One that waits ends at once, any other one with its worker's report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    scheduled_at_unix_ms: _builtins.int
+    """The scheduled time."""
+    reason: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        scheduled_at_unix_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelLaunch: _TypeAlias = CancelLaunch  # noqa: Y015
 
 @_typing.final
 class AdmitMaster(_message.Message):

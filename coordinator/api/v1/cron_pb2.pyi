@@ -121,10 +121,13 @@ class ApplyJobsRequest(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
     dry_run: _builtins.bool
     """True to only say what would change."""
     request_id: _builtins.str
     """Name of the request, for safe retries."""
+    prune: _builtins.bool
+    """True to forget every job that came through the API before and is not among these."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CronJobSpec]:
         """The definitions; all are checked before the first is applied."""
@@ -135,14 +138,49 @@ class ApplyJobsRequest(_message.Message):
         jobs: _abc.Iterable[_types_pb2.CronJobSpec] | None = ...,
         dry_run: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        prune: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "jobs", b"jobs", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "jobs", b"jobs", "prune", b"prune", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplyJobsRequest: _TypeAlias = ApplyJobsRequest  # noqa: Y015
+
+@_typing.final
+class JobFieldChange(_message.Message):
+    """One field of a definition that changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    field: _builtins.str
+    """The field, by its key in a file."""
+    before: _builtins.str
+    """Its value before, as a file has it; empty for a new job."""
+    after: _builtins.str
+    """Its value after."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        field: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "field", b"field", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobFieldChange: _TypeAlias = JobFieldChange  # noqa: Y015
 
 @_typing.final
 class ApplyJobsResponse(_message.Message):
@@ -153,6 +191,8 @@ class ApplyJobsResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     CHANGED_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def created(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs that are new."""
@@ -165,16 +205,26 @@ class ApplyJobsResponse(_message.Message):
     def unchanged(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Jobs that were already so."""
 
+    @_builtins.property
+    def deleted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that are forgotten."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___JobFieldChange]:
+        """Every field that changed, of the changed jobs."""
+
     def __init__(
         self,
         *,
         created: _abc.Iterable[_builtins.str] | None = ...,
         changed: _abc.Iterable[_builtins.str] | None = ...,
         unchanged: _abc.Iterable[_builtins.str] | None = ...,
+        deleted: _abc.Iterable[_builtins.str] | None = ...,
+        changes: _abc.Iterable[Global___JobFieldChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "created", b"created", "unchanged", b"unchanged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "changes", b"changes", "created", b"created", "deleted", b"deleted", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,6 +367,64 @@ class TriggerJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TriggerJobResponse: _TypeAlias = TriggerJobResponse  # noqa: Y015
+
+@_typing.final
+class CancelLaunchesRequest(_message.Message):
+    """Stops launches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    scheduled_at_unix_ms: _builtins.int
+    """Only the launch of this scheduled time; 0 for all that have not ended."""
+    reason: _builtins.str
+    """Why, for people."""
+    request_id: _builtins.str
+    """Name of the request, for safe retries."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        scheduled_at_unix_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason", "request_id", b"request_id", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelLaunchesRequest: _TypeAlias = CancelLaunchesRequest  # noqa: Y015
+
+@_typing.final
+class CancelLaunchesResponse(_message.Message):
+    """The launches have been told to stop; they end with their workers' reports."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAUNCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def launches(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Launch]:
+        """How they stand."""
+
+    def __init__(
+        self,
+        *,
+        launches: _abc.Iterable[_types_pb2.Launch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["launches", b"launches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelLaunchesResponse: _TypeAlias = CancelLaunchesResponse  # noqa: Y015
 
 @_typing.final
 class ListLaunchesRequest(_message.Message):

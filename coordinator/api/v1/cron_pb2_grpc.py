@@ -60,6 +60,11 @@ class CronServiceStub:
                 request_serializer=coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobRequest.SerializeToString,
                 response_deserializer=coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobResponse.FromString,
                 _registered_method=True)
+        self.CancelLaunches = channel.unary_unary(
+                '/coordinator.api.v1.CronService/CancelLaunches',
+                request_serializer=coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesRequest.SerializeToString,
+                response_deserializer=coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesResponse.FromString,
+                _registered_method=True)
         self.ListLaunches = channel.unary_unary(
                 '/coordinator.api.v1.CronService/ListLaunches',
                 request_serializer=coordinator_dot_api_dot_v1_dot_cron__pb2.ListLaunchesRequest.SerializeToString,
@@ -106,6 +111,13 @@ class CronServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelLaunches(self, request, context):
+        """Stop launches that run, and drop those that wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLaunches(self, request, context):
         """The launches that are kept, and the reasons for those that were not made.
         """
@@ -140,6 +152,11 @@ def add_CronServiceServicer_to_server(servicer, server):
                     servicer.TriggerJob,
                     request_deserializer=coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobRequest.FromString,
                     response_serializer=coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobResponse.SerializeToString,
+            ),
+            'CancelLaunches': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelLaunches,
+                    request_deserializer=coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesRequest.FromString,
+                    response_serializer=coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesResponse.SerializeToString,
             ),
             'ListLaunches': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLaunches,
@@ -283,6 +300,33 @@ class CronService:
             '/coordinator.api.v1.CronService/TriggerJob',
             coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobRequest.SerializeToString,
             coordinator_dot_api_dot_v1_dot_cron__pb2.TriggerJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelLaunches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/coordinator.api.v1.CronService/CancelLaunches',
+            coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesRequest.SerializeToString,
+            coordinator_dot_api_dot_v1_dot_cron__pb2.CancelLaunchesResponse.FromString,
             options,
             channel_credentials,
             insecure,

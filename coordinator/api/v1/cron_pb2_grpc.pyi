@@ -43,6 +43,8 @@ class CronServiceStub:
     """Pause or resume a job."""
     TriggerJob: _grpc.UnaryUnaryMultiCallable[_cron_pb2.TriggerJobRequest, _cron_pb2.TriggerJobResponse]
     """Launch a job now, beside its schedule."""
+    CancelLaunches: _grpc.UnaryUnaryMultiCallable[_cron_pb2.CancelLaunchesRequest, _cron_pb2.CancelLaunchesResponse]
+    """Stop launches that run, and drop those that wait."""
     ListLaunches: _grpc.UnaryUnaryMultiCallable[_cron_pb2.ListLaunchesRequest, _cron_pb2.ListLaunchesResponse]
     """The launches that are kept, and the reasons for those that were not made."""
 
@@ -61,6 +63,8 @@ class CronServiceAsyncStub(CronServiceStub):
     """Pause or resume a job."""
     TriggerJob: _aio.UnaryUnaryMultiCallable[_cron_pb2.TriggerJobRequest, _cron_pb2.TriggerJobResponse]  # type: ignore[assignment]
     """Launch a job now, beside its schedule."""
+    CancelLaunches: _aio.UnaryUnaryMultiCallable[_cron_pb2.CancelLaunchesRequest, _cron_pb2.CancelLaunchesResponse]  # type: ignore[assignment]
+    """Stop launches that run, and drop those that wait."""
     ListLaunches: _aio.UnaryUnaryMultiCallable[_cron_pb2.ListLaunchesRequest, _cron_pb2.ListLaunchesResponse]  # type: ignore[assignment]
     """The launches that are kept, and the reasons for those that were not made."""
 
@@ -106,6 +110,14 @@ class CronServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cron_pb2.TriggerJobResponse, _abc.Awaitable[_cron_pb2.TriggerJobResponse]]:
         """Launch a job now, beside its schedule."""
+
+    @_abc_1.abstractmethod
+    def CancelLaunches(
+        self,
+        request: _cron_pb2.CancelLaunchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cron_pb2.CancelLaunchesResponse, _abc.Awaitable[_cron_pb2.CancelLaunchesResponse]]:
+        """Stop launches that run, and drop those that wait."""
 
     @_abc_1.abstractmethod
     def ListLaunches(

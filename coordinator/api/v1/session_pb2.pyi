@@ -149,6 +149,7 @@ class OpenResponse(_message.Message):
     LAUNCH_ORDER_FIELD_NUMBER: _builtins.int
     LAUNCH_REPORT_RECEIPT_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
+    LAUNCH_STOP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """The leader accepts the session."""
@@ -177,6 +178,10 @@ class OpenResponse(_message.Message):
     def farewell(self) -> Global___Farewell:
         """The leader ends the session."""
 
+    @_builtins.property
+    def launch_stop(self) -> Global___LaunchStop:
+        """Stop a launch, or never start it."""
+
     def __init__(
         self,
         *,
@@ -187,12 +192,13 @@ class OpenResponse(_message.Message):
         launch_order: Global___LaunchOrder | None = ...,
         launch_report_receipt: Global___LaunchReportReceipt | None = ...,
         farewell: Global___Farewell | None = ...,
+        launch_stop: Global___LaunchStop | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "farewell", b"farewell", "launch_order", b"launch_order", "launch_report_receipt", b"launch_report_receipt", "lease_grant", b"lease_grant", "message", b"message", "redirect", b"redirect", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "farewell", b"farewell", "launch_order", b"launch_order", "launch_report_receipt", b"launch_report_receipt", "launch_stop", b"launch_stop", "lease_grant", b"lease_grant", "message", b"message", "redirect", b"redirect", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "farewell", b"farewell", "launch_order", b"launch_order", "launch_report_receipt", b"launch_report_receipt", "lease_grant", b"lease_grant", "message", b"message", "redirect", b"redirect", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "farewell", b"farewell", "launch_order", b"launch_order", "launch_report_receipt", b"launch_report_receipt", "launch_stop", b"launch_stop", "lease_grant", b"lease_grant", "message", b"message", "redirect", b"redirect", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "redirect", "lease_grant", "assignment", "launch_order", "launch_report_receipt", "farewell"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "redirect", "lease_grant", "assignment", "launch_order", "launch_report_receipt", "farewell", "launch_stop"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -317,6 +323,7 @@ class Heartbeat(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     APPLIED_GENERATION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    LAUNCHES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of this heartbeat in this session, from 1."""
     applied_generation: _builtins.int
@@ -325,20 +332,57 @@ class Heartbeat(_message.Message):
     def metrics(self) -> Global___NodeMetrics:
         """What the worker measures of itself."""
 
+    @_builtins.property
+    def launches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaunchToken]:
+        """Every launch that the worker has an order of and no receipt for the end of: waiting for a slot, running, or ended. A running
+        launch that is not named any more is lost.
+        """
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         applied_generation: _builtins.int = ...,
         metrics: Global___NodeMetrics | None = ...,
+        launches: _abc.Iterable[Global___LaunchToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_generation", b"applied_generation", "metrics", b"metrics", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_generation", b"applied_generation", "launches", b"launches", "metrics", b"metrics", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
+
+@_typing.final
+class LaunchToken(_message.Message):
+    """The fencing token of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    scheduled_at_unix_ms: _builtins.int
+    """The scheduled time."""
+    attempt: _builtins.int
+    """The attempt."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        scheduled_at_unix_ms: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaunchToken: _TypeAlias = LaunchToken  # noqa: Y015
 
 @_typing.final
 class NodeMetrics(_message.Message):
@@ -761,6 +805,34 @@ class LaunchOrder(_message.Message):
 Global___LaunchOrder: _TypeAlias = LaunchOrder  # noqa: Y015
 
 @_typing.final
+class LaunchStop(_message.Message):
+    """Stop a launch, or never start it. The worker answers with a LaunchReport: CANCELLED, or how it had ended before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, for people."""
+    @_builtins.property
+    def token(self) -> Global___LaunchToken:
+        """What shall stop."""
+
+    def __init__(
+        self,
+        *,
+        token: Global___LaunchToken | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaunchStop: _TypeAlias = LaunchStop  # noqa: Y015
+
+@_typing.final
 class LaunchReport(_message.Message):
     """What became of a launch; sent again until a receipt or a refusal comes."""
 
@@ -782,7 +854,7 @@ class LaunchReport(_message.Message):
     attempt: _builtins.int
     """The attempt."""
     state: _types_pb2.LaunchState.ValueType
-    """RUNNING, SUCCEEDED, FAILED or TIMED_OUT."""
+    """RUNNING, SUCCEEDED, FAILED, TIMED_OUT or CANCELLED."""
     reason: _builtins.str
     """Why, for people."""
     started_unix_ms: _builtins.int

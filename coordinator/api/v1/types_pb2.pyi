@@ -154,7 +154,11 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     OVERLAP_POLICY_SKIP: _OverlapPolicy.ValueType  # 1
     """Do not launch; record why."""
     OVERLAP_POLICY_ALLOW: _OverlapPolicy.ValueType  # 2
-    """Launch beside it."""
+    """Launch beside it, up to `overlap_limit` at once; record why beyond."""
+    OVERLAP_POLICY_QUEUE: _OverlapPolicy.ValueType  # 3
+    """Launch once it has ended; up to `overlap_limit` wait, in order; record why beyond."""
+    OVERLAP_POLICY_CANCEL_PREVIOUS: _OverlapPolicy.ValueType  # 4
+    """Stop it, and launch once it has ended."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
     """What to do when a launch is due while an earlier one of the same job still runs."""
@@ -164,7 +168,11 @@ OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 OVERLAP_POLICY_SKIP: OverlapPolicy.ValueType  # 1
 """Do not launch; record why."""
 OVERLAP_POLICY_ALLOW: OverlapPolicy.ValueType  # 2
-"""Launch beside it."""
+"""Launch beside it, up to `overlap_limit` at once; record why beyond."""
+OVERLAP_POLICY_QUEUE: OverlapPolicy.ValueType  # 3
+"""Launch once it has ended; up to `overlap_limit` wait, in order; record why beyond."""
+OVERLAP_POLICY_CANCEL_PREVIOUS: OverlapPolicy.ValueType  # 4
+"""Stop it, and launch once it has ended."""
 Global___OverlapPolicy: _TypeAlias = OverlapPolicy  # noqa: Y015
 
 class _CatchUpPolicy:
@@ -207,6 +215,8 @@ class _RetryPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetryPoli
     """Never: at most one start."""
     RETRY_POLICY_ON_LOST: _RetryPolicy.ValueType  # 2
     """When its worker was lost before it reported a result."""
+    RETRY_POLICY_ON_FAILURE: _RetryPolicy.ValueType  # 3
+    """Also when it failed or ran out of time."""
 
 class RetryPolicy(_RetryPolicy, metaclass=_RetryPolicyEnumTypeWrapper):
     """When a launch may be tried again."""
@@ -217,6 +227,8 @@ RETRY_POLICY_NEVER: RetryPolicy.ValueType  # 1
 """Never: at most one start."""
 RETRY_POLICY_ON_LOST: RetryPolicy.ValueType  # 2
 """When its worker was lost before it reported a result."""
+RETRY_POLICY_ON_FAILURE: RetryPolicy.ValueType  # 3
+"""Also when it failed or ran out of time."""
 Global___RetryPolicy: _TypeAlias = RetryPolicy  # noqa: Y015
 
 class _LaunchState:
@@ -243,6 +255,10 @@ class _LaunchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchSta
     """It never ran because nobody could launch it in time."""
     LAUNCH_STATE_SKIPPED: _LaunchState.ValueType  # 8
     """It never ran because a policy said so."""
+    LAUNCH_STATE_WAITING: _LaunchState.ValueType  # 9
+    """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
+    LAUNCH_STATE_CANCELLED: _LaunchState.ValueType  # 10
+    """It was told to stop, or never to start."""
 
 class LaunchState(_LaunchState, metaclass=_LaunchStateEnumTypeWrapper):
     """How a launch stands."""
@@ -265,6 +281,10 @@ LAUNCH_STATE_MISSED: LaunchState.ValueType  # 7
 """It never ran because nobody could launch it in time."""
 LAUNCH_STATE_SKIPPED: LaunchState.ValueType  # 8
 """It never ran because a policy said so."""
+LAUNCH_STATE_WAITING: LaunchState.ValueType  # 9
+"""The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
+LAUNCH_STATE_CANCELLED: LaunchState.ValueType  # 10
+"""It was told to stop, or never to start."""
 Global___LaunchState: _TypeAlias = LaunchState  # noqa: Y015
 
 class _LaunchTrigger:
@@ -601,6 +621,26 @@ class CronJobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class RequiredLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
@@ -617,6 +657,16 @@ class CronJobSpec(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     ATTEMPTS_MAX_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    OVERLAP_LIMIT_FIELD_NUMBER: _builtins.int
+    RETRY_BACKOFF_S_FIELD_NUMBER: _builtins.int
+    RETRY_BACKOFF_S_MAX_FIELD_NUMBER: _builtins.int
+    JITTER_S_FIELD_NUMBER: _builtins.int
+    REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_MAX_FIELD_NUMBER: _builtins.int
+    PROCESSOR_S_MAX_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_MAX_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique name, for example "loop_01"."""
     schedule: _builtins.str
@@ -645,6 +695,26 @@ class CronJobSpec(_message.Message):
     """How many attempts one scheduled time may have in all."""
     description: _builtins.str
     """For people."""
+    overlap_limit: _builtins.int
+    """ALLOW: how many may run at once; QUEUE: how many may wait."""
+    retry_backoff_s: _builtins.float
+    """Pause before the second attempt, in seconds; doubles with each further one. An attempt that never started is followed by the
+    next one at once.
+    """
+    retry_backoff_s_max: _builtins.float
+    """Longest such pause, in seconds."""
+    jitter_s: _builtins.float
+    """The job starts up to so many seconds after its scheduled times, always by the same amount, which follows from its id."""
+    working_directory: _builtins.str
+    """Folder in which the run starts, absolute or relative to the worker's own; empty for the worker's own."""
+    user: _builtins.str
+    """Name of the operating system's user that the run belongs to; empty for the worker's own."""
+    memory_bytes_max: _builtins.int
+    """Memory that each process of the run may use, in bytes; 0 for any."""
+    processor_s_max: _builtins.float
+    """Processor time that each process of the run may use, in seconds; 0 for any."""
+    open_files_max: _builtins.int
+    """Files that each process of the run may have open; 0 for the worker's own limit."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments to run; exclusive with `python`."""
@@ -652,6 +722,10 @@ class CronJobSpec(_message.Message):
     @_builtins.property
     def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Extra environment of the run."""
+
+    @_builtins.property
+    def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a worker must have to own, back up or run the job."""
 
     def __init__(
         self,
@@ -672,10 +746,20 @@ class CronJobSpec(_message.Message):
         retry: Global___RetryPolicy.ValueType = ...,
         attempts_max: _builtins.int = ...,
         description: _builtins.str = ...,
+        overlap_limit: _builtins.int = ...,
+        retry_backoff_s: _builtins.float = ...,
+        retry_backoff_s_max: _builtins.float = ...,
+        jitter_s: _builtins.float = ...,
+        required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        user: _builtins.str = ...,
+        memory_bytes_max: _builtins.int = ...,
+        processor_s_max: _builtins.float = ...,
+        open_files_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_max", b"attempts_max", "catch_up", b"catch_up", "catch_up_limit", b"catch_up_limit", "catch_up_window_s", b"catch_up_window_s", "command", b"command", "description", b"description", "environment", b"environment", "id", b"id", "overlap", b"overlap", "priority_class", b"priority_class", "python", b"python", "retry", b"retry", "schedule", b"schedule", "start_deadline_s", b"start_deadline_s", "time_zone", b"time_zone", "timeout_s", b"timeout_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts_max", b"attempts_max", "catch_up", b"catch_up", "catch_up_limit", b"catch_up_limit", "catch_up_window_s", b"catch_up_window_s", "command", b"command", "description", b"description", "environment", b"environment", "id", b"id", "jitter_s", b"jitter_s", "memory_bytes_max", b"memory_bytes_max", "open_files_max", b"open_files_max", "overlap", b"overlap", "overlap_limit", b"overlap_limit", "priority_class", b"priority_class", "processor_s_max", b"processor_s_max", "python", b"python", "required_labels", b"required_labels", "retry", b"retry", "retry_backoff_s", b"retry_backoff_s", "retry_backoff_s_max", b"retry_backoff_s_max", "schedule", b"schedule", "start_deadline_s", b"start_deadline_s", "time_zone", b"time_zone", "timeout_s", b"timeout_s", "user", b"user", "working_directory", b"working_directory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -740,6 +824,52 @@ class CronJob(_message.Message):
 Global___CronJob: _TypeAlias = CronJob  # noqa: Y015
 
 @_typing.final
+class LaunchAttempt(_message.Message):
+    """An attempt of a launch that was followed by another one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STARTED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    EXIT_STATUS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Counted from 1."""
+    worker: _builtins.str
+    """Worker that it was given to."""
+    state: Global___LaunchState.ValueType
+    """LOST, FAILED or TIMED_OUT."""
+    reason: _builtins.str
+    """Why, for people."""
+    started_unix_ms: _builtins.int
+    """When the process started; 0 when that is not known."""
+    finished_unix_ms: _builtins.int
+    """When it ended, or was given up."""
+    exit_status: _builtins.int
+    """Exit status of the process; negative for a signal."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        state: Global___LaunchState.ValueType = ...,
+        reason: _builtins.str = ...,
+        started_unix_ms: _builtins.int = ...,
+        finished_unix_ms: _builtins.int = ...,
+        exit_status: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "reason", b"reason", "started_unix_ms", b"started_unix_ms", "state", b"state", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LaunchAttempt: _TypeAlias = LaunchAttempt  # noqa: Y015
+
+@_typing.final
 class Launch(_message.Message):
     """One run of one job at one scheduled time, or the reason why there was none."""
 
@@ -758,6 +888,10 @@ class Launch(_message.Message):
     EXIT_STATUS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    CANCEL_REASON_FIELD_NUMBER: _builtins.int
+    EARLIER_ATTEMPTS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -784,6 +918,16 @@ class Launch(_message.Message):
     """Last bytes that it printed, bounded."""
     cause: _builtins.str
     """Cause id of what launched it."""
+    due_unix_ms: _builtins.int
+    """When it should start: the scheduled time and the job's jitter. Lateness counts from here."""
+    not_before_unix_ms: _builtins.int
+    """WAITING: nothing starts before."""
+    cancel_reason: _builtins.str
+    """Why it shall stop; empty when it shall not."""
+    @_builtins.property
+    def earlier_attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaunchAttempt]:
+        """The attempts before this one."""
+
     def __init__(
         self,
         *,
@@ -800,10 +944,14 @@ class Launch(_message.Message):
         exit_status: _builtins.int = ...,
         output: _builtins.bytes = ...,
         cause: _builtins.str = ...,
+        due_unix_ms: _builtins.int = ...,
+        not_before_unix_ms: _builtins.int = ...,
+        cancel_reason: _builtins.str = ...,
+        earlier_attempts: _abc.Iterable[Global___LaunchAttempt] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "committed_unix_ms", b"committed_unix_ms", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "output", b"output", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cancel_reason", b"cancel_reason", "cause", b"cause", "committed_unix_ms", b"committed_unix_ms", "due_unix_ms", b"due_unix_ms", "earlier_attempts", b"earlier_attempts", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "not_before_unix_ms", b"not_before_unix_ms", "output", b"output", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -819,6 +967,7 @@ class Settings(_message.Message):
     REBALANCE_PAUSED_FIELD_NUMBER: _builtins.int
     CRON_PAUSED_FIELD_NUMBER: _builtins.int
     LAUNCHES_KEPT_FIELD_NUMBER: _builtins.int
+    LAUNCHES_KEPT_S_FIELD_NUMBER: _builtins.int
     COPY_BYTES_PER_S_FIELD_NUMBER: _builtins.int
     replicas: _builtins.int
     """How many workers hold each shard."""
@@ -828,6 +977,8 @@ class Settings(_message.Message):
     """True while no job is launched by its schedule."""
     launches_kept: _builtins.int
     """How many launches are kept per job, beside those in progress."""
+    launches_kept_s: _builtins.float
+    """How long launches are kept, in seconds; the latest of a job always is."""
     copy_bytes_per_s: _builtins.int
     """How fast each worker may send copies of shards, in bytes per second; 0 for as fast as it can."""
     def __init__(
@@ -837,11 +988,12 @@ class Settings(_message.Message):
         rebalance_paused: _builtins.bool = ...,
         cron_paused: _builtins.bool = ...,
         launches_kept: _builtins.int = ...,
+        launches_kept_s: _builtins.float = ...,
         copy_bytes_per_s: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_bytes_per_s", b"copy_bytes_per_s", "cron_paused", b"cron_paused", "launches_kept", b"launches_kept", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_bytes_per_s", b"copy_bytes_per_s", "cron_paused", b"cron_paused", "launches_kept", b"launches_kept", "launches_kept_s", b"launches_kept_s", "rebalance_paused", b"rebalance_paused", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

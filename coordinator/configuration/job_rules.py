@@ -1,0 +1,104 @@
+"""Rules of cron jobs, from cluster.toml, from files of jobs, and through the API."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from coordinator.config import ClusterConfig
+from coordinator.configuration.fields import PYTHON_PATTERN, check_fields, check_id
+from coordinator.configuration.findings import Findings, dotted, show
+from coordinator.configuration.toml_lines import Path
+from coordinator.control.schedule import check_schedule
+from coordinator.model import CronJobSpec
+
+
+def check_job_spec(spec: CronJobSpec) -> list[str]:
+    """What is wrong with a job, one line per fault, each naming the field; empty when it can be used."""
+    findings = Findings()
+    _check_job(findings, (), spec)
+    return findings.problems()
+
+
+def check_jobs(findings: Findings, config: ClusterConfig) -> None:
+    """The jobs of the configuration; faults go to `findings`."""
+    seen: dict[str, Path] = {}
+    for index, job in enumerate(config.cron.jobs):
+        base: Path = ("cron", "jobs", index)
+        _check_job(findings, base, job)
+        place = (*base, "id")
+        if findings.is_sound(place):
+            first = seen.setdefault(job.id, place)
+            if first != place:
+                findings.refuse(
+                    place, f"{findings.named(place, job.id)} is already {findings.named_at(first, job.id)}; use another"
+                )
+
+
+def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
+    """One job. Faults name the fields by their keys."""
+    check_fields(findings, base, job)
+    place: Path = (*base, "id")
+    if findings.is_sound(place) and (advice := check_id(job.id)):
+        findings.refuse(place, f"{findings.named(place, job.id)} is not a name; {advice}")
+    place = (*base, "schedule")
+    if findings.is_sound(place) and (fault := _schedule_fault(job.schedule)):
+        findings.refuse(place, f"{findings.named(place, job.schedule)} {fault}")
+    place = (*base, "time_zone")
+    if findings.is_sound(place) and not _is_time_zone(job.time_zone):
+        named = findings.named(place, job.time_zone)
+        findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
+    _check_schedule_in_zone(findings, base, job)
+    command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
+    if findings.is_sound(command, python):
+        if bool(job.command) == bool(job.python):
+            fault = "both command and python" if job.command else "neither command nor python"
+            findings.refuse(python, f"the job {show(job.id)} has {fault}; give it exactly one of them", command)
+        elif job.command and not (job.command[0] and "\0" not in "".join(job.command)):
+            findings.refuse(command, f"{findings.named(command, job.command)} names no program; put it first")
+        elif job.python and not PYTHON_PATTERN.fullmatch(job.python):
+            findings.refuse(
+                python, f'{findings.named(python, job.python)} is not a callable; use "package.module:function"'
+            )
+    longest, first = (*base, "retry_backoff_s_max"), (*base, "retry_backoff_s")
+    if findings.is_sound(longest, first) and job.retry_backoff_s_max < job.retry_backoff_s:
+        findings.refuse(
+            longest,
+            f"{findings.named(longest, job.retry_backoff_s_max)} is below {findings.named(first, job.retry_backoff_s)};"
+            " use at least that",
+            first,
+        )
+    if findings.is_sound(environment):
+        for name, value in job.environment:
+            if not name or "=" in name or "\0" in name + value:
+                findings.refuse(
+                    environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
+                )
+
+
+def _check_schedule_in_zone(findings: Findings, base: Path, job: CronJobSpec) -> None:
+    """The last word is that of the code that will run the schedule: what passes here can be launched."""
+    place = (*base, "schedule")
+    if findings.is_sound(place, (*base, "time_zone")) and (fault := check_schedule(job.schedule, job.time_zone)):
+        findings.refuse(place, fault)
+
+
+def _schedule_fault(schedule: str) -> str | None:
+    """What is wrong with a cron expression; None when it names at least one time."""
+    form = "use five fields (minute hour day month weekday), or six with seconds first"
+    try:
+        first = next(CronSim(schedule, datetime(2000, 1, 1)), None)
+    except (CronSimError, AssertionError, ValueError) as error:
+        reason = str(error)[:1].lower() + str(error)[1:] or "unreadable"
+        return f"is not a cron expression: {reason}; {form}"
+    return "never comes; use a day that exists" if first is None else None
+
+
+def _is_time_zone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ValueError, OSError, ModuleNotFoundError, LookupError):
+        return False
+    return True
