@@ -173,7 +173,7 @@ def test_the_whole_table() -> None:
     changes = {"DrainNode", "UndrainNode", "RemoveNode", "SetNodeWeight", "SplitShard", "MergeShards"}
     changes |= {"ReleaseShard"}
     changes |= {"ChangeSettings", "AbortMove", "ApplyJobs", "DeleteJob", "SetJobPaused", "TransferLeadership", "Backup"}
-    changes |= {"ReplaceMaster"}
+    changes |= {"ReplaceMaster", "CancelLaunches"}
     for method in authorization.ALLOWED:
         name = method.rsplit("/", 1)[1]
         for role in Role:
