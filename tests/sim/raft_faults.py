@@ -38,6 +38,8 @@ KINDS = (
     "snapshot",
     "flood",
     "strand",
+    "lose_disk",
+    "old_disk",
 )
 LONG_PAUSE_S = 60.0
 DURATIONS_S = (0.05, 0.2, 0.5, 0.8, 1.2, 2.0)
@@ -111,7 +113,8 @@ class Faults:
             master.resume()
             if master.consensus is None:
                 master.start()
-            assert master.consensus is not None, f"{master.id} does not start"
+            is_replaced = master is world.operator.replacing
+            assert master.consensus is not None or is_replaced, f"{master.id} does not start"
 
     def _make_sound(self, master: Master) -> None:
         master.disk.is_full = False
@@ -168,6 +171,12 @@ class Faults:
                 master = world.leader() or master
                 self._cut("cut_off", master, DURATIONS_S[3:])
                 self._flood(master)
+            case "lose_disk":
+                if world.operator.lose_disk(master):
+                    self._mend_later(master)
+            case "old_disk":
+                if (found := world.operator.bring_back_a_disk()) is not None:
+                    self._mend_later(found)
             case _:
                 raise ValueError(kind)
 

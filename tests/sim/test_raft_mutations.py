@@ -18,6 +18,7 @@ Row of DESIGN.md, section 4 -> where it is shown:
     pickle from anybody                                 unit/test_bare_pysyncobj.py, unit/test_raft_engine.py
     LEADER_CHANGED means "not committed"                WITHOUT["doubt_about_leader_changed"]
     attributes that are left out of snapshots           unit/test_bare_pysyncobj.py
+    a disk that was lost does not vote                  WITHOUT["silence_of_empty_disks"]
     a journal that is cut without a durable snapshot    WITHOUT["sync_of_the_snapshot"], unit/test_bare_pysyncobj.py
 
 Each row has a plan of its own, with the faults that matter to it and no others, so that few seeds are needed.
@@ -95,6 +96,12 @@ WITHOUT = {
         Plan(seconds=4.0, fault_every_s=0.3, kinds=("pause", "slow_net"), think_s=0.02),
         60,
         "hold the lease at the same time",
+    ),
+    "silence_of_empty_disks": Row(
+        Mutation(trusts_empty_disks=True),
+        Plan(seconds=4.0, fault_every_s=0.25, kinds=("lose_disk", "kill", "cut_off"), think_s=0.03),
+        30,
+        "without the committed entry",
     ),
     "doubt_about_leader_changed": Row(
         Mutation(takes_leader_changed_for_denied=True),
