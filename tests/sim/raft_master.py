@@ -75,6 +75,7 @@ class Master:
         """Whether the disk's fuse is a power cut; else it is a kill."""
         self.is_powered = True
         self.is_paused = False
+        self._paused_at_s = 0.0
         self.lives = 0
         self.consensus: Consensus | None = None
         self.journal: Any = None
@@ -250,12 +251,15 @@ class Master:
         """Stands still; its clock goes on."""
         self.world.note(f"{self.id} stands still")
         self.is_paused = True
+        self._paused_at_s = self.time_s()
 
     def resume(self) -> None:
         """Goes on with what has gathered."""
         if self.is_paused:
             self.world.note(f"{self.id} goes on")
             self.is_paused = False
+            if self.world.clocks_stop_in_pauses:
+                self.clock_offset_s -= self.rate * (self.time_s() - self._paused_at_s)
             if self._backlog:
                 self._flush_later()
 

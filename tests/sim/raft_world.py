@@ -62,6 +62,8 @@ class Mutation:
     takes_leader_changed_for_denied: bool = False
     trusts_empty_disks: bool = False
     """An empty disk votes and counts at once."""
+    clocks_stop_in_pauses: bool = False
+    """A master reads a clock that stands still while it is paused, as most clocks do while a machine sleeps."""
 
 
 class World:
@@ -77,6 +79,7 @@ class World:
         self.consensus_type = mutation.consensus_type
         self.lies_about = mutation.lies_about
         self.trusts_empty_disks = mutation.trusts_empty_disks
+        self.clocks_stop_in_pauses = mutation.clocks_stop_in_pauses
         self.rng = random.Random(f"{seed} world")
         self.settings = RaftSettings(snapshot_entries=self.rng.choice((self.rng.randint(15, 40), 150)))
         self.segment_bytes_max = self.rng.choice((300, 1_000, 4_000))

@@ -12,6 +12,7 @@ Row of DESIGN.md, section 4 -> where it is shown:
     a refusal names the place to resume                 test_a_refusal_names_the_place_to_resume
     voters that hear a leader ignore candidates         WITHOUT["steady_voters"]
     the lease counts from the sending                   WITHOUT["lease_from_sending"]
+    also while the machine sleeps                       WITHOUT["clock_that_counts_sleep"], unit/test_clock.py
     a replicated method that raises                     unit/test_bare_pysyncobj.py, unit/test_raft_consensus.py
     a snapshot that does not load                       unit/test_bare_pysyncobj.py, unit/test_raft_snapshot.py
     snapshots fork                                      unit/test_bare_pysyncobj.py
@@ -94,6 +95,12 @@ WITHOUT = {
     "lease_from_sending": Row(
         Mutation(Protections(lease_counts_from_sending=False)),
         Plan(seconds=4.0, fault_every_s=0.3, kinds=("pause", "slow_net"), think_s=0.02),
+        60,
+        "hold the lease at the same time",
+    ),
+    "clock_that_counts_sleep": Row(
+        Mutation(clocks_stop_in_pauses=True),
+        Plan(seconds=4.0, fault_every_s=0.3, kinds=("pause",), think_s=0.02),
         60,
         "hold the lease at the same time",
     ),
