@@ -40,6 +40,7 @@ KINDS = (
     "strand",
     "lose_disk",
     "old_disk",
+    "failing_disk",
 )
 LONG_PAUSE_S = 60.0
 DURATIONS_S = (0.05, 0.2, 0.5, 0.8, 1.2, 2.0)
@@ -117,7 +118,7 @@ class Faults:
             assert master.consensus is not None or is_replaced, f"{master.id} does not start"
 
     def _make_sound(self, master: Master) -> None:
-        master.disk.is_full = False
+        master.disk.is_full = master.disk.fails_next_sync = False
         master.disk.steps_left = None
         master.sync_s_max = 0.000_2
 
@@ -159,6 +160,9 @@ class Faults:
             case "full_disk":
                 world.note(f"the disk of {master.id} is full")
                 master.disk.is_full = True
+                self._mend_later(master)
+            case "failing_disk":
+                master.disk.fails_next_sync = True
                 self._mend_later(master)
             case "transfer":
                 self._transfer()

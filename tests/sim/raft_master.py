@@ -178,7 +178,7 @@ class Master:
         except Ended:
             self.end(is_power_cut=self.fuse_is_power, why="in the middle of the disk's work")
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
             # RaftNode stops taking part, and the process ends.
             self.end(is_power_cut=False, why=str(error))

@@ -6,6 +6,7 @@ Row of DESIGN.md, section 4 -> where it is shown:
     term and vote durable before they are shown         WITHOUT["sync_of_the_vote"]
     names synced too                                    WITHOUT["sync_of_the_names"]
     acknowledged only when durable                      WITHOUT["sync_before_answering"]
+    also after a sync that failed                       WITHOUT["second_write_after_a_failed_sync"]
     the log is cut on conflict only                     test_a_log_is_cut_on_conflict_only, unit/test_bare_pysyncobj.py
     what follows from that for the commit index         WITHOUT["clamp_of_the_commit_index"]
     answers carry the term                              test_answers_of_another_term_count_for_nothing
@@ -37,6 +38,7 @@ from pysyncobj.node import Node
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.elections import Protections
 from coordinator.raft.frames import Message
+from coordinator.raft.segment import Segment
 from tests.raft_network import network
 from tests.sim.raft_checks import WatchedJournal
 from tests.sim.raft_disk import Disk, installed
@@ -49,6 +51,13 @@ class CutOnOverlap(WatchedJournal):
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         self._truncate(self._entries[entryFrom][1])
+
+
+class TrustsTheCache(WatchedJournal):
+    """Takes what the system shows at the start for what a sync makes durable."""
+
+    def _write_again(self, segment: Segment) -> None:
+        pass
 
 
 class Unclamped(Consensus):
@@ -79,6 +88,12 @@ WITHOUT = {
     "sync_of_the_names": Row(Mutation(lies_about=("/",)), POWER, 10, "durable and committed"),
     "sync_before_answering": Row(
         Mutation(Protections(syncs_before_answering=False)), POWER, 20, "without the committed entry"
+    ),
+    "second_write_after_a_failed_sync": Row(
+        Mutation(journal_type=TrustsTheCache),
+        Plan(seconds=5.0, fault_every_s=0.25, kinds=(*["failing_disk"] * 3, "power"), think_s=0.02),
+        20,
+        "a checksum does not match",
     ),
     "clamp_of_the_commit_index": Row(
         Mutation(consensus_type=Unclamped),
