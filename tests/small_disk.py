@@ -17,17 +17,31 @@ DISK_BYTES = 8 << 20
 @contextmanager
 def small_disk(directory: Path, size_bytes: int = DISK_BYTES) -> Iterator[None]:
     """A disk of this size at this place; skips the test where the system does not allow that."""
-    directory.mkdir(parents=True)
-    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(directory)]
-    if sys.platform == "win32" or shutil.which("mount") is None:
-        pytest.skip("needs a system with `mount`")
-    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"may not mount a tmpfs: {mounted.stderr.strip()}")
-    try:
+    with small_disk_or_none(directory, size_bytes) as problem:
+        if problem:
+            pytest.skip(problem)
         yield
+
+
+@contextmanager
+def small_disk_or_none(directory: Path, size_bytes: int = DISK_BYTES) -> Iterator[str]:
+    """The same; where the system does not allow that there is a mere directory, and why."""
+    directory.mkdir(parents=True)
+    problem = _mount(directory, size_bytes)
+    try:
+        yield problem
     finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+        if not problem:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def _mount(directory: Path, size_bytes: int) -> str:
+    """Why not; empty when it is mounted."""
+    if sys.platform == "win32" or shutil.which("mount") is None:
+        return "needs a system with `mount`"
+    options = ["-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(directory)]
+    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    return f"may not mount a tmpfs: {mounted.stderr.strip()}" if mounted.returncode != 0 else ""
 
 
 def fill(directory: Path) -> Path:

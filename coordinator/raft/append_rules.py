@@ -37,7 +37,8 @@ def adjust_append(
             if own is not None and own != term:
                 raise Damaged(
                     f"leader {leader_id} has entry {index} of term {term}, this master committed it in term {own}: "
-                    "one of them lost its disk; take the data directory of the one that did away"
+                    "one of them lost its disk; move the data directory of the one that did away, and run `clusterctl "
+                    "masters replace` for it"
                 )
         message["entries"] = entries = [entry for entry in entries if entry[1] > commit_index]
         message["prevLogIdx"] = previous = commit_index

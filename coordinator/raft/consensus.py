@@ -212,8 +212,8 @@ class Consensus:
     def _last_index(self) -> int:
         return int(self._journal[-1][1])
 
-    def figures(self, traffic: Traffic, queued_bytes: dict[str, int]) -> RaftFigures:
-        """Figures for those who watch; what the transport counts is handed in."""
+    def figures(self, traffic: Traffic, queued_bytes: dict[str, int], proposals: int) -> RaftFigures:
+        """Figures for those who watch; what others count is handed in."""
         last = self._last_index
         followers = self._others if self.is_raft_leader else ()
         return RaftFigures(
@@ -225,6 +225,7 @@ class Consensus:
             pre_votes=self.elections.pre_votes,
             syncs=self._journal.syncs,
             traffic=traffic,
+            proposals=proposals,
             queued_bytes=queued_bytes,
             behind={node.id: last - self.replication.match_index(node) for node in followers},
             snapshot=self._snapshots.figures,

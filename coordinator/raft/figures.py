@@ -75,6 +75,8 @@ class RaftFigures:
     syncs: Durations
     """How long the journal's syncs took."""
     traffic: Traffic
+    proposals: int
+    """Commands of this master's callers that wait for their outcome."""
     queued_bytes: dict[str, int]
     """What waits for each connected peer to read it, by its id."""
     behind: dict[str, int]

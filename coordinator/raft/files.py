@@ -11,7 +11,10 @@ SNAPSHOT_NAME = "snapshot"
 """File beside the segments; snapshot.py writes it."""
 PREVIOUS_NAME = "snapshot.previous"
 """The one before it."""
-ADVICE = "take this master's data directory away and let it be rebuilt from the others, or restore a backup"
+ADVICE = (
+    "move this master's data directory away, start it empty and run `clusterctl masters replace` for it; where no "
+    "majority of the masters is left, make new directories from a backup with `clusterctl restore`"
+)
 """What to do about damage."""
 
 

@@ -5,8 +5,9 @@
   the moment at which the state shows it: masters of two clusters (an old one, and one restored from its backup) refuse
   each other although names and addresses are the same.
 - **The disk's name**, random, made with the directory: an empty directory is another disk.
-- **Whether it votes.** A new one does not, see voters.py. A directory that has a vote file has forgotten nothing, so it
-  votes also when this file is missing.
+- **Whether it votes**, and since which index of the log: a snapshot may be older, and name the disk before it. A new
+  one does not vote, see voters.py. A directory that has a vote file has forgotten nothing, so it votes also when this
+  file is missing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import secrets
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,22 @@ from coordinator.raft.files import ADVICE, replace_file
 FILE_NAME = "identity.json"
 
 
+def _random_name() -> str:
+    return secrets.token_hex(8)
+
+
 class Identity:
     """Who a data directory is; made when there is none yet."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, new_disk_id: Callable[[], str] = _random_name) -> None:
         """Raises Damaged when the file cannot be trusted, OSError when the disk fails."""
         self._path = directory / FILE_NAME
         self.cluster_id = ""
         """Empty while it is unknown."""
-        self.disk_id = secrets.token_hex(8)
+        self.disk_id = new_disk_id()
         self.is_voter = (directory / "vote.json").exists()
+        self.voter_from = 0
+        """Index that it had applied when it came to vote: a state that includes it knows of this disk."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -44,6 +52,7 @@ class Identity:
             if checksum != _checksum(body):
                 raise ValueError("checksum")
             self.cluster_id, self.disk_id, self.is_voter = body["cluster_id"], body["disk_id"], body["is_voter"]
+            self.voter_from = body.get("voter_from", 0)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged(f"{self._path}, offset 0: cannot be read as a master's identity; {ADVICE}") from None
 
@@ -59,13 +68,18 @@ class Identity:
         self.cluster_id = cluster_id
         self._store()
 
-    def become_voter(self) -> None:
-        """The disk votes from now on; durable when it returns."""
-        self.is_voter = True
+    def become_voter(self, index: int = 0) -> None:
+        """The disk votes from now on, with everything up to `index` applied; durable when it returns."""
+        self.is_voter, self.voter_from = True, index
         self._store()
 
     def _store(self) -> None:
-        body: dict[str, Any] = {"cluster_id": self.cluster_id, "disk_id": self.disk_id, "is_voter": self.is_voter}
+        body: dict[str, Any] = {
+            "cluster_id": self.cluster_id,
+            "disk_id": self.disk_id,
+            "is_voter": self.is_voter,
+            "voter_from": self.voter_from,
+        }
         replace_file(self._path, json.dumps(body | {"crc32": _checksum(body)}).encode())
 
 

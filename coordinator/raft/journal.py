@@ -23,6 +23,8 @@ What is kept, and in which order:
    snapshot, and at a clean stop. A log that ends before that has lost what may be acknowledged, and refuses. A mark is
    lowered before the log is cut on purpose. What a kill leaves behind the latest mark is not covered: there a
    synced record cannot be told from one that never was.
+7. After a sync that failed, the system shows bytes that the disk lacks, and the next sync would succeed without them
+   ("fsyncgate"). So whatever no mark covers is written once more at the start, the same bytes at the same place.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ from coordinator.raft.segment import (
     VERSION,
     Segment,
     has_unwritten_sector,
+    is_followed,
     segment_name,
+    write_all,
 )
 from coordinator.raft.vote import VoteFile
 
@@ -246,9 +250,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
         self.is_dirty = True
         tail = struct.pack(">IQQ", len(command), index, term) + command
         record = zlib.crc32(tail).to_bytes(4, "big") + tail
-        view = memoryview(record)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        write_all(self._descriptor, record)
         segment.offsets.append(segment.size_bytes)
         segment.size_bytes += len(record)
 
@@ -323,7 +325,16 @@ class Journal(JournalInterface):  # type: ignore[misc]
         sync_directory(self._directory)
         if self._segments:
             self._open_last(self._segments[-1])
+            self._write_again(self._segments[-1])
         self.size_bytes = sum(len(entry[0]) for entry in self._entries)
+
+    def _write_again(self, segment: Segment) -> None:
+        """Rule 7: what no mark covers, which is in the last segment alone."""
+        marked = self._vote.log_end + 1 - segment.first_index
+        places = [*segment.offsets, segment.size_bytes]
+        start = places[min(marked, len(places) - 1)] if marked > 0 else 0
+        os.lseek(self._descriptor, start, os.SEEK_SET)
+        write_all(self._descriptor, segment.path.read_bytes()[start:])
 
     def _load_segment(self, path: Path, *, is_last: bool) -> None:
         data = path.read_bytes()
@@ -344,7 +355,7 @@ class Journal(JournalInterface):  # type: ignore[misc]
         while segment.size_bytes < len(data):
             size = self._read_record(segment, data)
             if size == 0:
-                if not is_last or self._is_followed(segment, data):
+                if not is_last or is_followed(segment, data):
                     self._damaged(path, segment.size_bytes, "a record is cut off in the middle of the log")
                 log.warning("%s: dropped a torn record at offset %d", path, segment.size_bytes)
                 return
@@ -372,22 +383,6 @@ class Journal(JournalInterface):  # type: ignore[misc]
             self._damaged(segment.path, offset, f"entry {index} stands where {segment.end_index} belongs")
         self._entries.append((data[offset + RECORD_HEADER.size : end], index, term))
         return end - offset
-
-    @staticmethod
-    def _is_followed(segment: Segment, data: bytes) -> bool:
-        """True when a sound record stands behind the unreadable one: then it is damage, no torn write."""
-        wanted = (segment.end_index + 1).to_bytes(8, "big")
-        found = data.find(wanted, segment.size_bytes + RECORD_HEADER.size)
-        while found >= 0:
-            start = found - 8
-            if start + RECORD_HEADER.size > len(data):
-                break
-            checksum, length, _, _ = RECORD_HEADER.unpack_from(data, start)
-            end = start + RECORD_HEADER.size + length
-            if end <= len(data) and zlib.crc32(memoryview(data)[start + 4 : end]) == checksum:
-                return True
-            found = data.find(wanted, found + 1)
-        return False
 
     def _damaged(self, path: Path, offset: int, what: str) -> NoReturn:
         raise Damaged(f"{path}, offset {offset}: {what}; {ADVICE}")

@@ -258,8 +258,8 @@ class RaftNode:
 
     def figures(self) -> RaftFigures | None:
         """Figures for those who watch; None while it does not run."""
-        consensus, transport = self._consensus, self._transport
-        return consensus.figures(transport.traffic, transport.queued_bytes) if consensus else None
+        consensus, transport, waiting = self._consensus, self._transport, self._proposals.in_flight
+        return consensus.figures(transport.traffic, transport.queued_bytes, waiting) if consensus else None
 
     def on_transition(self, callback: Callable[[Transition], None]) -> None:
         """Calls back for every applied log entry, in order, once `state` includes it.

@@ -76,7 +76,8 @@ class Proposals:
         self._self_id = self_id
         self._settings = settings
         self._wake = wake
-        self._count = 0
+        self.in_flight = 0
+        """Commands that wait for their outcome; at most proposals_max."""
         self._waiting: set[asyncio.Future[command_pb2.CommandResult]] = set()
         self._has_expired = False
         self._following_barrier: asyncio.Future[None] | None = None
@@ -91,11 +92,11 @@ class Proposals:
         if len(payload) > settings.command_bytes_max:
             limit = settings.command_bytes_max
             raise InvalidRequest(f"the command has {len(payload)} bytes, at most {limit} are allowed; send less")
-        if self._count >= settings.proposals_max:
-            raise Overloaded(f"{self._count} proposals are in flight at master {self._self_id}; try again later")
+        if self.in_flight >= settings.proposals_max:
+            raise Overloaded(f"{self.in_flight} proposals are in flight at master {self._self_id}; try again later")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (settings.propose_timeout_s if timeout_s is None else timeout_s)
-        self._count += 1
+        self.in_flight += 1
         try:
             while True:
                 await self._await_leader(loop, deadline)
@@ -104,7 +105,7 @@ class Proposals:
                     return outcome
                 await asyncio.sleep(min(RETRY_S, max(0.0, deadline - loop.time())))
         finally:
-            self._count -= 1
+            self.in_flight -= 1
 
     async def _await_leader(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         if not self.leader_known.is_set():

@@ -1,6 +1,8 @@
 """A master's seat among the masters: what its disk says of itself to peers, which peers it takes, and when it votes.
 
-The rules are voters.py's; here they meet the connections and the identity file.
+The rules are voters.py's; here they meet the connections and the identity file. Who says that a disk was replaced must
+have applied at least what that disk had when it came to vote: an older state (a snapshot at the start, a master that
+was away) may name the disk before it, where the same master was replaced twice.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Seat:
         hello.cluster_id = self.identity.cluster_id
         hello.disk_id = self.identity.disk_id
         hello.is_voter = self.identity.is_voter
+        hello.voter_from = self.identity.voter_from
         hello.has_history = self._consensus is None or self._consensus.has_history
 
     def _check(self, hello: peer_pb2.PeerHello) -> None:
@@ -66,7 +69,9 @@ class Seat:
                 f"its disk belongs to cluster id {hello.cluster_id}, this master's to {own_id}; one of them was not "
                 "restored with the others: give that one an empty data directory"
             )
-        wanted = self._consensus.voters.disk_for(hello.from_id) if self._consensus else ""
+        consensus = self._consensus
+        knows_it = consensus is not None and consensus.applied_index >= hello.voter_from
+        wanted = consensus.voters.disk_for(hello.from_id) if consensus is not None and knows_it else ""
         if hello.is_voter and wanted and hello.disk_id != wanted:
             raise ProtocolViolation(
                 f"its disk {hello.disk_id} was replaced by {wanted} (`clusterctl masters replace`) and counts nowhere; "
@@ -95,13 +100,13 @@ class Seat:
         if not self.identity.is_voter and (consensus.voters.is_admitted or self._is_founding(consensus)):
             # First the vote of this term goes, then the word comes: never the other way round.
             consensus.become_voter()
-            self.identity.become_voter()
+            self.identity.become_voter(consensus.applied_index)
             log.info("%s: its disk %s votes from now on", self._transport.self_id, self.identity.disk_id)
 
     def _follow(self, consensus: Consensus) -> None:
         self.identity.learn(self._machine.cluster_id(consensus.state))
         if other := consensus.voters.replaced_by:
-            if self.identity.is_voter:
+            if self.identity.is_voter and consensus.applied_index >= self.identity.voter_from:
                 own = f"this data directory of master {self._transport.self_id} (disk {self.identity.disk_id})"
                 raise Damaged(
                     f"{own} counts nowhere any more, `clusterctl masters replace` put disk {other} in its place; move "

@@ -6,7 +6,9 @@ term u64 | command, where the checksum covers all that follows it. All numbers a
 
 from __future__ import annotations
 
+import os
 import struct
+import zlib
 from pathlib import Path
 
 SEGMENT_HEADER = struct.Struct(">6sHQ")
@@ -39,6 +41,13 @@ class Segment:
         return self.first_index + len(self.offsets)
 
 
+def write_all(descriptor: int, data: bytes) -> None:
+    """Hands all of it to the operating system, behind where the file stands."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def has_unwritten_sector(data: bytes, start: int, stop: int) -> bool:
     """True when a sector that begins before `stop` is zero, as far as it lies behind `start`."""
     while start < min(stop, len(data)):
@@ -46,4 +55,20 @@ def has_unwritten_sector(data: bytes, start: int, stop: int) -> bool:
         if not any(memoryview(data)[start:end]):
             return True
         start = end
+    return False
+
+
+def is_followed(segment: Segment, data: bytes) -> bool:
+    """True when a sound record stands behind the unreadable one: then it is damage, no torn write."""
+    wanted = (segment.end_index + 1).to_bytes(8, "big")
+    found = data.find(wanted, segment.size_bytes + RECORD_HEADER.size)
+    while found >= 0:
+        start = found - 8
+        if start + RECORD_HEADER.size > len(data):
+            break
+        checksum, length, _, _ = RECORD_HEADER.unpack_from(data, start)
+        end = start + RECORD_HEADER.size + length
+        if end <= len(data) and zlib.crc32(memoryview(data)[start + 4 : end]) == checksum:
+            return True
+        found = data.find(wanted, found + 1)
     return False

@@ -7,6 +7,7 @@
     elections_total             counter    elections that this master held
     pre_votes_total             counter    times that it asked beforehand whether it would win one
     journal_sync_seconds        histogram  syncs of the journal: the disk's share of every commit
+    proposals_in_flight         gauge      commands of this master's callers that wait; proposals_max at most
     peer_messages_total         counter    messages to and from masters, by `direction` (sent, received) and `type`
     peer_queued_bytes           gauge      bytes that a `peer` has not read; 2 MiB hold appends back, 64 MiB cut it off
     peer_lag                    gauge      at the leader: entries that a `peer` is not known to have
@@ -64,6 +65,7 @@ class RaftMetrics(Collector):
             buckets=figures.syncs.buckets(),
             sum_value=figures.syncs.sum_s,
         )
+        yield _gauge("proposals_in_flight", "Commands that wait for their outcome.", figures.proposals)
         yield from self._peers(figures)
         yield from self._snapshot(figures)
 

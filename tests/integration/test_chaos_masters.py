@@ -1,4 +1,4 @@
-"""Three real masters under kill -9, SIGSTOP, restarts and clean stops, while clients write and read: linearizable.
+"""Three real masters under kill -9, SIGSTOP, restarts, clean stops, damaged logs and full disks: linearizable.
 
 `CHAOS_SECONDS` sets how long the campaign lasts (600 by default), `CHAOS_SEED` the order of the faults.
 """
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ import pytest
 from coordinator.client import AsyncClusterClient
 from coordinator.model.errors import CoordinatorError
 from tests.chaos import Clients, plain_text, shown_by
+from tests.disk_faults import damage_a_log, fill_until_it_ends, start_damaged
+from tests.small_disk import small_disk_or_none
 from tools.lib.local_cluster import LocalCluster
 
 SUITE_S = 60.0
@@ -29,6 +32,9 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 BACK_S_MAX = 10.0
 """From the end of the last fault to the next acknowledged write: two processes have to start in that time."""
 
+DISK_BYTES = 96 << 20
+"""Of each master's disk, where the system lets us make some: room for two snapshots and their logs."""
+
 log = logging.getLogger(__name__)
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSIX's")
 
@@ -36,7 +42,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSI
 class Faults:
     """Does things to the masters of a cluster; after each fault all of them run again."""
 
-    def __init__(self, cluster: LocalCluster, clients: Clients, seed: int) -> None:
+    def __init__(self, cluster: LocalCluster, clients: Clients, seed: int, *, has_small_disks: bool) -> None:
+        self._has_small_disks = has_small_disks
         self.done: Counter[str] = Counter()
         self._cluster = cluster
         self._clients = clients
@@ -44,7 +51,7 @@ class Faults:
         self._kinds: list[Callable[[], Awaitable[None]]] = []
 
     async def run(self, seconds: float) -> None:
-        """Every kind in turn, in a random order, until the time is over."""
+        """Every kind in turn, in a random order, those of disks first, until the time is over."""
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:
             if not self._kinds:
@@ -60,6 +67,8 @@ class Faults:
                     self.kill_leader_while_another_pauses,
                 ]
                 self._rng.shuffle(self._kinds)
+                # They are rare enough to be missed in a minute, and leave no state that another one is needed for.
+                self._kinds += [self.damage_log] + [self.fill_disk] * self._has_small_disks
             fault = self._kinds.pop()
             self.done[fault.__name__] += 1
             await fault()
@@ -127,6 +136,22 @@ class Faults:
         await self._kill(leader)
         await pausing
 
+    async def damage_log(self) -> None:
+        """A follower's log is flipped or cut while it is down: it refuses and is replaced, or loses nothing by it."""
+        master_id = await self.follower()
+        self._cluster.kill(master_id)
+        # Committed without it, so the others have everything that it ever acknowledged.
+        await wait_progress(self._clients, self._cluster)
+        what = damage_a_log(self._cluster.directory / "data" / master_id, self._rng)
+        said = await asyncio.to_thread(start_damaged, self._cluster, master_id)
+        self.done["refused logs"] += bool(said)
+        log.info("%s: %s: %s", master_id, what, said or "started")
+
+    async def fill_disk(self) -> None:
+        """The disk of any master is full: it ends and says so, and is back once there is room."""
+        master_id = await self.leader() if self._rng.random() < 0.5 else await self.follower()
+        await asyncio.to_thread(fill_until_it_ends, self._cluster, master_id)
+
     async def _kill(self, master_id: str) -> None:
         self._cluster.kill(master_id)
         await asyncio.sleep(self._rng.uniform(0.0, 2.0))
@@ -171,12 +196,15 @@ async def wait_equal(addresses: list[str]) -> None:
 
 async def chaos(directory: Path, seconds: float, seed: int) -> str:
     """Runs it and checks everything; the figures for people."""
-    with LocalCluster(directory, masters=3, workers=0, change=plain_text) as cluster:
+    with ExitStack() as disks:
+        made = [small_disk_or_none(directory / "data" / id, DISK_BYTES) for id in ("m1", "m2", "m3")]
+        problems = [disks.enter_context(disk) for disk in made]
+        cluster = disks.enter_context(LocalCluster(directory, masters=3, workers=0, change=plain_text))
         cluster.start()
         await asyncio.to_thread(cluster.wait_leader)
         addresses = [master.grpc_address for master in cluster.config.masters]
         clients = Clients(addresses, seconds, seed)
-        faults = Faults(cluster, clients, seed)
+        faults = Faults(cluster, clients, seed, has_small_disks=not any(problems))
         try:
             await clients.register_nodes()
             until = asyncio.Event()

@@ -13,6 +13,7 @@ from coordinator.client import STALE
 from coordinator.config import ClusterConfig
 from coordinator.raft.files import ADVICE
 from tests.chaos import job
+from tests.disk_faults import flip, start, wait_end
 from tests.small_disk import fill, small_disk
 from tools.lib.local_cluster import LocalCluster, wait_until
 
@@ -37,32 +38,6 @@ def holds(cluster: LocalCluster, master_id: str, wanted: list[str]) -> bool:
     """True when this master alone shows all of these jobs."""
     shown = cluster.client([master_id]).list_jobs(consistency=STALE).jobs
     return set(wanted) <= {view.job.spec.id for view in shown}
-
-
-def wait_end(cluster: LocalCluster, master_id: str) -> str:
-    """Waits until a master has ended by itself with status 1, and returns the one line that says why."""
-    process = cluster.process(master_id)
-    wait_until(lambda: process.process_id is None, 20.0, f"{master_id} ends")
-    assert process.exit_status == 1
-    latest = process.log.read_text().rpartition("begins to run\n")[2]
-    said = [line for line in latest.splitlines() if line.startswith("coordinator: ")]
-    assert "Traceback" not in latest
-    assert len(said) == 1, latest
-    return said[0]
-
-
-def start(cluster: LocalCluster, master_id: str) -> None:
-    """Starts a master, with a line in its log where this run begins."""
-    with cluster.process(master_id).log.open("a") as log:
-        log.write("begins to run\n")
-    cluster.start([master_id])
-
-
-def flip(path: Path, place: int) -> None:
-    """Flips a bit."""
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
 
 
 def log_of(directory: Path) -> Path:
@@ -110,6 +85,8 @@ def test_a_damaged_master_is_refused_and_the_others_go_on(tmp_path: Path) -> Non
                 assert str(directory) in said, what
                 assert "offset " in said, what
                 assert ADVICE in said, what
+                assert "`clusterctl masters replace`" in said, what
+                assert "`clusterctl restore`" in said, what
             made += write(cluster)
             cluster.kill("m3")
             shutil.rmtree(directory)

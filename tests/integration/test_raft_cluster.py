@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import time
 from dataclasses import replace
@@ -30,6 +31,7 @@ from coordinator.model.errors import (
     TimedOut,
 )
 from coordinator.raft import ApplyFailed, Machine
+from coordinator.raft.files import DiskFailed
 from coordinator.raft.frames import FRAME_BYTES_MAX, pack
 from tests.raft_cluster import CLUSTER_NAME, cluster, until
 from tests.raft_machine import POISON, applied, command, times
@@ -326,6 +328,31 @@ async def test_machine_that_raises_is_fatal(tmp_path: Path) -> None:
         with pytest.raises(ApplyFailed, match="log entry"):
             await leader.fatal
         assert leader.status().role == "stopped"
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux' /proc")
+async def test_an_io_error_stops_one_master_and_loses_nothing(tmp_path: Path) -> None:
+    """The disk of the leader fails: it stops, says why and acknowledges nothing, and the others go on without it."""
+    async with cluster(tmp_path) as masters:
+        leader = await masters.leader()
+        await leader.propose(command("before"))
+        assert leader._journal is not None
+        # Nothing is mapped at address 0, so the system answers a write there with EIO.
+        failing = os.open("/proc/self/mem", os.O_RDWR)
+        os.dup2(failing, leader._journal._descriptor)
+        os.close(failing)
+        with pytest.raises(OutcomeUnknown):
+            await leader.propose(command("doubtful"))
+        with pytest.raises(DiskFailed, match=r"Input/output error; what was acknowledged is safe; .* mend the disk"):
+            await leader.fatal
+        assert leader.status().role == "stopped"
+        await masters.stop(leader.self_id)
+        other = await masters.leader()
+        await other.propose(command("after"))
+        await masters.start(leader.self_id)
+        await masters.agree()
+        found = applied(other.state)
+        assert [cause for cause in found if cause != "doubtful"] == ["before", "after"]
 
 
 async def connect(masters_address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

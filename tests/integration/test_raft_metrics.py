@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 
@@ -45,6 +46,11 @@ async def test_figures_tell_what_happened(tmp_path: Path) -> None:
         assert found['peer_messages_total{direction="received",type="next_node_idx"}'] >= 30
         assert found["snapshot_bytes"] == (tmp_path / leader.self_id / "snapshot").stat().st_size
         assert 0 <= found["snapshot_age_seconds"] < 60
+        waiting = [asyncio.create_task(leader.propose(command(f"w{number}"))) for number in range(7)]
+        await asyncio.sleep(0)
+        assert figures_of(leader)["proposals_in_flight"] == len(waiting)
+        await asyncio.gather(*waiting)
+        assert figures_of(leader)["proposals_in_flight"] == 0
         gone, stays = await masters.followers()
         queued = {name for name in found if name.startswith("peer_queued_bytes")}
         assert queued == {f'peer_queued_bytes{{peer="{one.self_id}"}}' for one in (gone, stays)}

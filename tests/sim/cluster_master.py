@@ -59,6 +59,7 @@ class Master(raft_master.Master):
         self._is_step_due = False
         consensus = self.consensus_now
         consensus.step()
+        self.seat.look()
         term = consensus.term if consensus.leads_whole else None
         if term != self._told_term:
             self._set_leadership(None)

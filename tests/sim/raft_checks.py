@@ -1,6 +1,7 @@
 """What must hold in every simulated run, checked after each call into a master, after each start, and at the end.
 
-After each call: one leader per term; a new leader has what was committed in earlier terms; what one master calls
+After each call: one leader per term; an index and a term name one entry and one log before it, in whichever log they
+stand; a new leader has what was committed in earlier terms; what one master calls
 committed every other calls committed, at the same index with the same term and bytes; a commit index never falls within
 a life; at most one master holds the lease. After each start: an entry that was durable and is committed is still there.
 At the end: all states are equal, sound, and what the committed entries give; everything that was acknowledged is among
@@ -22,8 +23,13 @@ from coordinator.raft.journal import Journal
 from tests.sim.linearizability import Operation, find_violation
 
 if TYPE_CHECKING:
+    from tests.sim.raft_disk import Disk
     from tests.sim.raft_master import Master
     from tests.sim.raft_world import World
+
+
+Added = tuple[int, int, int | None, bytes]
+"""(index, term, term of the entry before where the log has it, command)."""
 
 
 class Violation(AssertionError):
@@ -37,11 +43,14 @@ class WatchedJournal(Journal):
         self._new: list[tuple[int, int]] = []
         self.durable: list[tuple[int, int]] = []
         """(index, term) of what was synced since the checks looked last."""
+        self.added: list[Added] = []
+        """What was added since the checks looked last."""
         super().__init__(*arguments)
 
     def add(self, command: bytes, idx: int, term: int) -> None:
         super().add(command, idx, term)
         self._new.append((idx, term))
+        self.added.append((idx, term, self.term_at(idx - 1), command))
 
     def sync(self) -> None:
         super().sync()
@@ -60,20 +69,34 @@ class Checks:
         self._committed_in: dict[int, int] = {}
         """In which term a leader committed the index; leaders of later terms must have the entry."""
         self._last_committed = 0
+        self._entry_of: dict[tuple[int, int], tuple[int | None, bytes]] = {}
+        """(term of the entry before, command) of every (index, term) that ever stood in a log."""
         self._seen_commit: dict[str, int] = {}
-        self._durable_term: dict[str, dict[int, int]] = {id: {} for id in world.ids}
+        self._durable_term: dict[Disk, dict[int, int]] = {}
 
     def look(self, master: Master) -> None:
         """What holds at every moment."""
         consensus = master.consensus
         if consensus is None:
             return
-        self._durable_term[master.id].update(master.journal.durable)
+        self._durable_term.setdefault(master.disk, {}).update(master.journal.durable)
         master.journal.durable.clear()
+        self._match_logs(master, master.journal.added)
+        master.journal.added.clear()
         if consensus.commit_index != self._seen_commit[master.id]:
             self._commit_moved(master, consensus.commit_index, consensus.term)
         if consensus.is_raft_leader:
             self._leads(master, consensus.term)
+
+    def _match_logs(self, master: Master, entries: list[Added]) -> None:
+        """Log matching (Raft, figure 3), entry by entry: by induction the whole logs before it are equal too."""
+        for index, term, term_before, command in entries:
+            known_before, known = self._entry_of.get((index, term), (term_before, command))
+            # A log that begins with a snapshot's two entries does not say what was before them.
+            known_before = term_before if known_before is None else known_before
+            if known != command or term_before not in (None, known_before):
+                raise Violation(f"{master.id} has another entry {index} of term {term}, or another log before it")
+            self._entry_of[index, term] = known_before, known
 
     def _commit_moved(self, master: Master, commit: int, term: int) -> None:
         before = self._seen_commit[master.id]
@@ -110,7 +133,10 @@ class Checks:
         consensus = master.consensus
         assert consensus is not None
         self._seen_commit[master.id] = consensus.commit_index
-        durable = self._durable_term[master.id]
+        journal = master.journal
+        held = [(index, term, journal.term_at(index - 1), command) for command, index, term in list(journal)]
+        self._match_logs(master, held)
+        durable = self._durable_term.setdefault(master.disk, {})
         for index in [index for index in durable if index <= consensus.commit_index]:
             del durable[index]
         for index, term in durable.items():

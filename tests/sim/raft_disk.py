@@ -5,7 +5,7 @@ bytes durable, `fsync` of the directory its names: nothing else does. A process 
 cut keeps, of what was done since the last sync, a random first part in the order in which it was done, per file and
 for the names. The last write that survives may be torn: cut anywhere, or with a sector in it that was never written.
 
-`installed` puts the disk in the place of `os` in journal.py and files.py, the modules that talk to it; files and
+`installed` puts the disk in the place of `os` in journal.py, segment.py and files.py, which talk to it; files and
 directories are `DiskPath`, which has of `pathlib.Path` what the code under test uses.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from coordinator.raft import files, journal
+from coordinator.raft import files, journal, segment
 
 SECTOR_BYTES = 512
 
@@ -51,8 +51,15 @@ class DiskFile:
             self.undone.append((size, None))
 
     def sync(self) -> None:
-        """Makes the bytes durable."""
-        self.durable = bytes(self.content)
+        """Makes the bytes durable: those that the system knows to be missing on the disk."""
+        durable = bytearray(self.durable)
+        for offset, data in self.undone:
+            _do(durable, offset, data)
+        self.durable = bytes(durable)
+        self.undone.clear()
+
+    def fail_sync(self) -> None:
+        """A sync that fails: the system shows the bytes still, and has forgotten that the disk lacks them."""
         self.undone.clear()
 
     def lose_power(self, rng: random.Random) -> None:
@@ -65,8 +72,8 @@ class DiskFile:
             offset, data = self.undone[kept]
             if data is not None:
                 _tear(content, offset, data, rng)
-        self.content = content
-        self.sync()
+        self.content, self.durable = content, bytes(content)
+        self.undone.clear()
 
 
 def _put(content: bytearray, offset: int, data: bytes) -> None:
@@ -100,6 +107,8 @@ class Disk:
     def __init__(self, rng: random.Random) -> None:
         self.names: dict[str, DiskFile] = {}
         self.is_full = False
+        self.fails_next_sync = False
+        """The next sync of a file ends with an error, and takes what it was to make durable (LWN 752063)."""
         self.steps_left: int | None = None
         """After so many more steps the process ends in the middle of what it does."""
         self.lies_about: tuple[str, ...] = ()
@@ -133,6 +142,10 @@ class Disk:
         """What `fsync` of a file does."""
         self.step(needs_room=True)
         self.on_sync()
+        if self.fails_next_sync:
+            self.fails_next_sync = False
+            file.fail_sync()
+            raise OSError(errno.EIO, "Input/output error")
         names = [name for name, found in self.names.items() if found is file]
         if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.lies_about):
             file.sync()
@@ -325,12 +338,12 @@ class _DiskOs:
 
 @contextmanager
 def installed() -> Iterator[None]:
-    """While the block runs, journal.py and files.py talk to disks of this module."""
-    log, small = cast("Any", journal), cast("Any", files)
-    real = log.os, log._fdatasync, small.os
-    log.os, log._fdatasync, small.os = _DiskOs, _DiskOs.fsync, _DiskOs
+    """While the block runs, journal.py, segment.py and files.py talk to disks of this module."""
+    log, small, parts = cast("Any", journal), cast("Any", files), cast("Any", segment)
+    real = log.os, log._fdatasync, small.os, parts.os
+    log.os, log._fdatasync, small.os, parts.os = _DiskOs, _DiskOs.fsync, _DiskOs, _DiskOs
     try:
         yield
     finally:
-        log.os, log._fdatasync, small.os = real
+        log.os, log._fdatasync, small.os, parts.os = real
         _Handle.descriptors.clear()

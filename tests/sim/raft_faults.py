@@ -38,6 +38,9 @@ KINDS = (
     "snapshot",
     "flood",
     "strand",
+    "lose_disk",
+    "old_disk",
+    "failing_disk",
 )
 LONG_PAUSE_S = 60.0
 DURATIONS_S = (0.05, 0.2, 0.5, 0.8, 1.2, 2.0)
@@ -111,10 +114,11 @@ class Faults:
             master.resume()
             if master.consensus is None:
                 master.start()
-            assert master.consensus is not None, f"{master.id} does not start"
+            is_replaced = master is world.operator.replacing
+            assert master.consensus is not None or is_replaced, f"{master.id} does not start"
 
     def _make_sound(self, master: Master) -> None:
-        master.disk.is_full = False
+        master.disk.is_full = master.disk.fails_next_sync = False
         master.disk.steps_left = None
         master.sync_s_max = 0.000_2
 
@@ -157,6 +161,9 @@ class Faults:
                 world.note(f"the disk of {master.id} is full")
                 master.disk.is_full = True
                 self._mend_later(master)
+            case "failing_disk":
+                master.disk.fails_next_sync = True
+                self._mend_later(master)
             case "transfer":
                 self._transfer()
             case "snapshot":
@@ -168,6 +175,12 @@ class Faults:
                 master = world.leader() or master
                 self._cut("cut_off", master, DURATIONS_S[3:])
                 self._flood(master)
+            case "lose_disk":
+                if world.operator.lose_disk(master):
+                    self._mend_later(master)
+            case "old_disk":
+                if (found := world.operator.bring_back_a_disk()) is not None:
+                    self._mend_later(found)
             case _:
                 raise ValueError(kind)
 

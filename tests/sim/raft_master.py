@@ -11,13 +11,17 @@ import random
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.machine import apply_bytes
 from coordinator.machine.state import State
 from coordinator.model import WallMs
+from coordinator.model.errors import Damaged
 from coordinator.raft.consensus import Consensus
+from coordinator.raft.identity import Identity
+from coordinator.raft.interface import Machine
+from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
 from tests.sim.raft_disk import Disk, Ended
 from tests.sim.raft_net import SimLinks
@@ -61,20 +65,60 @@ class Master:
         """Seconds of its clock per second of the world."""
         self.clock_offset_s = rng.uniform(100.0, 10_000.0)
         self.wall_offset_ms = rng.randint(-2_000, 2_000)
-        self.disk = Disk(random.Random(f"{world.seed} disk {id}"))
-        self.disk.on_sync = self._synced
+        self._disks_made = 0
+        self._names_given = 0
+        self.disk = self._make_disk()
+        self.spare: Disk | None = None
+        """The disk that was in before this one, where one was lost."""
         self.sync_s_max = 0.000_2
         self.fuse_is_power = False
         """Whether the disk's fuse is a power cut; else it is a kill."""
         self.is_powered = True
         self.is_paused = False
+        self._paused_at_s = 0.0
         self.lives = 0
         self.consensus: Consensus | None = None
         self.journal: Any = None
         self.links: SimLinks
+        self.identity: Identity | None = None
+        """What the present disk says of itself; None until it was read."""
+        self.seat: Seat
         self._busy_until_s = 0.0
         self._backlog: deque[Callable[[Master], None]] = deque()
         self._is_step_due = False
+
+    # Disks
+
+    def _make_disk(self) -> Disk:
+        self._disks_made += 1
+        disk = Disk(random.Random(f"{self.world.seed} disk {self.id} {self._disks_made}"))
+        disk.on_sync = self._synced
+        disk.lies_about = self.world.lies_about
+        return disk
+
+    def lose_disk(self) -> None:
+        """An empty disk takes the place of the one that it has; it is down afterwards."""
+        self._pull_disk("its disk is lost")
+        self.disk, self.spare = self._make_disk(), self.disk
+
+    def swap_disks(self) -> None:
+        """The disk that was in before comes back; it is down afterwards."""
+        assert self.spare is not None
+        self._pull_disk("it gets the disk that it had before")
+        self.disk, self.spare = self.spare, self.disk
+        self.disk.is_full = False
+
+    def _pull_disk(self, why: str) -> None:
+        if self.consensus is not None:
+            self.end(is_power_cut=True, why=why)
+        else:
+            self.world.note(f"{self.id}: {why}")
+            self.disk.lose_power()
+        self.identity = None
+
+    def _name_disk(self) -> str:
+        self._names_given += 1
+        return f"{self.id}-{self._names_given}"
 
     # Time
 
@@ -134,9 +178,14 @@ class Master:
         except Ended:
             self.end(is_power_cut=self.fuse_is_power, why="in the middle of the disk's work")
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EIO):
                 raise
             # RaftNode stops taking part, and the process ends.
+            self.end(is_power_cut=False, why=str(error))
+        except Damaged as error:
+            if "counts nowhere any more" not in str(error):
+                raise
+            # The same, and the operator sees to it: raft_operator.py.
             self.end(is_power_cut=False, why=str(error))
         finally:
             self.world.running = outer
@@ -163,6 +212,9 @@ class Master:
         directory = self.disk.path
         snapshots = SnapshotStore(directory, LaterExecutor(self), monotonic=self.monotonic_s)
         snapshots.on_written = self.schedule_step
+        identity = self.identity = Identity(directory, self._name_disk)
+        identity.is_voter |= world.trusts_empty_disks
+        self.seat = Seat(cast("Any", self.links), identity, Machine())
         self.journal = world.journal_type(directory, f"sim/{self.id}", world.segment_bytes_max)
         self.consensus = world.consensus_type(
             transport=self.links,
@@ -173,7 +225,9 @@ class Master:
             wall_ms=self._wall_ms,
             rng=random.Random(f"{world.seed} {self.id} {self.lives}"),
             protections=world.protections,
+            membership=self.seat.membership,
         )
+        self.seat.take(self.consensus)
         world.checks.started(self)
 
     def end(self, *, is_power_cut: bool, why: str) -> None:
@@ -197,12 +251,15 @@ class Master:
         """Stands still; its clock goes on."""
         self.world.note(f"{self.id} stands still")
         self.is_paused = True
+        self._paused_at_s = self.time_s()
 
     def resume(self) -> None:
         """Goes on with what has gathered."""
         if self.is_paused:
             self.world.note(f"{self.id} goes on")
             self.is_paused = False
+            if self.world.clocks_stop_in_pauses:
+                self.clock_offset_s -= self.rate * (self.time_s() - self._paused_at_s)
             if self._backlog:
                 self._flush_later()
 
@@ -224,6 +281,7 @@ class Master:
         consensus = self.consensus
         assert consensus is not None
         consensus.step()
+        self.seat.look()
         consensus.take_transitions()
         if consensus.wants_step:
             self.schedule_step()

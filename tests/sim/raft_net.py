@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from coordinator.raft.frames import KEEP_ALIVE, Message, pack, parse, to_frame, to_message
+from coordinator.api.v1 import peer_pb2
+from coordinator.raft.frames import KEEP_ALIVE, Message, ProtocolViolation, pack, parse, to_frame, to_message
 from coordinator.raft.link import HELLO_S_MAX
 from coordinator.raft.transport import REDIAL_S_MAX, REDIAL_S_MIN
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 RETRANSMIT_S = 1.0
 """A first packet that went into a hole is sent once more after so long."""
 _HELLO = b"hello"
+"""What a PeerHello begins with here; a frame never does."""
 _CLOSE = b"close"
 
 
@@ -117,12 +119,12 @@ class Network:
             generator = self._generators[from_id, to_id] = random.Random(f"{self._seed} {from_id} {to_id}")
         return 0.000_05 + self.delay_s_max * generator.random() ** 3
 
-    def connect(self, dialler: str, answerer: str) -> Connection:
+    def connect(self, dialler: str, answerer: str, hello: bytes) -> Connection:
         """A connection whose first packet is on its way."""
         self.connections = [connection for connection in self.connections if connection.open_at]
         connection = Connection(self, dialler, answerer)
         self.connections.append(connection)
-        connection.send(dialler, _HELLO)
+        connection.send(dialler, hello)
         return connection
 
     def open_holes(self, directions: set[tuple[str, str]]) -> None:
@@ -147,6 +149,9 @@ class SimLinks(Transport):  # type: ignore[misc]
         self.self_id = master.id
         self.nodes = {id: Node(id) for id in peers}
         self.on_unsent: Callable[[Node, Message], None] = lambda node, message: None
+        self.describe: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.check_peer: Callable[[peer_pb2.PeerHello], None] = lambda hello: None
+        self.told: dict[str, peer_pb2.PeerHello] = {}
         self._network = network
         self._master = master
         self._idle_s = idle_s
@@ -173,8 +178,22 @@ class SimLinks(Transport):  # type: ignore[misc]
         return node.id not in self._links or (self.self_id, node.id) in self._network.congested
 
     def disk_of(self, id: str) -> str:
-        """Disks have no names here: all masters keep theirs."""
-        return ""
+        return self.told[id].disk_id if id in self.told else ""
+
+    # The seat calls these
+
+    @property
+    def connected_ids(self) -> tuple[str, ...]:
+        """Peers with a link, sorted."""
+        return tuple(sorted(self._links))
+
+    def move(self, id: str, address: str) -> None:
+        """There are no addresses here."""
+
+    def _hello(self) -> bytes:
+        hello = peer_pb2.PeerHello(from_id=self.self_id)
+        self.describe(hello)
+        return _HELLO + hello.SerializeToString()
 
     # The network calls these
 
@@ -184,8 +203,8 @@ class SimLinks(Transport):  # type: ignore[misc]
             return
         if item == _CLOSE:
             self.closed(connection, from_id)
-        elif item == _HELLO:
-            self._established(connection, from_id)
+        elif item.startswith(_HELLO):
+            self._take_hello(connection, peer_pb2.PeerHello.FromString(item[len(_HELLO) :]))
         elif self._links.get(from_id) is connection:
             self._received_s[from_id] = self._master.monotonic_s()
             if item != KEEP_ALIVE:
@@ -194,9 +213,19 @@ class SimLinks(Transport):  # type: ignore[misc]
                 self._onMessageReceived(self.nodes[from_id], message)
             self._master.schedule_step()
 
+    def _take_hello(self, connection: Connection, hello: peer_pb2.PeerHello) -> None:
+        try:
+            self.check_peer(hello)
+        except ProtocolViolation as violation:
+            self._network.world.note(f"{self.self_id} cuts the connection to {hello.from_id}: {violation}")
+            self.closed(connection, hello.from_id)
+            return
+        self.told[hello.from_id] = hello
+        if self.self_id < hello.from_id:
+            connection.send(self.self_id, self._hello())
+        self._established(connection, hello.from_id)
+
     def _established(self, connection: Connection, from_id: str) -> None:
-        if self.self_id < from_id:
-            connection.send(self.self_id, _HELLO)
         older = self._links.pop(from_id, None)
         if older is not None:
             self._onNodeDisconnected(self.nodes[from_id])
@@ -242,7 +271,7 @@ class SimLinks(Transport):  # type: ignore[misc]
             self._dials[id] = (None, now_s + self._pause_s[id])
             self._pause_s[id] = min(2 * self._pause_s[id], REDIAL_S_MAX)
         elif now_s >= due_s:
-            self._dials[id] = (self._network.connect(self.self_id, id), now_s + HELLO_S_MAX)
+            self._dials[id] = (self._network.connect(self.self_id, id, self._hello()), now_s + HELLO_S_MAX)
 
     def end(self, *, is_silent: bool) -> None:
         """The process is gone; its kernel says so unless that is gone too."""

@@ -1,9 +1,10 @@
 """A whole cluster of masters in one thread, where one seed decides everything.
 
-Real: PySyncObj, Consensus, elections, the journal, the vote file, the snapshot store, the frames, the machine. Played:
-clocks that drift (raft_master.py), network (raft_net.py), disks (raft_disk.py), faults (raft_faults.py), clients
-(raft_clients.py). What must hold is in raft_checks.py. `run_seed` plays one life of a cluster: it is set up, faults
-and clients have their time, everything is healed, and within LIVE_S_MAX there must be a leader and a committed write.
+Real: PySyncObj, Consensus, elections, journal, vote file, identity, seat, snapshots, frames, machine. Played: clocks
+that drift (raft_master.py), network (raft_net.py), disks (raft_disk.py), faults (raft_faults.py), clients
+(raft_clients.py), an operator who replaces lost disks (raft_operator.py). What must hold is in raft_checks.py.
+`run_seed` plays one life of a cluster: it is set up, faults and clients have their time, everything is healed, and
+within LIVE_S_MAX there must be a leader and a committed write.
 
 Determinism: events happen in the order of (time, sequence); every master, link, disk and client has a generator of its
 own, so nothing depends on the order of PySyncObj's sets.
@@ -34,6 +35,7 @@ from tests.sim.raft_clients import INITIAL, REGISTERS, Client, Ledger, set_up_co
 from tests.sim.raft_faults import Faults, Plan
 from tests.sim.raft_master import Master
 from tests.sim.raft_net import Network
+from tests.sim.raft_operator import Operator
 
 LIVE_S_MAX = 3.0
 """After the last fault: a leader, and a write that is committed."""
@@ -58,6 +60,10 @@ class Mutation:
     lies_about: tuple[str, ...] = ()
     """See Disk.lies_about."""
     takes_leader_changed_for_denied: bool = False
+    trusts_empty_disks: bool = False
+    """An empty disk votes and counts at once."""
+    clocks_stop_in_pauses: bool = False
+    """A master reads a clock that stands still while it is paused, as most clocks do while a machine sleeps."""
 
 
 class World:
@@ -71,6 +77,9 @@ class World:
         self.protections = mutation.protections
         self.journal_type = mutation.journal_type
         self.consensus_type = mutation.consensus_type
+        self.lies_about = mutation.lies_about
+        self.trusts_empty_disks = mutation.trusts_empty_disks
+        self.clocks_stop_in_pauses = mutation.clocks_stop_in_pauses
         self.rng = random.Random(f"{seed} world")
         self.settings = RaftSettings(snapshot_entries=self.rng.choice((self.rng.randint(15, 40), 150)))
         self.segment_bytes_max = self.rng.choice((300, 1_000, 4_000))
@@ -83,10 +92,10 @@ class World:
         self._sequence = 0
         self.network = Network(self, seed)
         self.masters = {id: self.master_type(self, id, random.Random(f"{seed} {id}")) for id in self.ids}
+        self.operator = Operator(self, random.Random(f"{seed} operator"))
         self.checks = Checks(self)
         self.ledger = Ledger(takes_leader_changed_for_denied=mutation.takes_leader_changed_for_denied)
         for master in self.masters.values():
-            master.disk.lies_about = mutation.lies_about
             master.rate = 1.0 + self.rng.uniform(-plan.drift, plan.drift)
 
     def clock_s(self) -> float:
@@ -174,13 +183,15 @@ class World:
             client.is_stopped = True
         if not self.run_until(max(self.now_s, through_s) + EQUAL_S_MAX, self._all_equal):
             raise Violation(f"the masters are not equal within {EQUAL_S_MAX:g} s: {self._show_masters()}")
+        if self.operator.replacing is not None:
+            raise Violation(f"the disk of {self.operator.replacing.id} does not vote within {EQUAL_S_MAX:g} s")
         self._read_all()
         self.checks.finish(self.ledger.acknowledged, self.ledger.denied, self.ledger.history, INITIAL)
 
     def _all_equal(self) -> bool:
         applied = {master.consensus and master.consensus.applied_index for master in self.masters.values()}
         last = {master.journal[-1][1] for master in self.masters.values()}
-        return len(applied) == 1 and applied == last
+        return len(applied) == 1 and applied == last and self.operator.replacing is None
 
     def _show_masters(self) -> str:
         return ", ".join(

@@ -6,18 +6,21 @@ Row of DESIGN.md, section 4 -> where it is shown:
     term and vote durable before they are shown         WITHOUT["sync_of_the_vote"]
     names synced too                                    WITHOUT["sync_of_the_names"]
     acknowledged only when durable                      WITHOUT["sync_before_answering"]
+    also after a sync that failed                       WITHOUT["second_write_after_a_failed_sync"]
     the log is cut on conflict only                     test_a_log_is_cut_on_conflict_only, unit/test_bare_pysyncobj.py
     what follows from that for the commit index         WITHOUT["clamp_of_the_commit_index"]
     answers carry the term                              test_answers_of_another_term_count_for_nothing
     a refusal names the place to resume                 test_a_refusal_names_the_place_to_resume
     voters that hear a leader ignore candidates         WITHOUT["steady_voters"]
     the lease counts from the sending                   WITHOUT["lease_from_sending"]
+    also while the machine sleeps                       WITHOUT["clock_that_counts_sleep"], unit/test_clock.py
     a replicated method that raises                     unit/test_bare_pysyncobj.py, unit/test_raft_consensus.py
     a snapshot that does not load                       unit/test_bare_pysyncobj.py, unit/test_raft_snapshot.py
     snapshots fork                                      unit/test_bare_pysyncobj.py
     pickle from anybody                                 unit/test_bare_pysyncobj.py, unit/test_raft_engine.py
     LEADER_CHANGED means "not committed"                WITHOUT["doubt_about_leader_changed"]
     attributes that are left out of snapshots           unit/test_bare_pysyncobj.py
+    a disk that was lost does not vote                  WITHOUT["silence_of_empty_disks"]
     a journal that is cut without a durable snapshot    WITHOUT["sync_of_the_snapshot"], unit/test_bare_pysyncobj.py
 
 Each row has a plan of its own, with the faults that matter to it and no others, so that few seeds are needed.
@@ -35,6 +38,7 @@ from pysyncobj.node import Node
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.elections import Protections
 from coordinator.raft.frames import Message
+from coordinator.raft.segment import Segment
 from tests.raft_network import network
 from tests.sim.raft_checks import WatchedJournal
 from tests.sim.raft_disk import Disk, installed
@@ -47,6 +51,13 @@ class CutOnOverlap(WatchedJournal):
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         self._truncate(self._entries[entryFrom][1])
+
+
+class TrustsTheCache(WatchedJournal):
+    """Takes what the system shows at the start for what a sync makes durable."""
+
+    def _write_again(self, segment: Segment) -> None:
+        pass
 
 
 class Unclamped(Consensus):
@@ -78,6 +89,12 @@ WITHOUT = {
     "sync_before_answering": Row(
         Mutation(Protections(syncs_before_answering=False)), POWER, 20, "without the committed entry"
     ),
+    "second_write_after_a_failed_sync": Row(
+        Mutation(journal_type=TrustsTheCache),
+        Plan(seconds=5.0, fault_every_s=0.25, kinds=(*["failing_disk"] * 3, "power"), think_s=0.02),
+        20,
+        "a checksum does not match",
+    ),
     "clamp_of_the_commit_index": Row(
         Mutation(consensus_type=Unclamped),
         Plan(seconds=3.0, fault_every_s=0.15, kinds=("strand", "congest")),
@@ -95,6 +112,18 @@ WITHOUT = {
         Plan(seconds=4.0, fault_every_s=0.3, kinds=("pause", "slow_net"), think_s=0.02),
         60,
         "hold the lease at the same time",
+    ),
+    "clock_that_counts_sleep": Row(
+        Mutation(clocks_stop_in_pauses=True),
+        Plan(seconds=4.0, fault_every_s=0.3, kinds=("pause",), think_s=0.02),
+        60,
+        "hold the lease at the same time",
+    ),
+    "silence_of_empty_disks": Row(
+        Mutation(trusts_empty_disks=True),
+        Plan(seconds=4.0, fault_every_s=0.25, kinds=("lose_disk", "kill", "cut_off"), think_s=0.03),
+        30,
+        "without the committed entry",
     ),
     "doubt_about_leader_changed": Row(
         Mutation(takes_leader_changed_for_denied=True),

@@ -53,7 +53,7 @@ def test_raft_campaign(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among a few seeds are snapshots installed, logs cut, power cuts, hand-overs and connections given up."""
+    """Among a few seeds are snapshots installed, logs cut, power cuts, lost disks, hand-overs, connections given up."""
     seen: Counter[str] = Counter()
     watched: list[tuple[type, str]] = [
         (Consensus, "transfer"),
@@ -69,6 +69,7 @@ def test_the_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(seen[name] >= 3 for _, name in watched), seen
     assert {len(world.masters) for world in worlds} == {3, 5}
     assert sum(len(world.checks.leader_of_term) for world in worlds) > 60
+    assert sum(world.operator.replaced for world in worlds) >= 3
     assert sum(len(world.ledger.acknowledged) for world in worlds) > 500
 
 

@@ -111,6 +111,16 @@ def test_remembered_results_are_bounded_by_count_and_age() -> None:
     validate(state)
 
 
+def test_the_expiry_of_request_ids_is_documented() -> None:
+    """Shows that whoever writes a client, or reads the map, finds how long a retry is safe."""
+    root = Path(__file__).parents[2]
+    contract = "proto/coordinator/api/v1"
+    for name in (f"{contract}/cluster.proto", f"{contract}/command.proto", "coordinator/client/client.py"):
+        text = (root / name).read_text()
+        assert f"newest {RESULTS_KEPT:,}" in text, name
+        assert f"for {RESULT_AGE_MS_MAX // 60_000} minutes at most" in text, name
+
+
 def test_a_worker_joins_in_two_steps() -> None:
     """Shows that a worker registers as JOINING and receives shards only once it is admitted."""
     driver = MachineDriver()

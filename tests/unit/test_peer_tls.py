@@ -17,7 +17,8 @@ from pysyncobj.node import Node
 from coordinator.raft import transport as transport_module
 from coordinator.raft.address import PeerAddress
 from coordinator.raft.frames import Message
-from coordinator.raft.transport import PeerTransport
+from coordinator.raft.link import SEND_BYTES_MAX
+from coordinator.raft.transport import CONGESTED_BYTES, PeerTransport
 from coordinator.security.certificates import CertificateFiles, Identity, Role, create_authority, issue
 from coordinator.security.credentials import Credentials
 from tools.lib.local_cluster import free_ports
@@ -306,3 +307,36 @@ async def connected(port: int) -> socket.socket:
     silent.setblocking(False)
     await asyncio.get_running_loop().sock_connect(silent, ("127.0.0.1", port))
     return silent
+
+
+@pytest.mark.parametrize("new_loop", loops())
+def test_what_a_peer_does_not_read_is_bounded(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Shows that a peer that stopped reading holds appends back at 2 MiB, and is cut off and named beyond 64 MiB."""
+
+    async def scene() -> None:
+        said = Said()
+        logging.getLogger("coordinator.raft.transport").addHandler(said)
+        unsent: list[Message] = []
+        async with running(party(tmp_path / "ca", "m1"), party(tmp_path / "ca", "m2")) as pair:
+            await pair.until(lambda: pair.is_connected)
+            sender, node = pair.second, pair.second.nodes["m1"]
+            sender.on_unsent = lambda node, message: unsent.append(message)
+            reader: Any = pair.first._links["m2"].transport
+            reader.pause_reading()
+            held: list[int] = []
+            while sender.send(node, append(BIG)):
+                await asyncio.sleep(0)
+                held.append(sender.queued_bytes["m1"])
+                assert sender.is_congested(node) is (held[-1] > CONGESTED_BYTES)
+            # The one that goes beyond the bound is taken, the next one is not.
+            assert SEND_BYTES_MAX < max(held) <= SEND_BYTES_MAX + 2 * BIG
+            assert len(unsent) == 1
+            assert "m1" in await said.wait_for("cut the connection", "bytes unread")
+            await pair.until(lambda: pair.is_connected)
+            assert sender.queued_bytes["m1"] < CONGESTED_BYTES
+        logging.getLogger("coordinator.raft.transport").removeHandler(said)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(scene())

@@ -70,6 +70,24 @@ def test_a_commit_needs_no_heartbeat(tmp_path: Path) -> None:
         assert [reason for _, reason in outcome] == [FAIL_REASON.SUCCESS]
 
 
+def test_commands_of_one_turn_are_one_append(tmp_path: Path) -> None:
+    """Fifty commands that were proposed together go to each follower as one message with fifty contiguous entries."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        for _ in range(30):
+            net.turn()
+        others = [id for id in net.ids if id != leader]
+        outcomes = [net.propose(leader, f"c{number}") for number in range(50)]
+        net.masters[leader].step()
+        for id in others:
+            sent = [to_message(parse(frame[4:])) for frame in net.queue(leader, id)]
+            entries = [message["entries"] for message in sent if message is not None and message["entries"]]
+            assert len(entries) == 1
+            first = entries[0][0][1]
+            assert [index for _, index, _ in entries[0]] == list(range(first, first + 50))
+        net.run(lambda: all(outcomes))
+
+
 def test_leading_whole_waits_for_older_terms(tmp_path: Path) -> None:
     """A new leader does not say that it leads before it has applied what its predecessors committed."""
     with network(tmp_path) as net:

@@ -123,6 +123,7 @@ class PeerHello(_message.Message):
     DISK_ID_FIELD_NUMBER: _builtins.int
     IS_VOTER_FIELD_NUMBER: _builtins.int
     HAS_HISTORY_FIELD_NUMBER: _builtins.int
+    VOTER_FROM_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of the protocol; 1 now."""
     from_id: _builtins.str
@@ -141,6 +142,10 @@ class PeerHello(_message.Message):
     """True when that disk votes: it was there from the founding on, or was admitted later."""
     has_history: _builtins.bool
     """True when that disk has ever seen a term or an entry."""
+    voter_from: _builtins.int
+    """Index of the log up to which it had applied everything when its disk came to vote: a master that has not applied so
+    much may know of an earlier disk only.
+    """
     def __init__(
         self,
         *,
@@ -153,10 +158,11 @@ class PeerHello(_message.Message):
         disk_id: _builtins.str = ...,
         is_voter: _builtins.bool = ...,
         has_history: _builtins.bool = ...,
+        voter_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "disk_id", b"disk_id", "from_id", b"from_id", "has_history", b"has_history", "incarnation", b"incarnation", "is_voter", b"is_voter", "protocol_version", b"protocol_version", "to_id", b"to_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "cluster_name", b"cluster_name", "disk_id", b"disk_id", "from_id", b"from_id", "has_history", b"has_history", "incarnation", b"incarnation", "is_voter", b"is_voter", "protocol_version", b"protocol_version", "to_id", b"to_id", "voter_from", b"voter_from"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,107 @@
+"""A master whose disk was replaced twice: whoever knows of its second disk only must not refuse the third one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.sim.raft_clients import set_up_commands
+from tests.sim.raft_faults import Plan
+from tests.sim.raft_master import Master
+from tests.sim.raft_world import LIVE_S_MAX, Mutation, World, _simulated
+
+
+@contextmanager
+def running(masters: int) -> Iterator[World]:
+    """A simulated cluster that has a leader and a few entries."""
+    world = World(1, Plan(masters=masters, drift=0.0), Mutation())
+    with _simulated(world):
+        for master in world.masters.values():
+            master.start()
+        for command in set_up_commands():
+            world.commit(command, LIVE_S_MAX)
+        yield world
+
+
+def run(world: World, condition: object, what: str) -> None:
+    """Lets time pass until the condition holds."""
+    assert callable(condition)
+    assert world.run_until(world.now_s + LIVE_S_MAX, condition), what
+
+
+def replace_disk(world: World, master: Master) -> None:
+    """It loses its disk, and votes with an empty one in the end."""
+    assert world.operator.lose_disk(master)
+    master.start()
+    run(world, lambda: world.operator.replacing is None, "it is replaced")
+
+
+def lead(world: World, id: str) -> None:
+    """Has this master lead."""
+
+    def hand_over(leader: Master) -> None:
+        assert leader.consensus is not None
+        leader.consensus.transfer(id)
+
+    def leads() -> bool:
+        leader = world.leader()
+        if leader is not None and leader.id != id:
+            leader.enqueue(hand_over)
+        return leader is not None and leader.id == id
+
+    run(world, leads, f"{id} leads")
+
+
+def cut_log(world: World) -> None:
+    """Has the leader write a snapshot and drop what it includes."""
+    leader = world.leader()
+    assert leader is not None
+    assert leader.consensus is not None
+    leader.consensus.write_snapshot()
+    leader.schedule_step()
+    run(world, lambda: leader.journal[0][1] > 1, "the log is cut")
+
+
+def test_it_starts_from_a_snapshot_that_names_the_disk_before() -> None:
+    """The third disk took in a snapshot with the second one's admission; its own is in the log behind it."""
+    with running(3) as world:
+        lead(world, "m1")
+        third = world.masters["m3"]
+        replace_disk(world, third)
+        cut_log(world)
+        replace_disk(world, third)
+        third.end(is_power_cut=True, why="a test")
+        third.start()
+        run(world, lambda: third.consensus and third.consensus.has_caught_up, "it is back")
+        assert third.identity is not None
+        assert (third.identity.disk_id, third.identity.is_voter) == ("m3-3", True)
+
+
+def test_a_master_that_was_away_follows_it() -> None:
+    """One that missed the second replacement takes the new disk's appends, also where nobody else would tell it."""
+    with running(5) as world:
+        lead(world, "m1")
+        away, replaced = world.masters["m2"], world.masters["m3"]
+        replace_disk(world, replaced)
+        run(world, lambda: len({one.journal[-1][1] for one in world.masters.values()}) == 1, "all have all")
+        away.end(is_power_cut=True, why="a test")
+        replace_disk(world, replaced)
+        lead(world, "m3")
+        away.start()
+        run(world, lambda: away.consensus and away.consensus.leader_id == "m3", "it follows")
+        run(world, lambda: away.consensus and away.consensus.has_caught_up, "it has caught up")
+
+
+def test_the_disk_before_is_refused_all_the_same() -> None:
+    """The second disk comes back after the third was admitted: it is cut off, and ends once it hears why."""
+    with running(3) as world:
+        lead(world, "m1")
+        replaced = world.masters["m3"]
+        replace_disk(world, replaced)
+        replace_disk(world, replaced)
+        assert world.operator.bring_back_a_disk() is replaced
+        replaced.start()
+        run(world, lambda: world.operator.replacing is None, "the operator puts the new one in again")
+        assert replaced.identity is not None
+        assert replaced.identity.disk_id == "m3-3"
+        assert any("counts nowhere" in line for line in world.trace)
