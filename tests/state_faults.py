@@ -1,4 +1,4 @@
-"""What happens to the daemons of a real cluster: faults, and what operators do by plan; clients are at work beside it."""
+"""What happens to the daemons of a real cluster while clients are at work: faults, and what operators do by plan."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP is POSI
 
 @asynccontextmanager
 async def clients_at_work(directory: Path, seed: int) -> AsyncIterator[tuple[LocalCluster, StateClients]]:
-    """A cluster with clients that write and read all the time; in the end what must hold whatever happened is checked."""
+    """A cluster with clients that write and read all the time; what must hold in any case is checked at the end."""
     with LocalCluster(directory, masters=3, workers=WORKERS, change=small) as cluster:
         cluster.start()
         await asyncio.to_thread(cluster.wait_ready)
