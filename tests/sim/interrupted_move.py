@@ -253,7 +253,7 @@ class MovingWorld(World):
             self.after(WATCH_S, self._watch)
 
     def _hold_to_direction(self) -> None:
-        """After the cutover only the loss of B takes a move back: as long as A is in sync its copy is the better one."""
+        """After the cutover only the loss of B takes a move back: while A is in sync its copy is the better one."""
         move = self.move
         assert move is not None
         is_b_lost = self.cut is not None and "B" in self.cut.victims
