@@ -35,7 +35,7 @@ from coordinator.model.errors import (
 )
 from worker_agent import user_state
 from worker_agent.state_interface import Elsewhere, HostedShard, ShardHost
-from worker_agent.state_route import UNRESOLVED, Again, Router, Scope
+from worker_agent.state_route import Again, Router, Scope, with_doubt
 from worker_agent.store_interface import Reader
 from worker_agent.user_state import Accept, Overlay, PendingWrite, Refuse, Repeat, SameAs, WaitFor
 
@@ -162,9 +162,9 @@ class StateCore:
             raise first
         try:
             return await self.write(request, scope)
-        except UNRESOLVED as error:
+        except CoordinatorError as error:
             if isinstance(first, IndefiniteError):
-                raise OutcomeUnknown(f"{first}; then: {error}") from None
+                raise with_doubt(first, error) from None
             raise
 
     # Reading here

@@ -30,7 +30,7 @@ from tests.played_state import PlayedHost, PlayedShard, PlayedWorker, Rows, play
 from worker_agent import state_route
 from worker_agent.state_interface import Elsewhere, Place
 from worker_agent.state_route import Known, Scope, known_of, metadata_of
-from worker_agent.store_interface import StateItem
+from worker_agent.store_interface import StateItem, StoreFull
 
 ANN = "ann"
 SOON_S = 0.05
@@ -328,6 +328,41 @@ async def test_doubt_is_never_forgotten() -> None:
         host.tell()
         with pytest.raises(OutcomeUnknown, match="stopped in the middle; then: w1 does not answer"):
             await writing
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (StoreFull("no room"), OutcomeUnknown),
+        (TooFewReplicas("one is left"), OutcomeUnknown),
+        (TimedOut("late"), TimedOut),
+        (VersionConflict("another one"), VersionConflict),
+    ],
+)
+async def test_what_ends_the_second_try_is_not_said_of_the_first(
+    second: CoordinatorError, expected: type[CoordinatorError]
+) -> None:
+    """What was sent when the disk became full may be applied once there is room, whatever its repetition is told."""
+    for calls_execute in (False, True):
+        async with one_worker() as (shard, worker):
+            shard.is_held = True
+            write = put("a", request_id="r1")
+            if calls_execute:
+                submitted = worker.core.try_write(write)
+                assert isinstance(submitted, asyncio.Future)
+                writing = asyncio.ensure_future(worker.core.settle(submitted, write, scope()))
+            else:
+                writing = asyncio.ensure_future(worker.core.write(write, scope()))
+            for number, error in enumerate((OutcomeUnknown("the disk became full"), second), 1):
+                await until(lambda shard=shard: shard.submitted)
+                shard.submitted.popleft()[1].set_exception(error)
+                if number == 1:
+                    await worker.host.waits.wait()
+                    worker.host.tell()
+            with pytest.raises(expected) as caught:
+                await writing
+            assert not caught.value.DEFINITE or expected is VersionConflict
+            assert expected is not OutcomeUnknown or "became full; then: " in str(caught.value)
 
 
 async def test_a_request_for_elsewhere_is_passed_on_once() -> None:
