@@ -95,9 +95,9 @@ class Again(Exception):
 def with_doubt(doubt: CoordinatorError, error: CoordinatorError) -> CoordinatorError:
     """What a caller hears of a write that ended with `error`, when `doubt` left open what became of an earlier try.
 
-    A definite error is about the try that it ends; the earlier one may be applied later. So it is with a full disk: what
-    was sent before it was full keeps its place in the log, what is tried again is refused. Only a conflict counts for
-    both: it is judged on applied rows, on which an earlier try that is in the log would be recognised.
+    A definite error is about the try that it ends; the earlier one may be applied later. So it is with a full disk:
+    what was sent before it was full keeps its place in the log, what is tried again is refused. Only a conflict counts
+    for both: it is judged on applied rows, where an earlier try that is in the log would be recognised.
     """
     if not error.DEFINITE or isinstance(error, VersionConflict):
         return error
