@@ -7,7 +7,8 @@ that changes the move or its shard. What masters say to each other is not counte
 and raft_faults.py cuts it everywhere.
 
 A cut loses the message with its stream; a commit is applied and nobody has heard of it yet. At the same moment A, B or
-the leading master crashes, or two of them, and is back after a while.
+the leading master crashes, or two of them, and is back after a while. Or nothing is lost and nobody crashes, but an
+operator asks for the move to be rolled back.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ MOVED_S_MAX = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Cut at the step of this number; the victims, of "A", "B" and "leader", are away for so long."""
+    """Cut at the step of this number; the victims, of "A", "B" and "leader", are away for so long. None: an abort."""
 
     number: int
     victims: tuple[str, ...]
@@ -89,6 +90,11 @@ class MovingWorld(World):
         if cut is None or self.is_cut or len(self.steps) - 1 != cut.number:
             return False
         self.is_cut = True
+        if not cut.victims:
+            self.note(f"-- at step {cut.number}, {name}, the operator wants the move to be rolled back")
+            abort = command_pb2.AbortMove(move_id=self._move_id, reason="the operator wants it")
+            self.after(0.0, lambda: self._propose(command_pb2.Command(request_id="abort", abort_move=abort)))
+            return False
         self.note(f"-- cut at step {cut.number}, {name}; {' and '.join(cut.victims)} crash")
         for worker, letter in self._letters.items():
             if letter in cut.victims:
@@ -224,7 +230,11 @@ class MovingWorld(World):
             reason="it is interrupted",
             expected_epoch=shard.epoch,
         )
-        command = command_pb2.Command(request_id="move", cause="test", start_move=start)
+        self._propose(command_pb2.Command(request_id="move", start_move=start))
+
+    def _propose(self, command: command_pb2.Command) -> None:
+        """Gives the leader a command, once."""
+        command.cause = "test"
         leader = self.leader()
         assert leader is not None
         leader.enqueue(lambda master: master.propose(command.SerializeToString(), lambda *answer: None))

@@ -86,6 +86,14 @@ def test_a_step_is_cut(number: int, victim: str) -> None:
     play(Cut(number, (victim,), AWAY_S[place % 2]))
 
 
+def test_a_move_is_aborted_at_every_step(number: int) -> None:
+    """Whenever an operator asks: before its cutover the move is rolled back, after that it goes on to the end."""
+    world = play(Cut(number, (), 0.0))
+    assert world.move is not None
+    has_cut_over = "commit removing" in undisturbed()[: number + 1]
+    assert world.move.phase is MovePhase.DONE if has_cut_over else "the operator wants it" in world.move.outcome
+
+
 @pytest.mark.campaign
 @pytest.mark.parametrize("away_s", AWAY_S)
 @pytest.mark.parametrize("victims", PAIRS, ids=" and ".join)

@@ -660,7 +660,7 @@ def test_a_follower_that_does_not_acknowledge_is_sent_no_more(monkeypatch: pytes
 
 
 def test_a_copy_that_differs_is_not_promoted() -> None:
-    """A joining replica has caught up only with an equal digest; where its rows differ it is copied anew before that."""
+    """A joining replica has caught up only with an equal digest; where its rows differ it is copied anew."""
     cluster = Cluster("w1")
     primary = cluster.form("w1")
     for token in range(150):
