@@ -164,7 +164,7 @@ class StateSettings:
     opening_s: float = 8.0
     """The same for one that says that it is still opening its store, where it is longer."""
     min_in_sync: int = 1
-    """Writes of a shard with fewer in-sync replicas are refused."""
+    """Writes of a shard with fewer in-sync replicas are refused, and acknowledged only on so many."""
     user_keys_max: int = 10_000
     """Keys that one user may keep."""
     user_bytes_max: int = 67_108_864

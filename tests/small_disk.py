@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -45,12 +46,14 @@ def _mount(directory: Path, size_bytes: int) -> str:
 
 
 def fill(directory: Path) -> Path:
-    """Takes all room but a few pages; the file that does."""
+    """Takes all room but a few pages, or all of it where others write meanwhile; the file that does."""
     ballast = directory / "ballast"
-    with ballast.open("wb") as file:
-        while True:
-            if shutil.disk_usage(directory).free <= 16 << 10:
+    with ballast.open("wb", buffering=0) as file:
+        while shutil.disk_usage(directory).free > 16 << 10:
+            try:
+                file.write(bytes(4096))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
                 break
-            file.write(bytes(4096))
-            file.flush()
     return ballast

@@ -11,7 +11,8 @@ operation that failed nothing of its batch and its queue is done; the replica is
 Order rules:
 
 1. Shards that an assignment no longer names are closed before new ones are opened: a child's store is made of its
-   parents' files. Once every child that is held here is there, the parents' files go.
+   parents' files, one child after the other: who reads a store has it for itself. Once every child that is held here
+   is there, the parents' files go.
 2. A copy that was given up is deleted only `forget_s` later: a worker that comes back to a shard catches up from it,
    unless it was damaged. At the start, what no assignment names counts as given up from then on.
 3. A store that is missing, or damaged, is made anew only for a replica that is joining, or for a shard that was never
@@ -25,7 +26,7 @@ import logging
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 from coordinator.api.v1 import replication_pb2, session_pb2
@@ -75,6 +76,8 @@ class Shards:
         self._by_range: list[Shard] = []
         self._lows: list[int] = []
         self._closing: dict[int, asyncio.Task[None]] = {}
+        self._turns: dict[int, asyncio.Lock] = {}
+        """Of parents, held by the child that is made of one."""
         self._forgetting: dict[int, asyncio.TimerHandle] = {}
         self._gone: dict[int, Elsewhere] = {}
         """Shards that this worker held, and where to ask now; their ranges are in `_gone_ranges`."""
@@ -173,12 +176,16 @@ class Shards:
         if shard.view.shard_id in self._damaged:
             self._damaged.discard(shard.view.shard_id)
             await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, self._path(shard.view.shard_id))
-        await shard.open([self._path(parent) for parent in shard.view.parents])
+        async with AsyncExitStack() as turns:
+            for parent in shard.view.parents:
+                await turns.enter_async_context(self._turns.setdefault(parent, asyncio.Lock()))
+            await shard.open([self._path(parent) for parent in shard.view.parents])
         if (probe := self._probes.pop(shard.shard_id, None)) is not None:
             shard.feed(probe)
         for parent in shard.view.parents:
             children = [held for held in self._shards.values() if parent in held.view.parents]
             if all(child.is_open for child in children) and parent not in self._shards:
+                self._turns.pop(parent, None)
                 await self._forget(parent)
 
     def _give_up(self, shard: Shard) -> None:

@@ -6,6 +6,10 @@ when it takes its place in the log. Where the judgement has to wait for pending 
 that user queue up behind, so that none is overtaken for ever. What waits is not submitted: it can end in a definite
 error, and does so when the deadline comes first.
 
+Where fewer replicas are in sync than `min_in_sync`, a write is refused, and what was on its way when they became so few
+is **acknowledged** only once there are enough again: then it is on all of them. Until the deadline, that is; it may
+stay, so it ends as TimedOut.
+
 Where a read meets **damage** on the disk, the shard gives this replica up if there is another one, and the request goes
 to that one as after any failover; of a last copy the caller hears what is damaged.
 
@@ -16,9 +20,9 @@ once or not at all, and are what makes a batch cheap.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coordinator.api.v1 import state_pb2
 from coordinator.config import StateSettings
@@ -35,7 +39,7 @@ from coordinator.model.errors import (
 )
 from worker_agent import user_state
 from worker_agent.state_interface import Elsewhere, HostedShard, ShardHost
-from worker_agent.state_route import UNRESOLVED, Again, Router, Scope
+from worker_agent.state_route import Again, Router, Scope, with_doubt
 from worker_agent.store_interface import Reader
 from worker_agent.user_state import Accept, Overlay, PendingWrite, Refuse, Repeat, SameAs, WaitFor
 
@@ -130,7 +134,7 @@ class StateCore:
         """
         user_state.check_write(request, self._settings)
         shard = self._host.locate(key_hash(request.user))
-        if isinstance(shard, Elsewhere) or not shard.is_serving or request.user in self._lines:
+        if isinstance(shard, Elsewhere) or not shard.is_serving or request.user in self._lines or self._is_short(shard):
             return None
         try:
             return self._step(shard, request, is_confirmed=False)
@@ -162,9 +166,9 @@ class StateCore:
             raise first
         try:
             return await self.write(request, scope)
-        except UNRESOLVED as error:
+        except CoordinatorError as error:
             if isinstance(first, IndefiniteError):
-                raise OutcomeUnknown(f"{first}; then: {error}") from None
+                raise with_doubt(first, error) from None
             raise
 
     # Reading here
@@ -213,23 +217,26 @@ class StateCore:
         self, shard: HostedShard, request: state_pb2.WriteRequest, scope: Scope
     ) -> state_pb2.WriteResponse:
         outcome = None if request.user in self._lines else self._step(shard, request, is_confirmed=False)
+        is_repeated = False
         if outcome is None:
             line = self._lines.setdefault(request.user, _Line())
             line.waiting += 1
             try:
-                outcome = await self._in_line(line, shard, request, scope)
+                outcome, is_repeated = await self._in_line(line, shard, request, scope)
             finally:
                 line.waiting -= 1
                 if not line.waiting:
                     del self._lines[request.user]
         if isinstance(outcome, state_pb2.WriteResponse):
+            if self._is_short(shard):
+                await self._applied(_ignored(self._when_copied(shard, outcome.version)), scope)
             return outcome
-        return state_pb2.WriteResponse(version=await self._applied(outcome, scope))
+        return state_pb2.WriteResponse(version=await self._applied(outcome, scope), is_repeated=is_repeated)
 
     async def _in_line(
         self, line: _Line, shard: HostedShard, request: state_pb2.WriteRequest, scope: Scope
-    ) -> Submitted | state_pb2.WriteResponse:
-        """Waits for the user's writes before this one, then judges and submits it."""
+    ) -> tuple[Submitted | state_pb2.WriteResponse, bool]:
+        """Waits for the user's writes before this one, then judges and submits it; True when it is pending already."""
         try:
             async with asyncio.timeout_at(scope.give_up_at_s):
                 async with line.turn:
@@ -239,7 +246,7 @@ class StateCore:
 
     async def _turn(
         self, shard: HostedShard, request: state_pb2.WriteRequest, scope: Scope
-    ) -> Submitted | state_pb2.WriteResponse:
+    ) -> tuple[Submitted | state_pb2.WriteResponse, bool]:
         is_confirmed = False
         while True:
             if not shard.is_serving or shard.reader is None:
@@ -248,9 +255,7 @@ class StateCore:
                 verdict = user_state.judge(request, shard.reader, self._overlay, self._settings)
             match verdict:
                 case SameAs(write):
-                    return state_pb2.WriteResponse(
-                        version=await self._applied(self._submitted[write], scope), is_repeated=True
-                    )
+                    return self._acknowledged(shard, self._submitted[write]), True
                 case WaitFor(writes):
                     is_confirmed = False
                     await asyncio.wait([self._submitted[write] for write in writes])
@@ -260,7 +265,7 @@ class StateCore:
                 case _:
                     outcome = self._step(shard, request, is_confirmed=is_confirmed)
                     if outcome is not None:
-                        return outcome
+                        return outcome, False
 
     def _step(
         self, shard: HostedShard, request: state_pb2.WriteRequest, *, is_confirmed: bool
@@ -283,12 +288,37 @@ class StateCore:
             case SameAs() | WaitFor():
                 return None
             case Accept(payload, write):
-                if shard.in_sync_count < self._settings.min_in_sync:
+                if self._is_short(shard):
                     raise TooFewReplicas(
                         f"shard {shard.shard_id} has {shard.in_sync_count} in-sync replicas, and writes need "
                         f"{self._settings.min_in_sync} (state.min_in_sync); wait until it is repaired"
                     )
-                return self._submit(shard, payload, write)
+                return self._acknowledged(shard, self._submit(shard, payload, write))
+
+    def _is_short(self, shard: HostedShard) -> bool:
+        return shard.in_sync_count < self._settings.min_in_sync
+
+    def _acknowledged(self, shard: HostedShard, submitted: Submitted) -> Submitted:
+        """Ends with what was submitted, and not before that is on as many replicas as writes need."""
+        if self._settings.min_in_sync < 2:
+            return submitted
+
+        async def when_applied() -> int:
+            return await self._when_copied(shard, await asyncio.shield(submitted))
+
+        return _ignored(when_applied())
+
+    async def _when_copied(self, shard: HostedShard, version: int) -> int:
+        """Returns the version of what is applied here once as many replicas are in sync as writes need.
+
+        Replicas may have left while the write was on its way; who joins has it before it counts as in sync. Raises
+        OutcomeUnknown when the shard stops serving before: its next primary is asked again.
+        """
+        while self._is_short(shard):
+            if not shard.is_serving:
+                raise OutcomeUnknown(f"shard {shard.shard_id} stopped serving before enough replicas had the write")
+            await self._host.changed()
+        return version
 
     def _submit(self, shard: HostedShard, payload: bytes, write: PendingWrite) -> Submitted:
         submitted = shard.submit(payload)
@@ -298,8 +328,7 @@ class StateCore:
         def ended(future: Submitted) -> None:
             self._overlay.drop(write)
             del self._submitted[write]
-            if not future.cancelled():
-                future.exception()  # Its writer may have gone; then nobody else would ask for it.
+            _take(future)
 
         submitted.add_done_callback(ended)
         return submitted
@@ -313,6 +342,19 @@ class StateCore:
             raise TimedOut("the write was begun and not confirmed within the deadline; it may still be") from None
         except (NotPrimary, IndefiniteError) as error:
             raise Again(error) from None
+
+
+def _take(future: Submitted) -> None:
+    """Asks for the exception of what has ended: its writer may have gone, and then nobody else would."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _ignored(work: Coroutine[Any, Any, int]) -> Submitted:
+    """A task that nobody need wait for."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_take)
+    return task
 
 
 class _Line:

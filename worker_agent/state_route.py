@@ -31,6 +31,7 @@ from coordinator.model.errors import (
     OutcomeUnknown,
     Overloaded,
     Unreachable,
+    VersionConflict,
 )
 from worker_agent.state_interface import Elsewhere, HostedShard, Place, ShardHost
 
@@ -43,9 +44,6 @@ AGAIN_WAIT_S = 0.05
 HELD_MAX = 10_000
 HELD_BYTES_MAX = 64 << 20
 """Requests that wait, and their bytes; more are refused, and may come again later."""
-
-UNRESOLVED = (NotPrimary, Expired, Unreachable, Overloaded)
-"""Definite errors that say nothing of what became of an earlier try of the same request."""
 
 Answer = TypeVar("Answer")
 
@@ -92,6 +90,18 @@ class Again(Exception):
     def __init__(self, cause: CoordinatorError) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+def with_doubt(doubt: CoordinatorError, error: CoordinatorError) -> CoordinatorError:
+    """What a caller hears of a write that ended with `error`, when `doubt` left open what became of an earlier try.
+
+    A definite error is about the try that it ends; the earlier one may be applied later. So it is with a full disk:
+    what was sent before it was full keeps its place in the log, what is tried again is refused. Only a conflict counts
+    for both: it is judged on applied rows, where an earlier try that is in the log would be recognised.
+    """
+    if not error.DEFINITE or isinstance(error, VersionConflict):
+        return error
+    return OutcomeUnknown(f"{doubt}; then: {error}")
 
 
 class Wait(enum.Enum):
@@ -202,9 +212,9 @@ class Router:
                 next_direction = direct(self._host.locate(key_hash), scope, self._node_id)
                 if not isinstance(next_direction, PassOn | Hold | NotPrimary):
                     await self._wait(scope, AGAIN_WAIT_S, again.cause)
-            except UNRESOLVED as error:
+            except CoordinatorError as error:
                 if doubt is not None:
-                    raise OutcomeUnknown(f"{doubt}; then: {error}") from None
+                    raise with_doubt(doubt, error) from None
                 raise
 
     async def _connect(self, direction: PassOn, scope: Scope) -> WorkerLink | None:

@@ -22,6 +22,7 @@ COLUMNS = (
     Column("PHASE"),
     Column("SINCE", right=True),
     Column("COPIED", right=True),
+    Column("RATE", right=True),
     Column("LEFT", right=True),
     Column("WHY", wrap=True),
 )
@@ -42,6 +43,11 @@ def copied(progress: cluster_pb2.MoveProgress | None) -> str:
     return percent(min(1.0, progress.copied_rows / progress.copy_rows))
 
 
+def rate(progress: cluster_pb2.MoveProgress | None) -> str:
+    """How fast a copy goes: "1.2 MiB/s"."""
+    return f"{size(progress.bytes_per_s)}/s" if progress is not None and progress.bytes_per_s else NOTHING
+
+
 def left(progress: cluster_pb2.MoveProgress | None) -> str:
     """How long a copy will take: "12s"."""
     return duration(progress.remaining_s) if progress is not None and progress.remaining_s >= 0 else NOTHING
@@ -51,10 +57,10 @@ def copy_text(progress: cluster_pb2.MoveProgress | None) -> str:
     """How far a copy is, in full."""
     if progress is None:
         return NOTHING
-    rate = f", {size(progress.bytes_per_s)}/s" if progress.bytes_per_s else ""
+    speed = f", {rate(progress)}" if progress.bytes_per_s else ""
     rest = f", {left(progress)} left" if progress.remaining_s >= 0 else ""
     rows = f"{progress.copied_rows} of about {progress.copy_rows} rows ({copied(progress)})"
-    return f"{rows}, {size(progress.copied_bytes)}{rate}{rest}"
+    return f"{rows}, {size(progress.copied_bytes)}{speed}{rest}"
 
 
 def moves_table(moves: Iterable[types_pb2.Move], progress: Iterable[cluster_pb2.MoveProgress] = ()) -> str:
@@ -71,6 +77,7 @@ def moves_table(moves: Iterable[types_pb2.Move], progress: Iterable[cluster_pb2.
             word(types_pb2.MovePhase.DESCRIPTOR, move.phase),
             age(move.phase_since_unix_ms, now_ms),
             copied(of_move.get(move.id)),
+            rate(of_move.get(move.id)),
             left(of_move.get(move.id)),
             f"{move.reason}; {move.outcome}" if move.outcome else move.reason,
         ]
@@ -129,7 +136,7 @@ def moves() -> None:
 @click.option("--all", "include_ended", is_flag=True, help="Also the latest moves that have ended, and how.")
 @pass_session
 def list_moves(session: Session, include_ended: bool) -> None:
-    """List the moves that run, how far their copies are, and how long they will take.
+    """List the moves that run, how far and how fast their copies are, and how long they will take.
 
     \b
     Examples:

@@ -57,11 +57,14 @@ class ClusterReads:
         connected: frozenset[str] | None = None
         lost_copies: tuple[LostCopy, ...] = ()
         damaged_copies: tuple[DamagedCopy, ...] = ()
+        unwritable: dict[str, int] = {}
         if control is not None:
             lost_copies, damaged_copies = control.lost_copies(), control.damaged_copies()
             plan = control.plan()
             refusals = (*control.problems(), *(plan.refusals if plan is not None else ()))
             connected = frozenset(node_id for node_id, live in control.sessions().items() if live.connected)
+            said = ((node_id, control.metrics(node_id)) for node_id in state.nodes)
+            unwritable = {node_id: metrics.unwritable_shards for node_id, metrics in said if metrics is not None}
         response = cluster_pb2.GetStatusResponse(
             cluster_name=self._master.config.name,
             leader_id=self._master.leader_id,
@@ -77,6 +80,7 @@ class ClusterReads:
             refusals=refusals,
             lost_copies=lost_copies,
             damaged_copies=damaged_copies,
+            unwritable=unwritable,
         )
         fill_status(response, state, around)
         return response

@@ -6,7 +6,7 @@ three in the morning should not need a second command to know where to look.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coordinator.api.v1 import cluster_pb2
@@ -36,6 +36,8 @@ class Surroundings:
     """Shards whose last copy is lost."""
     damaged_copies: Sequence[DamagedCopy] = field(default_factory=tuple)
     """Shards whose last copy is damaged, and served but for that."""
+    unwritable: Mapping[str, int] = field(default_factory=dict)
+    """Workers that say that stores of theirs take no writes, and of how many shards."""
 
 
 def is_short(shard: Shard, state: State) -> bool:
@@ -185,6 +187,11 @@ def _node_problem(node: Node, around: Surroundings) -> str:
     if node.is_suspect:
         silent_s = max(0, around.now_ms - node.suspect_since_ms) / 1_000
         return f"worker {node.id} is suspect: it has not been heard for {_duration(silent_s)}"
+    if node.is_serving and (count := around.unwritable.get(node.id, 0)):
+        return (
+            f"worker {node.id} takes no writes for {count} shard{'' if count == 1 else 's'}: look whether its disk is "
+            "full; its reads go on, and workers that can write take over from it"
+        )
     match node.state:
         case NodeState.DOWN:
             return (

@@ -30,7 +30,7 @@ async def written(client: AsyncStateClient, key: str) -> list[CoordinatorError]:
 
 
 async def test_a_full_disk_of_a_worker_costs_no_state(tmp_path: Path) -> None:
-    """Writes are refused until the roles have moved, then all succeed; reads never fail; with room it serves again."""
+    """Writes are refused until the roles have moved, reads never fail, status tells; with room it serves again."""
     full = tmp_path / "data" / "w1"
     with small_disk(full, WORKER_DISK_BYTES), LocalCluster(tmp_path, workers=2, change=eight_shards) as cluster:
         cluster.start()
@@ -45,6 +45,7 @@ async def test_a_full_disk_of_a_worker_costs_no_state(tmp_path: Path) -> None:
                 assert all(await asyncio.gather(*(client.get(user, "before") for user in USERS)))
                 assert time.monotonic() < give_up_at_s, failed[0]
                 rounds += 1
+            await asyncio.to_thread(wait_until, lambda: "w1 takes no writes" in problems_of(cluster), 30.0, "it is told")
             primaries = {shard.primary for shard in cluster.client().list_shards().shards}
             assert primaries == {"w2"}
             ballast.unlink()
@@ -52,6 +53,12 @@ async def test_a_full_disk_of_a_worker_costs_no_state(tmp_path: Path) -> None:
             assert await written(client, "after") == []
             for user in USERS:
                 assert set(await client.get_many(user, ["before", "after"])) == {"before", "after"}
+            assert "takes no writes" not in problems_of(cluster)
+
+
+def problems_of(cluster: LocalCluster) -> str:
+    """What `clusterctl status` warns of."""
+    return "; ".join(cluster.client().get_status().problems)
 
 
 def serves_again(cluster: LocalCluster) -> bool:

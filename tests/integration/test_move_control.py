@@ -58,9 +58,9 @@ def test_a_move_is_seen_slowed_down_and_rolled_back(tmp_path: Path) -> None:
             told = r"copied +[1-9]\d* of about \d+ rows \([\d.]+%\), .*/s, .* left"
             show = ("moves", "show", str(move.id))
             wait_until(lambda: re.search(told, ctl(*show)), 30, "how far it is, the rate and the estimate are known")
-            row = ctl("moves", "list").splitlines()[1].split()
-            assert row[:3] == [str(move.id), str(shard.id), "drain"]
-            assert any(word.endswith("%") for word in row), "COPIED"
+            row = ctl("moves", "list").splitlines()[1]
+            assert row.split()[:3] == [str(move.id), str(shard.id), "drain"]
+            assert re.search(r" [\d.]+% +[\d.]+ (KiB|MiB|B)/s +\d+\S*s ", row), f"copied, rate and what is left: {row}"
 
             ctl("rebalance", "--copy-rate", "1")
             time.sleep(3)  # What was read already leaves, and two reports of the figures come.

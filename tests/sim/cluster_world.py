@@ -179,16 +179,7 @@ class World(raft_world.World):
 
     def play(self) -> None:
         """Sets up, plays, heals, checks."""
-        for master in self.masters.values():
-            master.start()
-        for worker in self.workers.workers.values():
-            worker.start()
-        if not self._wait(FORMED_S_MAX, self._is_whole):
-            raise replica_world.Violation(f"the cluster is not there within {FORMED_S_MAX:g} s: {self._show()}")
-        clients = [
-            Client(self.workers, f"c{number}", random.Random(f"{self.seed} c{number}"))
-            for number in range(1, self.cluster_plan.workers.clients + 1)
-        ]
+        clients = self._set_up()
         faults = Faults(self, self.seed)
         faults.play()
         self.note("everything is healed")
@@ -202,6 +193,23 @@ class World(raft_world.World):
             raise replica_world.Violation(f"the cluster is not whole within {RESTORED_S_MAX:g} s: {self._show()}")
         self.restored_s = self.now_s - healed_s
         self.note(f"whole {self.restored_s:.2f} s after the last fault")
+        self._end(clients)
+
+    def _set_up(self) -> list[Client]:
+        """Starts everybody; the clients of a cluster that is whole."""
+        for master in self.masters.values():
+            master.start()
+        for worker in self.workers.workers.values():
+            worker.start()
+        if not self._wait(FORMED_S_MAX, self._is_whole):
+            raise replica_world.Violation(f"the cluster is not there within {FORMED_S_MAX:g} s: {self._show()}")
+        return [
+            Client(self.workers, f"c{number}", random.Random(f"{self.seed} c{number}"))
+            for number in range(1, self.cluster_plan.workers.clients + 1)
+        ]
+
+    def _end(self, clients: list[Client]) -> None:
+        """Has the clients stop, and holds what is left to everything that must hold."""
         self.run_until(self.now_s + 0.2)
         for client in clients:
             client.is_stopped = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from coordinator.cli.cron import jobs_table, launches_table
 from coordinator.cli.cron_file import jobs_of, load_jobs
 from coordinator.cli.events import event_text
 from coordinator.cli.masters import masters_table
-from coordinator.cli.moves import moves_table
+from coordinator.cli.moves import move_text, moves_table
 from coordinator.cli.nodes import node_text, nodes_table
 from coordinator.cli.progress import Progress, wait_until
 from coordinator.cli.shards import shards_table
@@ -203,6 +204,19 @@ class TestViews:
         ):
             assert_fits(text)
             assert pod in text
+
+    def test_a_copy_is_seen_while_it_runs(self) -> None:
+        """Shows how far a copy is, its rate and what is left of it, in the list and alone; "-" where it is unknown."""
+        moves = [types_pb2.Move(id=number, shard_id=9, source="w1", target="w2", reason="balance") for number in (7, 8)]
+        progress = cluster_pb2.MoveProgress(
+            move_id=7, copied_rows=250, copy_rows=1_000, copied_bytes=3 << 20, bytes_per_s=1_572_864.0, remaining_s=12.0
+        )
+        header, running, waiting = moves_table(moves, [progress]).splitlines()
+        assert re.search(r"COPIED +RATE +LEFT", header)
+        assert re.search(r"25\.0% +1\.5 MiB/s +12s", running)
+        assert re.search(r"- +- +- +balance", waiting)
+        assert "250 of about 1000 rows (25.0%), 3.0 MiB, 1.5 MiB/s, 12s left" in move_text(moves[0], progress)
+        assert_fits(moves_table(moves, [progress]))
 
     def test_unreachable_master_says_why(self) -> None:
         """Shows that a master that does not answer has no figures but a reason."""

@@ -11,7 +11,8 @@ from coordinator.api.v1 import replication_pb2
 from coordinator.model.errors import Damaged, NotPrimary, OutcomeUnknown, Overloaded
 from tests.replica_driver import SHARD, TIMES, Cluster, Node
 from tests.sim.replica_store import SimStore, payload_of
-from worker_agent import replica_primary
+from worker_agent import replica_follower, replica_primary
+from worker_agent.replica_follower import COPY_CHUNKS_MAX
 from worker_agent.shard_interface import (
     AppendRecords,
     Barrier,
@@ -612,4 +613,72 @@ def test_a_new_store_gets_rows_although_the_log_reaches_back() -> None:
     cluster.pass_time(1.0)
     assert primary.report.caught_up == ("w2",)
     assert primary.replica.copies()[0].rows == 0
+    assert joiner.store.digest() == primary.store.digest()
+
+
+def test_a_copy_is_no_faster_than_its_receiver() -> None:
+    """Only so many chunks are on their way unacknowledged, however fast they are read; each answer lets one more go."""
+    cluster = Cluster("w1")
+    primary = cluster.form("w1")
+    for token in range(150):
+        primary.submit(token, f"k{token:03}")
+        cluster.settle()
+    receiver = cluster.add("w2", SimStore(is_complete=False))
+    cluster.assign(cluster.view(2, "w1", joining=("w2",)))
+    chunks = answers = 0
+    receiver.work()
+    while answers < 20:
+        for _ in range(10):  # The primary has all the time of the world, the receiver's disk does nothing.
+            primary.work()
+            arrived = [message.WhichOneof("message") for _, _, message in cluster.deliver()]
+            chunks += arrived.count("copy_chunk")
+            answers += arrived.count("copy_acknowledge")
+        assert chunks - answers <= COPY_CHUNKS_MAX
+        receiver.work(1)
+    cluster.pass_time(1.0)
+    assert primary.report.caught_up == ("w2",)
+
+
+def test_a_follower_that_does_not_acknowledge_is_sent_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent from memory without an answer is bounded; what comes after it is read from the log later."""
+    monkeypatch.setattr(replica_follower, "WINDOW_RECORDS", 10)
+    cluster = Cluster("w1", "w2")
+    primary = cluster.form("w1", "w2")
+    follower = cluster.nodes["w2"]
+    follower.is_stuck = True
+    sent = 0
+    for token in range(50):
+        primary.submit(token, f"k{token}")
+        primary.work()
+        sent += sum(len(message.append.records) for _, to, message in cluster.deliver() if to == "w2")
+    assert 10 <= sent <= 12
+    assert not primary.settled
+    follower.is_stuck = False
+    cluster.pass_time(1.0)
+    assert [primary.settled[token].sequence for token in range(50)] == list(range(1, 51))
+    assert follower.store.digest() == primary.store.digest()
+
+
+def test_a_copy_that_differs_is_not_promoted() -> None:
+    """A joining replica has caught up only with an equal digest; where its rows differ it is copied anew."""
+    cluster = Cluster("w1")
+    primary = cluster.form("w1")
+    for token in range(150):
+        primary.submit(token, f"k{token:03}")
+        cluster.settle()
+    joiner = cluster.add("w2", SimStore(is_complete=False))
+    cluster.assign(cluster.view(2, "w1", joining=("w2",)))
+    copies, is_altered = 0, False
+    while not primary.report.caught_up:
+        primary.work(1)
+        arrived = cluster.deliver(1)
+        joiner.work(1)
+        copies += sum(message.HasField("copy_chunk") and not message.copy_chunk.cursor for _, _, message in arrived)
+        if joiner.store.position().is_complete and not is_altered:
+            joiner.store.now.rows[(1, "k000")] = ("alien", 1)
+            is_altered = True
+        if not arrived and not primary.queue and not joiner.queue:
+            cluster.pass_time(0.01)
+    assert is_altered
+    assert copies == 2
     assert joiner.store.digest() == primary.store.digest()

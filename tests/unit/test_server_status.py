@@ -82,6 +82,17 @@ def test_a_suspect_worker_whose_shards_nobody_else_holds() -> None:
     ]
 
 
+def test_a_worker_that_cannot_write() -> None:
+    """It is named with how much of it is concerned, and what goes on; one that is silent is said to be that."""
+    full = replace(ALL_WELL, unwritable={"w1": 4, "w2": 0})
+    assert problems(whole_cluster(), full) == [
+        "worker w1 takes no writes for 4 shards: look whether its disk is full; its reads go on, and workers that can "
+        "write take over from it"
+    ]
+    state = with_node(whole_cluster(), node("w1", suspect_since_ms=WallMs(NOW - 3_000)))
+    assert "worker w1 is suspect: it has not been heard for 3.0 s" in problems(state, full)
+
+
 def test_too_few_replicas_and_why() -> None:
     """Shards below their count are counted, and when there are too few workers that is said."""
     state = whole_cluster()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from coordinator.api.v1 import replication_pb2
 from coordinator.config import StateSettings
 from coordinator.model import HASH_SPACE, SystemClock
@@ -54,6 +56,34 @@ async def test_a_question_that_comes_too_early_is_answered_as_soon_as_the_store_
         async with asyncio.timeout(10):
             answer = await peers.said.get()
         assert answer.standing.sent_at_us == 5
+    finally:
+        await shards.close()
+
+
+async def test_both_halves_of_a_cut_are_made_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They are made of the same files, one right after the other: neither finds them in use and waits to try again."""
+    shards, _ = make(tmp_path)
+    whole = ShardView(1, 0, HASH_SPACE, 1, ReplicaRole.PRIMARY, "w2", ("w2",), (), is_formed=False)
+    middle = HASH_SPACE // 2
+    halves = [
+        ShardView(shard_id, lo, hi, 3, ReplicaRole.PRIMARY, "w2", ("w2",), (), parents=(1,))
+        for shard_id, lo, hi in ((2, 0, middle), (3, middle, HASH_SPACE))
+    ]
+
+    async def are_open(count: int) -> None:
+        async with asyncio.timeout(10):
+            while [shard.is_open for shard in shards.shards] != [True] * count:
+                await shards.changed()
+
+    try:
+        shards.follow([whole], {}, 0)
+        await are_open(1)
+        shards.follow(halves, {}, 0)
+        await are_open(2)
+        assert not caplog.records, caplog.text
+        async with asyncio.timeout(10):
+            while (tmp_path / "1.sqlite").exists():  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
     finally:
         await shards.close()
 

@@ -30,7 +30,7 @@ from tests.played_state import PlayedHost, PlayedShard, PlayedWorker, Rows, play
 from worker_agent import state_route
 from worker_agent.state_interface import Elsewhere, Place
 from worker_agent.state_route import Known, Scope, known_of, metadata_of
-from worker_agent.store_interface import StateItem
+from worker_agent.store_interface import StateItem, StoreFull
 
 ANN = "ann"
 SOON_S = 0.05
@@ -212,14 +212,48 @@ async def test_a_repeat_of_a_pending_request_has_the_same_outcome() -> None:
 
 
 async def test_too_few_replicas_refuse_writes_and_go_on_reading() -> None:
-    """Below `min_in_sync` writes are refused, definitely; reads and answers to known requests are not."""
+    """Below `min_in_sync` writes are refused, definitely, and reads are not."""
     async with one_worker(StateSettings(min_in_sync=2)) as (shard, worker):
         await worker.core.write(put("a", request_id="r1"), scope())
         shard.in_sync_count = 1
         with pytest.raises(TooFewReplicas, match="has 1 in-sync replicas, and writes need 2"):
             await worker.core.write(put("a"), scope())
-        assert (await worker.core.write(put("a", request_id="r1"), scope())).version == 1
+        assert worker.core.try_write(put("a")) is None
         assert (await worker.core.read(get("a"), scope())).items
+
+
+async def test_a_write_is_not_acknowledged_on_too_few_replicas() -> None:
+    """One that was on its way when a replica left waits until another one has it too, and so does its repetition."""
+    async with one_worker(StateSettings(min_in_sync=2)) as (shard, worker):
+        shard.is_held = True
+        calls = [asyncio.ensure_future(worker.core.write(put("a", request_id="r1"), scope())) for _ in range(2)]
+        write = put("b")
+        submitted = worker.core.try_write(write)
+        assert isinstance(submitted, asyncio.Future)
+        calls.append(asyncio.ensure_future(worker.core.settle(submitted, write, scope())))
+        await until(lambda: len(shard.submitted) == 2)
+        shard.in_sync_count = 1
+        shard.apply_next()
+        shard.apply_next()
+        with pytest.raises(TimedOut, match="it may still be"):
+            await worker.core.write(put("a", request_id="r1"), scope(SOON_S))
+        assert not any(call.done() for call in calls)
+        assert (await worker.core.read(get("a"), scope())).items, "it is applied all the same"
+        calls.append(asyncio.ensure_future(worker.core.write(put("a", request_id="r1"), scope())))
+        await asyncio.sleep(0)
+        shard.in_sync_count = 2
+        worker.host.tell()
+        assert [(await call).version for call in calls] == [2, 2, 1, 2]
+        shard.is_held = True
+        last = asyncio.ensure_future(worker.core.write(put("c"), scope(may_repeat=False)))
+        await until(lambda: shard.submitted)
+        shard.in_sync_count = 1
+        shard.apply_next()
+        await worker.host.waits.wait()
+        shard.stop_serving(NotPrimary("it is another one now"))
+        worker.host.tell()
+        with pytest.raises(OutcomeUnknown, match="stopped serving before enough replicas had the write"):
+            await last
 
 
 async def test_deadlines_say_how_sure_they_are() -> None:
@@ -328,6 +362,41 @@ async def test_doubt_is_never_forgotten() -> None:
         host.tell()
         with pytest.raises(OutcomeUnknown, match="stopped in the middle; then: w1 does not answer"):
             await writing
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (StoreFull("no room"), OutcomeUnknown),
+        (TooFewReplicas("one is left"), OutcomeUnknown),
+        (TimedOut("late"), TimedOut),
+        (VersionConflict("another one"), VersionConflict),
+    ],
+)
+async def test_what_ends_the_second_try_is_not_said_of_the_first(
+    second: CoordinatorError, expected: type[CoordinatorError]
+) -> None:
+    """What was sent when the disk became full may be applied once there is room, whatever its repetition is told."""
+    for calls_execute in (False, True):
+        async with one_worker() as (shard, worker):
+            shard.is_held = True
+            write = put("a", request_id="r1")
+            if calls_execute:
+                submitted = worker.core.try_write(write)
+                assert isinstance(submitted, asyncio.Future)
+                writing = asyncio.ensure_future(worker.core.settle(submitted, write, scope()))
+            else:
+                writing = asyncio.ensure_future(worker.core.write(write, scope()))
+            for number, error in enumerate((OutcomeUnknown("the disk became full"), second), 1):
+                await until(lambda shard=shard: shard.submitted)
+                shard.submitted.popleft()[1].set_exception(error)
+                if number == 1:
+                    await worker.host.waits.wait()
+                    worker.host.tell()
+            with pytest.raises(expected) as caught:
+                await writing
+            assert not caught.value.DEFINITE or expected is VersionConflict
+            assert expected is not OutcomeUnknown or "became full; then: " in str(caught.value)
 
 
 async def test_a_request_for_elsewhere_is_passed_on_once() -> None:
