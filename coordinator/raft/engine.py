@@ -5,7 +5,9 @@ PySyncObj finds them under their mangled names. Below them stand the accessors, 
 consensus.py needs. The version is pinned exactly in pyproject.toml; whoever raises it reads `syncobj.py` again,
 and tests/unit/test_raft_engine.py fails where a name has moved.
 
-Time for elections comes from `pysyncobj.syncobj.monotonicTime`; a simulation replaces that one name.
+Time for elections and leases comes from `pysyncobj.syncobj.monotonicTime`, for PySyncObj and for us (`now_s`): all of
+it is one clock. PySyncObj's own stands still while the machine sleeps; a leader that wakes would take its lease for a
+running one and serve what is old, so it is replaced by `elapsed_s`. A simulation replaces that one name again.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pysyncobj.node import Node
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
+from coordinator.model.clock import elapsed_s
 from coordinator.raft.frames import Message
 from coordinator.raft.journal import Entry, Journal
 
@@ -28,6 +31,8 @@ from coordinator.raft.journal import Entry, Journal
 # process, and there they only raise. Python has had them on every system since 3.4.
 socket.inet_pton = _socket.inet_pton
 socket.inet_ntop = _socket.inet_ntop
+
+pysyncobj.syncobj.monotonicTime = elapsed_s
 
 COMPACTION_S = 3600.0
 """A snapshot is written at least so often when there is anything new."""
@@ -41,7 +46,7 @@ CANDIDATE, LEADER = 1, 2
 
 
 def now_s() -> float:
-    """The monotonic clock that PySyncObj reads, in seconds."""
+    """The monotonic clock that PySyncObj reads too, in seconds; leases count on it, and on no other."""
     return float(pysyncobj.syncobj.monotonicTime())
 
 
@@ -59,6 +64,8 @@ class Links(Protocol):
     def disk_of(self, id: str) -> str: ...
 
     def setOnMessageReceivedCallback(self, callback: Any) -> None: ...
+
+    def setOnNodeConnectedCallback(self, callback: Any) -> None: ...
 
 
 class Hooks(Protocol):
@@ -191,6 +198,13 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
     def stand_for_election(self) -> None:
         """Has PySyncObj stand for election at its next tick."""
         self._SyncObj__raftElectionDeadline = 0.0
+
+    def transfer_to(self, id: str | None) -> int:
+        """Asks a follower that has everything to take over, the most complete one for None; FAIL_REASON of asking."""
+        reasons: list[int] = []
+        target = None if id is None else Node(id)
+        self.transferLeadership(target, lambda _, reason: reasons.append(reason))
+        return reasons[0]
 
     def become_follower(self, term: int) -> None:
         """Gives up what it was; a later term is taken over without a vote in it."""
