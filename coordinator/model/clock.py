@@ -30,23 +30,11 @@ class Clock(Protocol):
         ...
 
 
-_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
-
-
-def elapsed_s() -> float:
-    """The monotonic clock of this machine, in seconds; on Linux it goes on while the machine sleeps.
-
-    A lease that stood still with a sleeping machine would hold after waking, when others lead already. asyncio's timers
-    do stand still; they only wake whoever then reads this clock, so what is due meanwhile is done late, never wrongly.
-    """
-    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
-
-
 class SystemClock:
     """The clocks of the operating system."""
 
     def monotonic(self) -> Monotonic:
-        return Monotonic(elapsed_s())
+        return Monotonic(time.monotonic())
 
     def wall_ms(self) -> WallMs:
         return WallMs(time.time_ns() // 1_000_000)

@@ -36,6 +36,7 @@ DRIFT = 0.001
 """Two clocks may part by so much per second between readings; NTP slews by half of that."""
 READING_S = 0.001
 """A wall clock is told in whole milliseconds."""
+US_MAX = 1 << 62
 RECOVERED = 0.8
 """A clock counts as good again, in the log, below so much of the limit: at the limit every message would be news."""
 
@@ -161,7 +162,7 @@ class Clocks:
         echo = self._stamps.get(peer_id)
         if echo is not None:
             reading.echo_us = echo.sent_us
-            reading.held_us = _us(now_s - echo.received_s)
+            reading.held_us = max(0, _us(now_s - echo.received_s))
         if tells_all or now_s - self._relayed_s.get(peer_id, -RELAY_S) >= RELAY_S:
             self._relayed_s[peer_id] = now_s
             own_s = wall_ms / 1_000 - now_s
@@ -169,9 +170,9 @@ class Clocks:
                 if id != peer_id and now_s - known.at_s < self._known_s:
                     reading.others.add(
                         id=id,
-                        offset_us=round((known.interval.middle_s - own_s) * 1e6),
+                        offset_us=_us(known.interval.middle_s - own_s),
                         uncertainty_us=_us(known.interval.uncertainty_s),
-                        age_us=_us(now_s - known.at_s),
+                        age_us=max(0, _us(now_s - known.at_s)),
                     )
         return reading
 
@@ -258,4 +259,5 @@ def words(offset_s: float) -> str:
 
 
 def _us(seconds: float) -> int:
-    return max(0, round(seconds * 1e6))
+    """Microseconds; what a peer said may be beyond all bounds, and still has to fit when it is passed on."""
+    return max(-US_MAX, min(US_MAX, round(seconds * 1e6)))

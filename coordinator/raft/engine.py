@@ -5,9 +5,7 @@ PySyncObj finds them under their mangled names. Below them stand the accessors, 
 consensus.py needs. The version is pinned exactly in pyproject.toml; whoever raises it reads `syncobj.py` again,
 and tests/unit/test_raft_engine.py fails where a name has moved.
 
-Time for elections and leases comes from `pysyncobj.syncobj.monotonicTime`, for PySyncObj and for us (`now_s`): all of
-it is one clock. PySyncObj's own stands still while the machine sleeps; a leader that wakes would take its lease for a
-running one and serve what is old, so it is replaced by `elapsed_s`. A simulation replaces that one name again.
+Time for elections comes from `pysyncobj.syncobj.monotonicTime`; a simulation replaces that one name.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from pysyncobj.node import Node
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
-from coordinator.model.clock import elapsed_s
 from coordinator.raft.frames import Message
 from coordinator.raft.journal import Entry, Journal
 
@@ -31,8 +28,6 @@ from coordinator.raft.journal import Entry, Journal
 # process, and there they only raise. Python has had them on every system since 3.4.
 socket.inet_pton = _socket.inet_pton
 socket.inet_ntop = _socket.inet_ntop
-
-pysyncobj.syncobj.monotonicTime = elapsed_s
 
 COMPACTION_S = 3600.0
 """A snapshot is written at least so often when there is anything new."""
@@ -46,7 +41,7 @@ CANDIDATE, LEADER = 1, 2
 
 
 def now_s() -> float:
-    """The monotonic clock that PySyncObj reads too, in seconds; leases count on it, and on no other."""
+    """The monotonic clock that PySyncObj reads, in seconds."""
     return float(pysyncobj.syncobj.monotonicTime())
 
 
