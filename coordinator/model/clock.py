@@ -1,6 +1,8 @@
 """Time as the code may know it: monotonic and wall time have different types, and clocks are passed in.
 
 Intervals, leases and deadlines are counted on monotonic time only. Wall time is for schedules and for people.
+Monotonic time goes on while the machine sleeps: a lease that stood still meanwhile would hold when it wakes up, and
+others have led for long by then.
 """
 
 from __future__ import annotations
@@ -16,6 +18,15 @@ WallMs = NewType("WallMs", int)
 
 NEVER_MS = WallMs(0)
 """Stands for "has not happened" wherever a wall time is stored."""
+
+
+_ASLEEP_TOO: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+"""Linux stops its other monotonic clocks in sleep; where there is no such clock, the usual one has to do."""
+
+
+def monotonic_s() -> float:
+    """Seconds on the machine's monotonic clock, those that it slept among them."""
+    return time.monotonic() if _ASLEEP_TOO is None else time.clock_gettime(_ASLEEP_TOO)
 
 
 class Clock(Protocol):
@@ -34,7 +45,7 @@ class SystemClock:
     """The clocks of the operating system."""
 
     def monotonic(self) -> Monotonic:
-        return Monotonic(time.monotonic())
+        return Monotonic(monotonic_s())
 
     def wall_ms(self) -> WallMs:
         return WallMs(time.time_ns() // 1_000_000)

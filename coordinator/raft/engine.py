@@ -5,7 +5,8 @@ PySyncObj finds them under their mangled names. Below them stand the accessors, 
 consensus.py needs. The version is pinned exactly in pyproject.toml; whoever raises it reads `syncobj.py` again,
 and tests/unit/test_raft_engine.py fails where a name has moved.
 
-Time for elections comes from `pysyncobj.syncobj.monotonicTime`; a simulation replaces that one name.
+Time for elections and leases comes from `pysyncobj.syncobj.monotonicTime`, which is model/clock.py's clock: PySyncObj's
+own stands still while the machine sleeps. A simulation replaces that one name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pysyncobj.node import Node
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
+from coordinator.model.clock import monotonic_s
 from coordinator.raft.frames import Message
 from coordinator.raft.journal import Entry, Journal
 
@@ -28,6 +30,8 @@ from coordinator.raft.journal import Entry, Journal
 # process, and there they only raise. Python has had them on every system since 3.4.
 socket.inet_pton = _socket.inet_pton
 socket.inet_ntop = _socket.inet_ntop
+
+pysyncobj.syncobj.monotonicTime = monotonic_s
 
 COMPACTION_S = 3600.0
 """A snapshot is written at least so often when there is anything new."""
