@@ -10,7 +10,9 @@ Order rules:
    the same: it may be the only one with the whole log. It hands over as soon as another has it.
 4. A leader that refuses asks the follower with the best clock among those with the longest log to take over, at every
    step for ATTEMPT election timeouts (nothing is appended meanwhile, so that the follower gets everything), then lets
-   commands through for PAUSE_S, and so on. Without a follower whose clock is good it leads on.
+   commands through for PAUSE_S, and so on. Without a follower whose clock is good it leads on. It looks at its clock
+   before commands are appended in the same step, so that no entry gets the time of a clock that just stepped: the
+   time in the log never goes back, and what is remembered for so long (answers by request id) would be forgotten.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ PAUSE_S = 1.0
 ASKED = 3
 """Election timeouts for a follower that was asked; after two without an outcome the leader steps down anyhow."""
 LOOK_S = 0.02
-"""A leader looks at its own clock so often."""
+"""A leader compares its clock with the others' so often, and at once when its own has stepped."""
+STEP_S = 0.1
 
 
 class ClockDuty:
@@ -51,6 +54,8 @@ class ClockDuty:
         self._may_speak = may_speak
         self._refused_since_s: float | None = None
         self._look_at_s = 0.0
+        self._own_s = 0.0
+        """The wall clock minus the monotonic one, at the latest look."""
         self._attempt_until_s = 0.0
 
     # Standing for election
@@ -75,9 +80,12 @@ class ClockDuty:
     def hand_over(self, transfer: Callable[[str], int]) -> None:
         """To be called at every step: a leader that refuses has a follower take over (order rule 4)."""
         at_s = now_s()
-        if at_s < self._look_at_s or not self._engine._isLeader():
+        if not self._engine._isLeader():
             return
-        self._refused_since_s = None
+        own_s = self.clocks.own_s(at_s)
+        if at_s < self._look_at_s and abs(own_s - self._own_s) < STEP_S:
+            return
+        self._refused_since_s, self._own_s = None, own_s
         if not self.clocks.verdict(at_s).refuses:
             self._look_at_s, self._attempt_until_s = at_s + LOOK_S, 0.0
             return

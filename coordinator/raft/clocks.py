@@ -198,9 +198,13 @@ class Clocks:
 
     # What follows
 
+    def own_s(self, now_s: float) -> float:
+        """The wall clock of this master minus its monotonic one: changes only when the wall clock steps or slews."""
+        return self._wall_ms() / 1_000 - now_s
+
     def offsets(self, now_s: float) -> dict[str, Interval]:
         """The wall clocks of the peers minus this master's, by id; only those that still count."""
-        own_s = self._wall_ms() / 1_000 - now_s
+        own_s = self.own_s(now_s)
         found = {}
         for id in self._peer_ids:
             known = self._known.get(id)
