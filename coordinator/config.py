@@ -42,6 +42,10 @@ class RaftSettings:
     """Default deadline of a proposal."""
     snapshot_entries: int = 20_000
     """Log entries after which a snapshot is written and the log cut."""
+    clock_offset_warn_s: float = 0.5
+    """A master whose wall clock differs so much from the other masters' is named in the log and by `status`."""
+    clock_offset_max_s: float = 5.0
+    """One that differs so much refuses to lead; above clock_offset_warn_s."""
 
 
 @dataclass(frozen=True, slots=True)

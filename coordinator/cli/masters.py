@@ -42,7 +42,16 @@ def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
         rows.append([master.id, master.role, master.grpc_address, *(figures if answered else [NOTHING] * 7)])
         if master.problem:
             problems.append(paragraph(master.problem, f"{master.id}: "))
+        if master.clock_is_off or master.refuses_to_lead:
+            problems.append(paragraph(clock_words(master), f"{master.id}: "))
     return "\n".join([table(COLUMNS, rows), *problems])
+
+
+def clock_words(master: cluster_pb2.Master) -> str:
+    """What is wrong with a master's wall clock."""
+    offset_s = master.clock_offset_ms / 1_000
+    what = f"its wall clock is {abs(offset_s):.3g} s {'ahead of' if offset_s > 0 else 'behind'} the other masters'"
+    return f"{what}, so it refuses to lead" if master.refuses_to_lead else what
 
 
 @click.group(cls=Group)

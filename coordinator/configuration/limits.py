@@ -48,6 +48,9 @@ RANGES: dict[type, dict[str, Range]] = {
         "proposals_max": Range(1, 1_000_000, "proposals"),
         "propose_timeout_s": Range(0.1, 600, "seconds"),
         "snapshot_entries": Range(100, 100_000_000, "entries"),
+        # Clocks are told in whole milliseconds, and NTP over a network keeps them within some.
+        "clock_offset_warn_s": Range(0.01, 86_400, "seconds"),
+        "clock_offset_max_s": Range(0.02, 86_400, "seconds"),
     },
     ConsulSettings: {
         # Consul checks no more often than once a second, whatever it is told.

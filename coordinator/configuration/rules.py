@@ -82,6 +82,15 @@ def _check_raft(findings: Findings, config: ClusterConfig) -> None:
             f"use at least {number(raft.election_timeout_s_max)}",
             longest,
         )
+    warn, most = ("raft", "clock_offset_warn_s"), ("raft", "clock_offset_max_s")
+    if findings.is_sound(warn, most) and raft.clock_offset_warn_s >= raft.clock_offset_max_s:
+        findings.refuse(
+            most,
+            f"{findings.named(most, raft.clock_offset_max_s)} is not above "
+            f"{findings.named_at(warn, raft.clock_offset_warn_s)}; "
+            f"use about {number(raft.clock_offset_warn_s * 10)}, so that people hear of it before it has effects",
+            warn,
+        )
 
 
 def _check_session(findings: Findings, config: ClusterConfig) -> None:

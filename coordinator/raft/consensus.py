@@ -37,6 +37,8 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import WallMs
 from coordinator.model.errors import Damaged
 from coordinator.raft.append_rules import adjust_append
+from coordinator.raft.clock_links import ClockedLinks
+from coordinator.raft.clocks import Clocks
 from coordinator.raft.elections import Elections, Outbox, Protections
 from coordinator.raft.engine import Callback, Links, SyncEngine, now_s
 from coordinator.raft.entry import NO_OP, is_command, payload_of, stamp, time_of
@@ -83,7 +85,7 @@ class Consensus:
         protections: Protections | None = None,
         membership: Membership | None = None,
     ) -> None:
-        self._transport = transport
+        self._transport = ClockedLinks(transport, Clocks(transport.nodes, settings, wall_ms))
         self._protections = protections or Protections()
         self._journal = journal
         self._snapshots = snapshots
@@ -96,20 +98,18 @@ class Consensus:
         self._installed_index: int | None = None
         self._leader_commit_index = 0
         self._has_caught_up = False
-        others = [transport.nodes[id] for id in sorted(transport.nodes)]
-        self._others = others
+        self._others = others = [transport.nodes[id] for id in sorted(transport.nodes)]
         self._held: list[tuple[Node, Message]] = []
         """Answers that wait for the disk."""
         self._answering_us = 0
         """`sent_at_us` of the append that is being taken in."""
         self._leader_sent_us = 0
         """`sent_at_us` of the latest append or chunk of a leader that was followed."""
-        self._engine = SyncEngine(
-            self, transport.self_id, others, settings, Outbox(transport, lambda: self.elections.is_transfer)
-        )
+        outbox = Outbox(self._transport, lambda: self.elections.is_transfer)
+        self._engine = SyncEngine(self, transport.self_id, others, settings, outbox)
         self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
-        self.elections = Elections(self._engine, others, settings, self._protections, self.voters, transport.send)
-        self.replication = Replication(self._engine, journal, snapshots, transport, settings)
+        self.elections = Elections(self._engine, others, settings, self._protections, self.voters, self._transport)
+        self.replication = Replication(self._engine, journal, snapshots, self._transport, settings)
         self._gathering = Gathering()
         self._is_admission_queued = False
         self._take_over()
@@ -229,6 +229,7 @@ class Consensus:
             queued_bytes=queued_bytes,
             behind={node.id: last - self.replication.match_index(node) for node in followers},
             snapshot=self._snapshots.figures,
+            clocks=self.elections.duty.clocks.figures(now_s()),
         )
 
     def propose(self, payload: bytes, callback: Callback) -> None:
@@ -240,6 +241,7 @@ class Consensus:
         self._install_received()
         self._make_durable()
         self.elections.advance()
+        self.elections.duty.hand_over(self.transfer)
         self._engine.doTick(0.0)
         if self.is_raft_leader:
             self.replicate(is_heartbeat=False)
@@ -276,13 +278,11 @@ class Consensus:
 
         Where none has, this leader appends nothing for a moment, so that asking again succeeds.
         """
-        reasons: list[int] = []
         self._gathering.closed_until_s = now_s() + TRANSFER_HOLD_S
-        target = None if target_id is None else Node(target_id)
-        self._engine.transferLeadership(target, lambda _, reason: reasons.append(reason))
-        if reasons[0] == FAIL_REASON.SUCCESS:
+        reason = self._engine.transfer_to(self.elections.duty.choose(target_id))
+        if reason == FAIL_REASON.SUCCESS:
             self.elections.transfer_asked()
-        return reasons[0]
+        return reason
 
     def write_snapshot(self) -> None:
         """Has a snapshot written at the next step."""

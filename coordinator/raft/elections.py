@@ -17,6 +17,7 @@ Order rules:
 4. A leader that has asked a follower to take over breaks rule 1 on purpose, so from then on it has no lease in its
    term; if it still leads after two election timeouts it steps down, so that the next term has a lease again. It also
    appends nothing more (thesis 3.10), or the follower would lack that and lose the election; commands wait meanwhile.
+5. Whose wall clock is far off does not stand, though a majority would vote for it (clock_duty.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from typing import Any
 from pysyncobj.node import Node
 
 from coordinator.config import RaftSettings
+from coordinator.raft.clock_duty import ClockDuty
+from coordinator.raft.clock_links import ClockedLinks
 from coordinator.raft.engine import Links, SyncEngine, now_s
 from coordinator.raft.frames import Message
 from coordinator.raft.voters import Voters
@@ -69,7 +72,7 @@ class Outbox:
 
 
 class Elections:
-    """One master's view of who leads. `send(node, message)` goes to a peer."""
+    """One master's view of who leads."""
 
     def __init__(
         self,
@@ -78,14 +81,15 @@ class Elections:
         settings: RaftSettings,
         protections: Protections,
         voters: Voters,
-        send: Callable[[Node, Message], object],
+        links: ClockedLinks,
     ) -> None:
         self._engine = engine
         self._others = others
         self._settings = settings
         self._protections = protections
         self._voters = voters
-        self._send = send
+        self._send = links.send
+        self.duty = ClockDuty(engine, others, settings, links.clocks, voters.may_speak)
         self._heard_s = now_s()
         self.pre_votes = 0
         """Times that this master has asked for pre-votes."""
@@ -142,6 +146,7 @@ class Elections:
         """An append or a chunk of the present leader came in."""
         self._heard_s = now_s()
         self._asked_term = 0
+        self.duty.heard_leader()
 
     def _hears_leader(self) -> bool:
         if not self._protections.hears_leader:
@@ -173,7 +178,8 @@ class Elections:
         is_free = not self._protections.hears_leader or not self._others or self.is_transfer
         if is_free or not engine.has_election_due():
             return
-        if self._asked_term == engine.raftCurrentTerm + 1 and self._has_majority():
+        has_majority = self._asked_term == engine.raftCurrentTerm + 1 and self._has_majority()
+        if has_majority and self.duty.may_stand(has_waited=True):
             return  # The majority said yes: PySyncObj may stand now.
         engine.postpone_election()
         self._asked_term = int(engine.raftCurrentTerm) + 1
@@ -217,5 +223,5 @@ class Elections:
         if not (is_current and message["is_granted"]) or engine._isLeader():
             return
         self._granted.add(node)
-        if self._has_majority():
+        if self._has_majority() and self.duty.may_stand(has_waited=False):
             engine.stand_for_election()

@@ -64,6 +64,8 @@ class Links(Protocol):
 
     def setOnMessageReceivedCallback(self, callback: Any) -> None: ...
 
+    def setOnNodeConnectedCallback(self, callback: Any) -> None: ...
+
 
 class Hooks(Protocol):
     """What consensus.py does in the place of PySyncObj."""
@@ -195,6 +197,13 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
     def stand_for_election(self) -> None:
         """Has PySyncObj stand for election at its next tick."""
         self._SyncObj__raftElectionDeadline = 0.0
+
+    def transfer_to(self, id: str | None) -> int:
+        """Asks a follower that has everything to take over, the most complete one for None; FAIL_REASON of asking."""
+        reasons: list[int] = []
+        target = None if id is None else Node(id)
+        self.transferLeadership(target, lambda _, reason: reasons.append(reason))
+        return reasons[0]
 
     def become_follower(self, term: int) -> None:
         """Gives up what it was; a later term is taken over without a vote in it."""

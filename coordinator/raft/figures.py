@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 
+from coordinator.raft.clocks import ClockFigures
 from coordinator.raft.frames import Message
 
 SYNC_BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -82,3 +83,4 @@ class RaftFigures:
     behind: dict[str, int]
     """At a leader: entries that each other master is not known to have, by its id; empty elsewhere."""
     snapshot: SnapshotFigures
+    clocks: ClockFigures

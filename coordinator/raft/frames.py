@@ -78,7 +78,14 @@ def parse(body: bytes) -> peer_pb2.PeerFrame:
 
 
 def to_frame(message: Message) -> peer_pb2.PeerFrame:
-    """PySyncObj's message as a frame. Raises ValueError for one that must not travel."""
+    """PySyncObj's message as a frame, with what it says of clocks. Raises ValueError for one that must not travel."""
+    frame = _unstamped_frame(message)
+    if "clock" in message:
+        frame.clock.CopyFrom(message["clock"])
+    return frame
+
+
+def _unstamped_frame(message: Message) -> peer_pb2.PeerFrame:
     match message["type"]:
         case "append_entries" if "transmission" in message:
             raise ValueError("PySyncObj's split entries are pickles, which never travel")
@@ -198,7 +205,17 @@ def _answer_message(answer: peer_pb2.NextNodeIndex) -> Message:
 
 
 def to_message(frame: peer_pb2.PeerFrame) -> Message | None:
-    """A frame as PySyncObj's message; None for a sign of life. Raises ProtocolViolation for a second hello."""
+    """A frame as PySyncObj's message; None for a sign of life. Raises ProtocolViolation for a second hello.
+
+    What it says of clocks is in `clock`, for consensus.py.
+    """
+    message = _unstamped_message(frame)
+    if message is not None and frame.HasField("clock"):
+        message["clock"] = frame.clock
+    return message
+
+
+def _unstamped_message(frame: peer_pb2.PeerFrame) -> Message | None:
     match frame.WhichOneof("message"):
         case None:
             return None

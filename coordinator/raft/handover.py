@@ -12,6 +12,7 @@ from pysyncobj import FAIL_REASON
 
 from coordinator.config import RaftSettings
 from coordinator.model.errors import RefusalReason, Refused, TimedOut
+from coordinator.raft.clocks import ADVICE, words
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.transport import PeerTransport
 
@@ -26,6 +27,9 @@ async def hand_over(
     lost: asyncio.Event,
 ) -> None:
     """Returns once `lost` tells that the leadership is gone. Raises Refused, TimedOut (nobody took over)."""
+    if target_id and (verdict := consensus.elections.duty.refusal_of(target_id)):
+        what = f"the wall clock of master {target_id} is {words(verdict.offset_s)} the other masters'; {ADVICE}"
+        raise Refused(RefusalReason.PRECONDITION, what)
     loop = asyncio.get_running_loop()
     give_up_at_s = loop.time() + settings.election_timeout_s_max
     while not lost.is_set() and consensus.transfer(target_id) != FAIL_REASON.SUCCESS:

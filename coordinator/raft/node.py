@@ -26,6 +26,7 @@ from coordinator.model import Clock
 from coordinator.model.errors import ConfigError, NotLeader
 from coordinator.raft.address import parse_address
 from coordinator.raft.consensus import COMMAND_BYTES_LIMIT, Consensus
+from coordinator.raft.engine import now_s
 from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.gathering import LINGER_S
@@ -345,8 +346,9 @@ class RaftNode:
             return
         self._timer = self._loop.call_later(self._settings.append_period_s / 2, self._tick)
         synced_s = self._journal.syncs.sum_s if self._journal else 0.0
-        if stall := self._stalls.ticked(self._loop.time(), synced_s, time.process_time()):
-            log.warning("%s: %s", self.self_id, stall)
+        stall = self._stalls.ticked(self._loop.time(), synced_s, time.process_time())
+        for line in filter(None, (stall, self._consensus.elections.duty.clocks.news(now_s()))):
+            log.warning("%s: %s", self.self_id, line)
         self._transport.check(self._loop.time())
         self._proposals.prune()
         self._schedule_step()

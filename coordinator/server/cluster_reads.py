@@ -21,11 +21,14 @@ from coordinator.machine.state import State
 from coordinator.model import Node, Shard, key_hash
 from coordinator.model.errors import CoordinatorError, InvalidRequest
 from coordinator.placement import ShardMap
+from coordinator.raft.clocks import Verdict
 from coordinator.server.cluster_parts import ClusterParts, not_found, planned_move_to_proto, progress_to_proto
 from coordinator.server.context import Call
 from coordinator.server.status import Surroundings, fill_status
 
 KEYS_MAX = 10_000
+CLOCK_MS_MAX = 1 << 60
+"""A clock may say anything; this fits its field."""
 STALE = cluster_pb2.CONSISTENCY_STALE
 
 
@@ -119,7 +122,8 @@ class ClusterReads:
 
     def _own_figures(self) -> cluster_pb2.Master:
         settings = self._master.me
-        status = self._master.raft.status()
+        status, figures = self._master.raft.status(), self._master.raft.figures()
+        clock = figures.clocks.verdict if figures is not None else Verdict()
         return cluster_pb2.Master(
             id=settings.id,
             grpc_address=settings.grpc_address,
@@ -136,6 +140,10 @@ class ClusterReads:
             version=__version__,
             started_unix_ms=self._master.started_ms,
             cluster_id=self._master.raft.cluster_id,
+            clock_offset_ms=max(-CLOCK_MS_MAX, min(CLOCK_MS_MAX, round(clock.offset_s * 1_000))),
+            clocks_known=clock.known,
+            clock_is_off=clock.is_off,
+            refuses_to_lead=clock.refuses,
         )
 
     # Workers

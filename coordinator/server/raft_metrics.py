@@ -11,6 +11,10 @@
     peer_messages_total         counter    messages to and from masters, by `direction` (sent, received) and `type`
     peer_queued_bytes           gauge      bytes that a `peer` has not read; 2 MiB hold appends back, 64 MiB cut it off
     peer_lag                    gauge      at the leader: entries that a `peer` is not known to have
+    clock_offset_seconds        gauge      this master's wall clock minus the median of the masters'; ahead is positive
+    peer_clock_offset_seconds   gauge      a `peer`'s wall clock minus this master's
+    peer_clock_uncertainty_seconds  gauge  how far the truth may be from that: half a round trip
+    refuses_to_lead             gauge      1 while its wall clock is more than clock_offset_max_s off
     snapshot_index              gauge      log index that the newest snapshot on disk includes; 0 for none
     snapshot_bytes              gauge      its size
     snapshot_age_seconds        gauge      age of the newest log entry in it
@@ -29,6 +33,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from coordinator.raft.clocks import ClockFigures
 from coordinator.raft.figures import RaftFigures
 from coordinator.raft.node import RaftNode
 
@@ -67,6 +72,7 @@ class RaftMetrics(Collector):
         )
         yield _gauge("proposals_in_flight", "Commands that wait for their outcome.", figures.proposals)
         yield from self._peers(figures)
+        yield from self._clocks(figures.clocks)
         yield from self._snapshot(figures)
 
     @staticmethod
@@ -86,6 +92,23 @@ class RaftMetrics(Collector):
         for peer, entries in figures.behind.items():
             lag.add_metric((peer,), entries)
         yield lag
+
+    @staticmethod
+    def _clocks(clocks: ClockFigures) -> Iterable[Metric]:
+        verdict = clocks.verdict
+        yield _gauge("clock_offset_seconds", "Own wall clock minus the median of the masters'.", verdict.offset_s)
+        yield _gauge("refuses_to_lead", "1 while the wall clock is too far off to lead.", verdict.refuses)
+        offset = GaugeMetricFamily(
+            f"{PREFIX}peer_clock_offset_seconds", "A peer's wall clock minus this master's.", labels=("peer",)
+        )
+        uncertainty = GaugeMetricFamily(
+            f"{PREFIX}peer_clock_uncertainty_seconds", "How far the truth may be from that.", labels=("peer",)
+        )
+        for peer, interval in clocks.offsets.items():
+            offset.add_metric((peer,), interval.middle_s)
+            uncertainty.add_metric((peer,), interval.uncertainty_s)
+        yield offset
+        yield uncertainty
 
     def _snapshot(self, figures: RaftFigures) -> Iterable[Metric]:
         snapshot = figures.snapshot

@@ -14,6 +14,7 @@ from coordinator.control.figures import DamagedCopy
 from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import Node, NodeState, Shard, WallMs
+from coordinator.raft.clocks import ADVICE, words
 
 NAMES_SHOWN = 5
 
@@ -99,7 +100,19 @@ def _master_problems(masters: Sequence[cluster_pb2.Master]) -> list[str]:
             )
         elif spare == 0:
             found.append("no further master may be lost; start the missing ones again")
-    return found
+    return [*found, *(sentence for master in masters if (sentence := clock_problem(master)))]
+
+
+def clock_problem(master: cluster_pb2.Master) -> str:
+    """What is wrong with a master's wall clock; empty when nothing is."""
+    if not master.clock_is_off and not master.refuses_to_lead:
+        return ""
+    what = f"the wall clock of master {master.id} is {words(master.clock_offset_ms / 1_000)} the other masters'"
+    if not master.refuses_to_lead:
+        follows = ", and schedules go by it" if master.role == "leader" else ", and schedules would go by it if it led"
+    else:
+        follows = ", so it hands the leadership on" if master.role == "leader" else ", so it refuses to lead"
+    return f"{what}{follows}: {ADVICE}"
 
 
 def _lost_problems(lost_copies: Sequence[LostCopy]) -> list[str]:

@@ -42,6 +42,8 @@ KINDS = (
     "old_disk",
     "failing_disk",
 )
+STEPS_S = (-100.0, -20.0, -10.0, -0.7, 0.7, 10.0, 20.0, 100.0)
+"""Of wall clocks; by "step_wall", which is for plans that name it (test_clock_seeds.py) and is never healed."""
 LONG_PAUSE_S = 60.0
 DURATIONS_S = (0.05, 0.2, 0.5, 0.8, 1.2, 2.0)
 """Of faults that end by themselves; an election takes 0.3 to 0.6, and silence is noticed after 1.2."""
@@ -170,6 +172,10 @@ class Faults:
                 self._ask(master, lambda consensus: consensus.write_snapshot())
             case "flood":
                 self._flood(master)
+            case "step_wall":
+                step_s = rng.choice(STEPS_S)
+                world.note(f"the wall clock of {master.id} steps by {step_s:g} s")
+                master.wall_offset_ms += round(step_s * 1_000)
             case "strand":
                 # What a leader appends while nobody hears it will be overwritten.
                 master = world.leader() or master

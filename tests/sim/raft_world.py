@@ -221,12 +221,14 @@ def _simulated(world: World) -> Iterator[None]:
         engine.monotonicTime, store.CHUNK_BYTES = real
 
 
-def run_seed(seed: int, plan: Plan | None = None, mutation: Mutation | None = None) -> World:
+def run_seed(
+    seed: int, plan: Plan | None = None, mutation: Mutation | None = None, world_type: type[World] = World
+) -> World:
     """Plays one seed. Raises SeedFailed with its story and with the command that plays it again."""
     world: World | None = None
     plan = plan or Plan.of_seed(seed)
     try:
-        world = World(seed, plan, mutation or Mutation())
+        world = world_type(seed, plan, mutation or Mutation())
         with _simulated(world):
             world.play()
     except Exception as error:

@@ -133,6 +133,10 @@ class Master(_message.Message):
     PROBLEM_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    CLOCK_OFFSET_MS_FIELD_NUMBER: _builtins.int
+    CLOCKS_KNOWN_FIELD_NUMBER: _builtins.int
+    CLOCK_IS_OFF_FIELD_NUMBER: _builtins.int
+    REFUSES_TO_LEAD_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id, for example "m1"."""
     grpc_address: _builtins.str
@@ -163,6 +167,16 @@ class Master(_message.Message):
     """Bytes of its log on disk."""
     cluster_id: _builtins.str
     """Identity of the cluster that its disk belongs to; empty while it has not learned it."""
+    clock_offset_ms: _builtins.int
+    """How far its wall clock is from the masters' median (with an even number the farther of the two middle ones); positive
+    when it is ahead.
+    """
+    clocks_known: _builtins.int
+    """Masters' clocks that it compared, its own among them."""
+    clock_is_off: _builtins.bool
+    """True when its clock certainly differs by more than raft.clock_offset_warn_s."""
+    refuses_to_lead: _builtins.bool
+    """True when it certainly differs by more than raft.clock_offset_max_s, so this master refuses to lead."""
     @_builtins.property
     def connected_peers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Peers that it is connected with."""
@@ -186,10 +200,14 @@ class Master(_message.Message):
         problem: _builtins.str = ...,
         log_bytes: _builtins.int = ...,
         cluster_id: _builtins.str = ...,
+        clock_offset_ms: _builtins.int = ...,
+        clocks_known: _builtins.int = ...,
+        clock_is_off: _builtins.bool = ...,
+        refuses_to_lead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "connected_peers", b"connected_peers", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "leader_id", b"leader_id", "log_bytes", b"log_bytes", "log_entries", b"log_entries", "peer_address", b"peer_address", "problem", b"problem", "role", b"role", "started_unix_ms", b"started_unix_ms", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "clock_is_off", b"clock_is_off", "clock_offset_ms", b"clock_offset_ms", "clocks_known", b"clocks_known", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "connected_peers", b"connected_peers", "grpc_address", b"grpc_address", "http_address", b"http_address", "id", b"id", "leader_id", b"leader_id", "log_bytes", b"log_bytes", "log_entries", b"log_entries", "peer_address", b"peer_address", "problem", b"problem", "refuses_to_lead", b"refuses_to_lead", "role", b"role", "started_unix_ms", b"started_unix_ms", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oordinator/api/v1/peer.proto\x12\x12\x63oordinator.api.v1\"\xa3\x05\n\tPeerFrame\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.coordinator.api.v1.PeerHelloH\x00\x12;\n\x0e\x61ppend_entries\x18\x02 \x01(\x0b\x32!.coordinator.api.v1.AppendEntriesH\x00\x12<\n\x0fnext_node_index\x18\x03 \x01(\x0b\x32!.coordinator.api.v1.NextNodeIndexH\x00\x12\x37\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x1f.coordinator.api.v1.RequestVoteH\x00\x12\x39\n\rresponse_vote\x18\x05 \x01(\x0b\x32 .coordinator.api.v1.ResponseVoteH\x00\x12\x39\n\rapply_command\x18\x06 \x01(\x0b\x32 .coordinator.api.v1.ApplyCommandH\x00\x12J\n\x16\x61pply_command_response\x18\x07 \x01(\x0b\x32(.coordinator.api.v1.ApplyCommandResponseH\x00\x12\x35\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x1e.coordinator.api.v1.TimeoutNowH\x00\x12?\n\x10install_snapshot\x18\t \x01(\x0b\x32#.coordinator.api.v1.InstallSnapshotH\x00\x12/\n\x08pre_vote\x18\n \x01(\x0b\x32\x1b.coordinator.api.v1.PreVoteH\x00\x12<\n\x0fpre_vote_answer\x18\x0b \x01(\x0b\x32!.coordinator.api.v1.PreVoteAnswerH\x00\x42\t\n\x07message\"\xd0\x01\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x66rom_id\x18\x02 \x01(\t\x12\r\n\x05to_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63luster_name\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x07 \x01(\t\x12\x10\n\x08is_voter\x18\x08 \x01(\x08\x12\x13\n\x0bhas_history\x18\t \x01(\x08\x12\x12\n\nvoter_from\x18\n \x01(\x04\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"\xad\x01\n\rAppendEntries\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12\x1a\n\x12previous_log_index\x18\x03 \x01(\x04\x12\x19\n\x11previous_log_term\x18\x04 \x01(\x04\x12-\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1c.coordinator.api.v1.LogEntry\x12\x12\n\nsent_at_us\x18\x06 \x01(\x04\"~\n\rNextNodeIndex\x12\x17\n\x0fnext_node_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\nsent_at_us\x18\x05 \x01(\x04\x12\x12\n\nis_learner\x18\x06 \x01(\x08\"_\n\x0bRequestVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x12\x13\n\x0bis_transfer\x18\x04 \x01(\x08\"F\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\"E\n\rPreVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nis_granted\x18\x02 \x01(\x08\x12\x12\n\nvoter_term\x18\x03 \x01(\x04\"\x1c\n\x0cResponseVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\"3\n\x0c\x41pplyCommand\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\"m\n\x14\x41pplyCommandResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\x05\x65rror\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tlog_index\x18\x03 \x01(\x04\x12\x10\n\x08log_term\x18\x04 \x01(\x04\x42\x08\n\x06_error\"\x1a\n\nTimeoutNow\x12\x0c\n\x04term\x18\x01 \x01(\x04\"\x8c\x01\n\x0fInstallSnapshot\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x10\n\x08is_first\x18\x04 \x01(\x08\x12\x0f\n\x07is_last\x18\x05 \x01(\x08\x12\x10\n\x08is_empty\x18\x06 \x01(\x08\x12\x12\n\nsent_at_us\x18\x07 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oordinator/api/v1/peer.proto\x12\x12\x63oordinator.api.v1\"\xd4\x05\n\tPeerFrame\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x1d.coordinator.api.v1.PeerHelloH\x00\x12;\n\x0e\x61ppend_entries\x18\x02 \x01(\x0b\x32!.coordinator.api.v1.AppendEntriesH\x00\x12<\n\x0fnext_node_index\x18\x03 \x01(\x0b\x32!.coordinator.api.v1.NextNodeIndexH\x00\x12\x37\n\x0crequest_vote\x18\x04 \x01(\x0b\x32\x1f.coordinator.api.v1.RequestVoteH\x00\x12\x39\n\rresponse_vote\x18\x05 \x01(\x0b\x32 .coordinator.api.v1.ResponseVoteH\x00\x12\x39\n\rapply_command\x18\x06 \x01(\x0b\x32 .coordinator.api.v1.ApplyCommandH\x00\x12J\n\x16\x61pply_command_response\x18\x07 \x01(\x0b\x32(.coordinator.api.v1.ApplyCommandResponseH\x00\x12\x35\n\x0btimeout_now\x18\x08 \x01(\x0b\x32\x1e.coordinator.api.v1.TimeoutNowH\x00\x12?\n\x10install_snapshot\x18\t \x01(\x0b\x32#.coordinator.api.v1.InstallSnapshotH\x00\x12/\n\x08pre_vote\x18\n \x01(\x0b\x32\x1b.coordinator.api.v1.PreVoteH\x00\x12<\n\x0fpre_vote_answer\x18\x0b \x01(\x0b\x32!.coordinator.api.v1.PreVoteAnswerH\x00\x12/\n\x05\x63lock\x18\x0c \x01(\x0b\x32 .coordinator.api.v1.ClockReadingB\t\n\x07message\"\x8a\x01\n\x0c\x43lockReading\x12\x14\n\x0cwall_unix_ms\x18\x01 \x01(\x03\x12\x12\n\nsent_at_us\x18\x02 \x01(\x04\x12\x0f\n\x07\x65\x63ho_us\x18\x03 \x01(\x04\x12\x0f\n\x07held_us\x18\x04 \x01(\x04\x12.\n\x06others\x18\x05 \x03(\x0b\x32\x1e.coordinator.api.v1.OtherClock\"S\n\nOtherClock\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\toffset_us\x18\x02 \x01(\x12\x12\x16\n\x0euncertainty_us\x18\x03 \x01(\x04\x12\x0e\n\x06\x61ge_us\x18\x04 \x01(\x04\"\xd0\x01\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x66rom_id\x18\x02 \x01(\t\x12\r\n\x05to_id\x18\x03 \x01(\t\x12\x14\n\x0c\x63luster_name\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x12\n\ncluster_id\x18\x06 \x01(\t\x12\x0f\n\x07\x64isk_id\x18\x07 \x01(\t\x12\x10\n\x08is_voter\x18\x08 \x01(\x08\x12\x13\n\x0bhas_history\x18\t \x01(\x08\x12\x12\n\nvoter_from\x18\n \x01(\x04\"8\n\x08LogEntry\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\x0c\"\xad\x01\n\rAppendEntries\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12\x1a\n\x12previous_log_index\x18\x03 \x01(\x04\x12\x19\n\x11previous_log_term\x18\x04 \x01(\x04\x12-\n\x07\x65ntries\x18\x05 \x03(\x0b\x32\x1c.coordinator.api.v1.LogEntry\x12\x12\n\nsent_at_us\x18\x06 \x01(\x04\"~\n\rNextNodeIndex\x12\x17\n\x0fnext_node_index\x18\x01 \x01(\x04\x12\r\n\x05reset\x18\x02 \x01(\x08\x12\x0f\n\x07success\x18\x03 \x01(\x08\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x12\n\nsent_at_us\x18\x05 \x01(\x04\x12\x12\n\nis_learner\x18\x06 \x01(\x08\"_\n\x0bRequestVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\x12\x13\n\x0bis_transfer\x18\x04 \x01(\x08\"F\n\x07PreVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x02 \x01(\x04\x12\x15\n\rlast_log_term\x18\x03 \x01(\x04\"E\n\rPreVoteAnswer\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\nis_granted\x18\x02 \x01(\x08\x12\x12\n\nvoter_term\x18\x03 \x01(\x04\"\x1c\n\x0cResponseVote\x12\x0c\n\x04term\x18\x01 \x01(\x04\"3\n\x0c\x41pplyCommand\x12\x0f\n\x07\x63ommand\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\"m\n\x14\x41pplyCommandResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x04\x12\x12\n\x05\x65rror\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tlog_index\x18\x03 \x01(\x04\x12\x10\n\x08log_term\x18\x04 \x01(\x04\x42\x08\n\x06_error\"\x1a\n\nTimeoutNow\x12\x0c\n\x04term\x18\x01 \x01(\x04\"\x8c\x01\n\x0fInstallSnapshot\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x10\n\x08is_first\x18\x04 \x01(\x08\x12\x0f\n\x07is_last\x18\x05 \x01(\x08\x12\x10\n\x08is_empty\x18\x06 \x01(\x08\x12\x12\n\nsent_at_us\x18\x07 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,29 +32,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coordinator.api.v1.peer_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PEERFRAME']._serialized_start=54
-  _globals['_PEERFRAME']._serialized_end=729
-  _globals['_PEERHELLO']._serialized_start=732
-  _globals['_PEERHELLO']._serialized_end=940
-  _globals['_LOGENTRY']._serialized_start=942
-  _globals['_LOGENTRY']._serialized_end=998
-  _globals['_APPENDENTRIES']._serialized_start=1001
-  _globals['_APPENDENTRIES']._serialized_end=1174
-  _globals['_NEXTNODEINDEX']._serialized_start=1176
-  _globals['_NEXTNODEINDEX']._serialized_end=1302
-  _globals['_REQUESTVOTE']._serialized_start=1304
-  _globals['_REQUESTVOTE']._serialized_end=1399
-  _globals['_PREVOTE']._serialized_start=1401
-  _globals['_PREVOTE']._serialized_end=1471
-  _globals['_PREVOTEANSWER']._serialized_start=1473
-  _globals['_PREVOTEANSWER']._serialized_end=1542
-  _globals['_RESPONSEVOTE']._serialized_start=1544
-  _globals['_RESPONSEVOTE']._serialized_end=1572
-  _globals['_APPLYCOMMAND']._serialized_start=1574
-  _globals['_APPLYCOMMAND']._serialized_end=1625
-  _globals['_APPLYCOMMANDRESPONSE']._serialized_start=1627
-  _globals['_APPLYCOMMANDRESPONSE']._serialized_end=1736
-  _globals['_TIMEOUTNOW']._serialized_start=1738
-  _globals['_TIMEOUTNOW']._serialized_end=1764
-  _globals['_INSTALLSNAPSHOT']._serialized_start=1767
-  _globals['_INSTALLSNAPSHOT']._serialized_end=1907
+  _globals['_PEERFRAME']._serialized_end=778
+  _globals['_CLOCKREADING']._serialized_start=781
+  _globals['_CLOCKREADING']._serialized_end=919
+  _globals['_OTHERCLOCK']._serialized_start=921
+  _globals['_OTHERCLOCK']._serialized_end=1004
+  _globals['_PEERHELLO']._serialized_start=1007
+  _globals['_PEERHELLO']._serialized_end=1215
+  _globals['_LOGENTRY']._serialized_start=1217
+  _globals['_LOGENTRY']._serialized_end=1273
+  _globals['_APPENDENTRIES']._serialized_start=1276
+  _globals['_APPENDENTRIES']._serialized_end=1449
+  _globals['_NEXTNODEINDEX']._serialized_start=1451
+  _globals['_NEXTNODEINDEX']._serialized_end=1577
+  _globals['_REQUESTVOTE']._serialized_start=1579
+  _globals['_REQUESTVOTE']._serialized_end=1674
+  _globals['_PREVOTE']._serialized_start=1676
+  _globals['_PREVOTE']._serialized_end=1746
+  _globals['_PREVOTEANSWER']._serialized_start=1748
+  _globals['_PREVOTEANSWER']._serialized_end=1817
+  _globals['_RESPONSEVOTE']._serialized_start=1819
+  _globals['_RESPONSEVOTE']._serialized_end=1847
+  _globals['_APPLYCOMMAND']._serialized_start=1849
+  _globals['_APPLYCOMMAND']._serialized_end=1900
+  _globals['_APPLYCOMMANDRESPONSE']._serialized_start=1902
+  _globals['_APPLYCOMMANDRESPONSE']._serialized_end=2011
+  _globals['_TIMEOUTNOW']._serialized_start=2013
+  _globals['_TIMEOUTNOW']._serialized_end=2039
+  _globals['_INSTALLSNAPSHOT']._serialized_start=2042
+  _globals['_INSTALLSNAPSHOT']._serialized_end=2182
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class PeerFrame(_message.Message):
     INSTALL_SNAPSHOT_FIELD_NUMBER: _builtins.int
     PRE_VOTE_FIELD_NUMBER: _builtins.int
     PRE_VOTE_ANSWER_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___PeerHello:
         """The first frame in each direction."""
@@ -83,6 +84,10 @@ class PeerFrame(_message.Message):
     def pre_vote_answer(self) -> Global___PreVoteAnswer:
         """The answer to that."""
 
+    @_builtins.property
+    def clock(self) -> Global___ClockReading:
+        """What the sender knows of wall clocks; beside AppendEntries, InstallSnapshot, votes, and the answers to them."""
+
     def __init__(
         self,
         *,
@@ -97,16 +102,91 @@ class PeerFrame(_message.Message):
         install_snapshot: Global___InstallSnapshot | None = ...,
         pre_vote: Global___PreVote | None = ...,
         pre_vote_answer: Global___PreVoteAnswer | None = ...,
+        clock: Global___ClockReading | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "clock", b"clock", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_entries", b"append_entries", "apply_command", b"apply_command", "apply_command_response", b"apply_command_response", "clock", b"clock", "hello", b"hello", "install_snapshot", b"install_snapshot", "message", b"message", "next_node_index", b"next_node_index", "pre_vote", b"pre_vote", "pre_vote_answer", b"pre_vote_answer", "request_vote", b"request_vote", "response_vote", b"response_vote", "timeout_now", b"timeout_now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "append_entries", "next_node_index", "request_vote", "response_vote", "apply_command", "apply_command_response", "timeout_now", "install_snapshot", "pre_vote", "pre_vote_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___PeerFrame: _TypeAlias = PeerFrame  # noqa: Y015
+
+@_typing.final
+class ClockReading(_message.Message):
+    """A master's wall clock, and by when it can be known to have been read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    SENT_AT_US_FIELD_NUMBER: _builtins.int
+    ECHO_US_FIELD_NUMBER: _builtins.int
+    HELD_US_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    wall_unix_ms: _builtins.int
+    """The sender's wall clock when it sent this."""
+    sent_at_us: _builtins.int
+    """When it sent this, in microseconds of its monotonic clock."""
+    echo_us: _builtins.int
+    """`sent_at_us` of the latest reading that it took from the receiver over this connection; 0 for none."""
+    held_us: _builtins.int
+    """How long ago it took that: the round trip without it is what the reading is uncertain by."""
+    @_builtins.property
+    def others(self) -> _containers.RepeatedCompositeFieldContainer[Global___OtherClock]:
+        """What it knows of the other masters' clocks; not in every message."""
+
+    def __init__(
+        self,
+        *,
+        wall_unix_ms: _builtins.int = ...,
+        sent_at_us: _builtins.int = ...,
+        echo_us: _builtins.int = ...,
+        held_us: _builtins.int = ...,
+        others: _abc.Iterable[Global___OtherClock] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo_us", b"echo_us", "held_us", b"held_us", "others", b"others", "sent_at_us", b"sent_at_us", "wall_unix_ms", b"wall_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClockReading: _TypeAlias = ClockReading  # noqa: Y015
+
+@_typing.final
+class OtherClock(_message.Message):
+    """What a master knows of another's wall clock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OFFSET_US_FIELD_NUMBER: _builtins.int
+    UNCERTAINTY_US_FIELD_NUMBER: _builtins.int
+    AGE_US_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of that master."""
+    offset_us: _builtins.int
+    """Its wall clock minus the sender's."""
+    uncertainty_us: _builtins.int
+    """How far the truth may be from `offset_us`."""
+    age_us: _builtins.int
+    """How long ago that was so."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        offset_us: _builtins.int = ...,
+        uncertainty_us: _builtins.int = ...,
+        age_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "id", b"id", "offset_us", b"offset_us", "uncertainty_us", b"uncertainty_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OtherClock: _TypeAlias = OtherClock  # noqa: Y015
 
 @_typing.final
 class PeerHello(_message.Message):
