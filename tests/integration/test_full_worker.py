@@ -45,7 +45,7 @@ async def test_a_full_disk_of_a_worker_costs_no_state(tmp_path: Path) -> None:
                 assert all(await asyncio.gather(*(client.get(user, "before") for user in USERS)))
                 assert time.monotonic() < give_up_at_s, failed[0]
                 rounds += 1
-            await asyncio.to_thread(wait_until, lambda: "w1 takes no writes" in problems_of(cluster), 30.0, "it is told")
+            await asyncio.to_thread(wait_until, lambda: "w1 takes no writes" in problems_of(cluster), 30.0, "told")
             primaries = {shard.primary for shard in cluster.client().list_shards().shards}
             assert primaries == {"w2"}
             ballast.unlink()
