@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
-
 from coordinator.config import ClusterConfig
 from coordinator.configuration.fields import PYTHON_PATTERN, check_fields, check_id
 from coordinator.configuration.findings import Findings, dotted, show
 from coordinator.configuration.toml_lines import Path
-from coordinator.control.schedule import check_schedule
+from coordinator.control.schedule import schedule_fault, zone_fault
 from coordinator.model import CronJobSpec
 
 
 def check_job_spec(spec: CronJobSpec) -> list[str]:
     """What is wrong with a job, one line per fault, each naming the field; empty when it can be used."""
     findings = Findings()
-    _check_job(findings, (), spec)
+    check_job(findings, (), spec)
     return findings.problems()
 
 
@@ -27,7 +22,7 @@ def check_jobs(findings: Findings, config: ClusterConfig) -> None:
     seen: dict[str, Path] = {}
     for index, job in enumerate(config.cron.jobs):
         base: Path = ("cron", "jobs", index)
-        _check_job(findings, base, job)
+        check_job(findings, base, job)
         place = (*base, "id")
         if findings.is_sound(place):
             first = seen.setdefault(job.id, place)
@@ -37,20 +32,18 @@ def check_jobs(findings: Findings, config: ClusterConfig) -> None:
                 )
 
 
-def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
+def check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
     """One job. Faults name the fields by their keys."""
     check_fields(findings, base, job)
     place: Path = (*base, "id")
     if findings.is_sound(place) and (advice := check_id(job.id)):
         findings.refuse(place, f"{findings.named(place, job.id)} is not a name; {advice}")
     place = (*base, "schedule")
-    if findings.is_sound(place) and (fault := _schedule_fault(job.schedule)):
+    if findings.is_sound(place) and (fault := schedule_fault(job.schedule)):
         findings.refuse(place, f"{findings.named(place, job.schedule)} {fault}")
     place = (*base, "time_zone")
-    if findings.is_sound(place) and not _is_time_zone(job.time_zone):
-        named = findings.named(place, job.time_zone)
-        findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
-    _check_schedule_in_zone(findings, base, job)
+    if findings.is_sound(place) and (fault := zone_fault(job.time_zone)):
+        findings.refuse(place, f"{findings.named(place, job.time_zone)} {fault}")
     command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
     if findings.is_sound(command, python):
         if bool(job.command) == bool(job.python):
@@ -76,29 +69,3 @@ def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
                 findings.refuse(
                     environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
                 )
-
-
-def _check_schedule_in_zone(findings: Findings, base: Path, job: CronJobSpec) -> None:
-    """The last word is that of the code that will run the schedule: what passes here can be launched."""
-    place = (*base, "schedule")
-    if findings.is_sound(place, (*base, "time_zone")) and (fault := check_schedule(job.schedule, job.time_zone)):
-        findings.refuse(place, fault)
-
-
-def _schedule_fault(schedule: str) -> str | None:
-    """What is wrong with a cron expression; None when it names at least one time."""
-    form = "use five fields (minute hour day month weekday), or six with seconds first"
-    try:
-        first = next(CronSim(schedule, datetime(2000, 1, 1)), None)
-    except (CronSimError, AssertionError, ValueError) as error:
-        reason = str(error)[:1].lower() + str(error)[1:] or "unreadable"
-        return f"is not a cron expression: {reason}; {form}"
-    return "never comes; use a day that exists" if first is None else None
-
-
-def _is_time_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, ModuleNotFoundError, LookupError):
-        return False
-    return True
