@@ -1,7 +1,7 @@
 """What a change of clocks does to the times of a schedule, in words. Pure.
 
-The words follow from the rules of cron_calendar.py and are computed beside it, from the zone's offsets alone; a property
-test holds the two together. Intervals of `@every` have no zone and so no note.
+The words follow from the rules of cron_calendar.py and are computed beside it, from the zone's offsets alone; a
+property test holds the two together. Intervals of `@every` have no zone and so no note.
 """
 
 from __future__ import annotations

@@ -70,10 +70,9 @@ class Schedule:
     def __init__(self, expression: str, time_zone: str) -> None:
         self.expression = expression
         self.time_zone = time_zone
-        if fault := zone_fault(time_zone):
-            raise InvalidRequest(f"time_zone {time_zone!r} {fault}")
+        zone = zone_of(time_zone)
         try:
-            self.rule: Rule = _parse(expression, ZoneInfo(time_zone))
+            self.rule: Rule = _parse(expression, zone)
         except ValueError as error:
             raise InvalidRequest(f"schedule {expression!r} {error}") from None
 
@@ -128,6 +127,13 @@ def schedule_fault(expression: str) -> str | None:
     if rule.next_after_s(_CHECK_FROM_S) is None:
         return "never comes: no day has these fields; check day and month"
     return None
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """The time zone. Raises InvalidRequest."""
+    if fault := zone_fault(name):
+        raise InvalidRequest(f"time_zone {name!r} {fault}")
+    return ZoneInfo(name)
 
 
 def zone_fault(name: str) -> str | None:

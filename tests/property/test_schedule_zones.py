@@ -89,7 +89,7 @@ def expressions(change: Change, rng: random.Random) -> Iterator[str]:
             )
         )
         hour = rng.choice(
-            (f"{moment.hour}", ",".join(map(str, hours)), f"{hours[0]}-{hours[-1]}", "0-23", "0-23/2", "*", "*/2", "*/5")
+            (f"{moment.hour}", ",".join(map(str, hours)), f"{hours[0]}-{hours[-1]}", "0-23/2", "0-23", "*", "*/5")
         )
         weekday = f"{moment:%a}"
         day = rng.choice(("* *", "* *", f"{moment.day} *", f"{moment.day},1 {moment.month}", f"*/2 {moment:%b}"))
@@ -137,7 +137,7 @@ def seconds_around(change: Change, draws: int, rng: random.Random) -> None:
 
 
 def test_the_zones_are_all_there() -> None:
-    """The enumeration has the zones with half an hour, midnight, negative and single changes, with all their changes."""
+    """The enumeration has the zones with half an hour, midnight, negative and single changes, with all of these."""
     counts: dict[str, int] = {}
     for change in all_changes():
         counts[change.zone_name] = counts.get(change.zone_name, 0) + 1

@@ -152,7 +152,7 @@ def test_problems_are_named(expression: str, words: str) -> None:
     assert problem is not None
     assert words in problem
     assert "\n" not in problem
-    with pytest.raises(InvalidRequest, match="^schedule '"):
+    with pytest.raises(InvalidRequest, match=r"^schedule '"):
         Schedule(expression, "UTC")
 
 
@@ -160,7 +160,7 @@ def test_problems_are_named(expression: str, words: str) -> None:
 def test_unknown_zones_are_named(time_zone: str) -> None:
     """A name that is no zone's is refused."""
     assert zone_fault(time_zone) == 'is not an IANA time zone; use one like "Europe/Berlin", or "UTC"'
-    with pytest.raises(InvalidRequest, match="^time_zone '.*' is not an IANA"):
+    with pytest.raises(InvalidRequest, match=r"^time_zone '.*' is not an IANA"):
         Schedule("* * * * *", time_zone)
 
 
@@ -184,7 +184,7 @@ def test_words_stand_for_expressions() -> None:
     [("@every 1s", 1), ("@every 90s", 90), ("@every 45m", 2_700), ("@every 1h30m", 5_400), ("@every 25h", 90_000)],
 )
 def test_intervals_are_multiples_from_the_epoch(expression: str, interval_s: int) -> None:
-    """An interval is due at its multiples since 1970 in every zone, whenever somebody begins to look, also when clocks change."""
+    """An interval is due at its multiples since 1970 in every zone, from whenever one looks, whatever clocks do."""
     begin = at("2024-03-31T00:00")
     for time_zone in ("UTC", "Europe/Berlin", "Australia/Lord_Howe"):
         found = Schedule(expression, time_zone).between(WallMs(begin + 1), WallMs(begin + 3 * DAY_MS), 20)
