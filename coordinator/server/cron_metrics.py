@@ -1,6 +1,6 @@
 """What a master tells Prometheus about cron. Names, without the prefix `coordinator_`:
 
-    cron_launch_lateness_seconds  histogram  scheduled launches: from when each was due to the start of its first process
+    cron_launch_lateness_seconds  histogram  scheduled launches: from when each was due to the start of its first run
     cron_launches_ended_total     counter    launches that ended, by `state`; missed and skipped ones never ran, and one
                                              record of missed ones may stand for many (it says so)
     cron_retries_total            counter    attempts that followed another one, by how that ended (`after`)

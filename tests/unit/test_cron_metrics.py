@@ -70,7 +70,7 @@ def test_a_launch_is_counted_once_as_it_starts_and_once_as_it_ends() -> None:
 
 
 def test_retries_are_told_by_what_they_follow() -> None:
-    """A second attempt is one retry and no second lateness, whether it waited or followed at once; the launch ends once."""
+    """A second attempt is one retry and no second lateness, whether it waited or not; the launch ends once."""
     counted = Counted()
     lost = (LaunchAttempt(1, "w1", LaunchState.LOST, started_ms=WallMs(DUE_MS + 2)),)
     counted.see(
