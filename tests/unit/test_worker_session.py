@@ -32,7 +32,6 @@ from worker_agent.session_interface import (
     SendHeartbeat,
     SessionTimes,
     Step,
-    StopLaunch,
     StopRequested,
     StreamEnded,
     StreamOpened,
