@@ -291,10 +291,20 @@ class AsyncClusterClient:
         return await self._masters.call(lambda link: link.cron.ListJobs, request)
 
     async def apply_jobs(
-        self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
+        self,
+        jobs: Iterable[types_pb2.CronJobSpec],
+        *,
+        dry_run: bool = False,
+        prune: bool = False,
+        request_id: str = "",
     ) -> cron_pb2.ApplyJobsResponse:
-        """Creates or replaces jobs; with `dry_run` only says what would change."""
-        request = cron_pb2.ApplyJobsRequest(jobs=jobs, dry_run=dry_run, request_id=request_id or _new_id())
+        """Creates or replaces jobs; with `dry_run` only says what would change.
+
+        With `prune` it forgets all other jobs that came through the API. Those of the configuration stay.
+        """
+        request = cron_pb2.ApplyJobsRequest(
+            jobs=jobs, dry_run=dry_run, prune=prune, request_id=request_id or _new_id()
+        )
         return await self._masters.call(lambda link: link.cron.ApplyJobs, request)
 
     async def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
@@ -312,16 +322,31 @@ class AsyncClusterClient:
         request = cron_pb2.TriggerJobRequest(job_id=job_id, request_id=request_id or _new_id())
         return await self._masters.call(lambda link: link.cron.TriggerJob, request)
 
+    async def cancel_launches(
+        self, job_id: str, *, scheduled_at_unix_ms: int = 0, reason: str = "", request_id: str = ""
+    ) -> cron_pb2.CancelLaunchesResponse:
+        """Tells the launches of a job, or the one of a scheduled time, to stop; those that wait are dropped."""
+        request = cron_pb2.CancelLaunchesRequest(
+            job_id=job_id,
+            scheduled_at_unix_ms=scheduled_at_unix_ms,
+            reason=reason,
+            request_id=request_id or _new_id(),
+        )
+        return await self._masters.call(lambda link: link.cron.CancelLaunches, request)
+
     async def list_launches(
         self,
         *,
         job_id: str = "",
         latest: int = 0,
         missed: bool = False,
+        since_unix_ms: int = 0,
         consistency: Consistency = LINEARIZABLE,
     ) -> cron_pb2.ListLaunchesResponse:
         """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
-        request = cron_pb2.ListLaunchesRequest(consistency=consistency, job_id=job_id, latest=latest, missed=missed)
+        request = cron_pb2.ListLaunchesRequest(
+            consistency=consistency, job_id=job_id, latest=latest, missed=missed, since_unix_ms=since_unix_ms
+        )
         return await self._masters.call(lambda link: link.cron.ListLaunches, request)
 
 

@@ -182,10 +182,18 @@ class ClusterClient:
         return self._calls.run(self._client.list_jobs(job_id=job_id, next=next, consistency=consistency))
 
     def apply_jobs(
-        self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
+        self,
+        jobs: Iterable[types_pb2.CronJobSpec],
+        *,
+        dry_run: bool = False,
+        prune: bool = False,
+        request_id: str = "",
     ) -> cron_pb2.ApplyJobsResponse:
-        """Creates or replaces jobs; with `dry_run` only says what would change."""
-        return self._calls.run(self._client.apply_jobs(jobs, dry_run=dry_run, request_id=request_id))
+        """Creates or replaces jobs; with `dry_run` only says what would change.
+
+        With `prune` it forgets all other jobs that came through the API. Those of the configuration stay.
+        """
+        return self._calls.run(self._client.apply_jobs(jobs, dry_run=dry_run, prune=prune, request_id=request_id))
 
     def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
         """Forgets a job and its history."""
@@ -199,15 +207,28 @@ class ClusterClient:
         """Launches a job now, beside its schedule."""
         return self._calls.run(self._client.trigger_job(job_id, request_id=request_id))
 
+    def cancel_launches(
+        self, job_id: str, *, scheduled_at_unix_ms: int = 0, reason: str = "", request_id: str = ""
+    ) -> cron_pb2.CancelLaunchesResponse:
+        """Tells the launches of a job, or the one of a scheduled time, to stop; those that wait are dropped."""
+        return self._calls.run(
+            self._client.cancel_launches(
+                job_id, scheduled_at_unix_ms=scheduled_at_unix_ms, reason=reason, request_id=request_id
+            )
+        )
+
     def list_launches(
         self,
         *,
         job_id: str = "",
         latest: int = 0,
         missed: bool = False,
+        since_unix_ms: int = 0,
         consistency: Consistency = LINEARIZABLE,
     ) -> cron_pb2.ListLaunchesResponse:
         """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
         return self._calls.run(
-            self._client.list_launches(job_id=job_id, latest=latest, missed=missed, consistency=consistency)
+            self._client.list_launches(
+                job_id=job_id, latest=latest, missed=missed, since_unix_ms=since_unix_ms, consistency=consistency
+            )
         )
