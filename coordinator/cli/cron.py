@@ -7,6 +7,7 @@ import click
 from coordinator.api.v1 import cron_pb2
 from coordinator.cli.completion import JOB
 from coordinator.cli.cron_apply import apply
+from coordinator.cli.cron_logs import logs
 from coordinator.cli.cron_text import OPEN, job_text, jobs_text, launches_table
 from coordinator.cli.moment import MOMENT
 from coordinator.cli.session import Group, Session, pass_session
@@ -61,6 +62,7 @@ def show_job(session: Session, job: str, next_count: int) -> None:
 
 
 cron.add_command(apply)
+cron.add_command(logs)
 
 
 @cron.command("delete")

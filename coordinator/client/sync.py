@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 
-from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
+from coordinator.api.v1 import cluster_pb2, cron_pb2, launch_pb2, types_pb2
 from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
 from coordinator.client.loop_thread import LoopThread
 from coordinator.security.credentials import Credentials
@@ -46,6 +46,14 @@ class ClusterClient:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
         return self._calls.iterate(events)
+
+    def read_output(
+        self, job_id: str, scheduled_at_unix_ms: int, *, attempt: int = 0, follow: bool = False
+    ) -> Generator[launch_pb2.ReadOutputResponse, None, None]:
+        """What an attempt of a launch printed (0 for the latest); `follow` waits until the run has ended."""
+        return self._calls.iterate(
+            self._client.read_output(job_id, scheduled_at_unix_ms, attempt=attempt, follow=follow)
+        )
 
     def backup(self) -> Generator[cluster_pb2.BackupResponse, None, None]:
         """The whole state as the parts of a backup file, in order; what they are about is in the first."""
