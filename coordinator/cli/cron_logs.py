@@ -55,8 +55,7 @@ class Printer:
         if self._output == "table":
             if left_out:
                 click.echo(f"\n[{left_out:,} bytes were not kept]", err=True)
-            click.get_binary_stream("stdout").write(piece.data)
-            click.get_binary_stream("stdout").flush()
+            click.echo(piece.data, nl=False)
             return
         document = {
             "attempt": piece.attempt,
