@@ -12,6 +12,7 @@ themselves when they begin.
 - `missed`, `doubled`: due times of these windows without a start, and starts beyond the first.
 - `launches_per_s`: with far more due than can start. `played`: workers that only report, so that the leader is what
   limits; its figure is of orders that left it, after the commit.
+- `processor_ms_per_launch`: of each side, ours only; heartbeats and whatever else goes on are in it.
 - `first_launch_after_failover_s`: from kill -9 of the leader until the first run starts that became due without one.
 
 Systems are measured one after the other. Lateness of Celery beat: see cron_celery.py.
@@ -40,6 +41,8 @@ DOWN_S = 3.0
 """How long a killed leader stays away."""
 ENDING_S = 2.0
 """For what was due at the end of a window to start."""
+OVERDUE_S_MAX = 60.0
+"""For what did not: a system that is behind misses nothing as long as it comes to it."""
 RATE_WARM_UP_S = 3.0
 
 
@@ -111,13 +114,17 @@ def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
         _begin(system, size, start)
         for leader in ("steady", "killed"):
             from_s = int(time.time()) + 1
+            used_before_s = system.processor_s()
             until_s = from_s + size.seconds
             if leader == "killed":
                 time.sleep(size.seconds / 2)
                 victim, _, _ = system.kill_leader()
                 time.sleep(DOWN_S)
                 system.bring_back(victim)
-            time.sleep(max(0.0, until_s + ENDING_S - time.time()))
+            time.sleep(max(0.0, until_s - time.time()))
+            if leader == "steady":
+                _emit_processor(emit, size, start, system, used_before_s)
+            system.wait_started(until_s, OVERDUE_S_MAX)
             params = {"jobs": size.jobs, "start": start, "leader": leader}
             _emit_account(emit, OURS, params, account(system.runs(size.jobs), jobs, from_s, until_s))
             launches = [launch for job in jobs for launch in system.launches(job)]
@@ -127,6 +134,17 @@ def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
                 if from_s * 1_000 <= launch.due_unix_ms < until_s * 1_000 and launch.started_unix_ms
             ]
             emit_quantiles(emit, OURS, "recorded_lateness_ms", "ms", params, recorded)
+
+
+def _emit_processor(emit: Emit, size: Size, start: str, system: OurCron, used_before_s: dict[str, float]) -> None:
+    """What one launch costs the daemons; the runs' own processes are not in it."""
+    leader = system.cluster.wait_leader()
+    used_s = {daemon_id: used - used_before_s[daemon_id] for daemon_id, used in system.processor_s().items()}
+    workers = sum(used_s[worker_id] for worker_id in system.cluster.worker_ids)
+    followers = sum(used_s[master_id] for master_id in system.cluster.master_ids if master_id != leader)
+    for of, used in (("leader", used_s[leader]), ("two followers", followers), ("three workers", workers)):
+        params: Params = {"jobs": size.jobs, "start": start, "of": of}
+        emit(OURS, "processor_ms_per_launch", used * 1_000 / (size.jobs * size.seconds), "ms", params)
 
 
 def _our_failovers(emit: Emit, size: Size, directory: Path) -> None:
@@ -169,7 +187,7 @@ async def _played_rate(emit: Emit, size: Size, directory: Path) -> None:
     with system:
         system.cluster.start(system.cluster.master_ids)
         await asyncio.to_thread(system.cluster.wait_leader)
-        async with PlayedWorkers(system.cluster.config) as workers:
+        async with PlayedWorkers(system.cluster.config, system.cluster.certificates) as workers:
             specs = [spec(number, ["/bin/true"], 0.0) for number in range(size.rate_jobs)]
             await asyncio.to_thread(system.apply, specs)
             await asyncio.sleep(RATE_WARM_UP_S)

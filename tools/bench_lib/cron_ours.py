@@ -6,6 +6,7 @@ and with which token. So the figures are not the history's own, but those of the
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable
@@ -13,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from coordinator.api.v1 import types_pb2
 from coordinator.client import ClusterClient
 from coordinator.config import ClusterConfig
 from tools.bench_lib.cron_runs import NS_PER_MS, Run, parse_ours
-from tools.lib.local_cluster import LocalCluster, wait_until
+from tools.lib.local_cluster import LocalCluster, NotSoInTime, wait_until
 
 MASTERS, WORKERS = 3, 3
 BATCH = 500
@@ -68,6 +71,8 @@ class OurCron:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        # Runs end with their workers when these are asked to stop; else they would write on.
+        self.cluster.stop(self.cluster.worker_ids)
         self.cluster.close()
 
     @property
@@ -116,6 +121,30 @@ class OurCron:
                 first = launches[0]
                 offsets[first.job_id] = (first.due_unix_ms - first.scheduled_at_unix_ms) * NS_PER_MS
         return parse_ours(self.sink.read_text(), offsets)
+
+    def wait_started(self, until_s: int, timeout_s: float) -> None:
+        """Waits until what was due before `until_s` has ended, or was given up; no longer than `timeout_s`."""
+
+        def is_over() -> bool:
+            jobs = self.client.list_jobs().jobs
+            status = self.client.list_launches(latest=10_000).launches
+            is_decided = all(view.job.decided_until_unix_ms >= (until_s - 1) * 1_000 for view in jobs)
+            return is_decided and all(
+                launch.finished_unix_ms for launch in status if launch.scheduled_at_unix_ms < until_s * 1_000
+            )
+
+        with contextlib.suppress(NotSoInTime):
+            wait_until(is_over, timeout_s, "every launch of the window has ended")
+
+    def processor_s(self) -> dict[str, float]:
+        """Processor time of each daemon that runs, without its children, since it started."""
+        used = {}
+        for daemon_id in (*self.cluster.master_ids, *self.cluster.worker_ids):
+            process_id = self.cluster.process(daemon_id).process_id
+            if process_id is not None:
+                times = psutil.Process(process_id).cpu_times()
+                used[daemon_id] = times.user + times.system
+        return used
 
     def kill_leader(self) -> tuple[str, int, int]:
         """kill -9; the leader's id, and the times in ns right before the kill and once the process was gone."""

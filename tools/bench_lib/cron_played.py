@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
+from pathlib import Path
 
 from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import ClusterConfig
@@ -113,8 +115,8 @@ def _report(entry: session_pb2.ShardAssignment) -> session_pb2.ReplicaReport:
 class PlayedWorkers:
     """All workers of a configuration; a context manager."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self._config = config
+    def __init__(self, config: ClusterConfig, certificates: Path) -> None:
+        self._config = replace(config, security=replace(config.security, directory=str(certificates)))
         self._workers: list[PlayedWorker] = []
 
     async def __aenter__(self) -> PlayedWorkers:
