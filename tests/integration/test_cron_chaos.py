@@ -1,4 +1,4 @@
-"""Jobs of every second while leaders and owners are killed and paused: each second is accounted for, nothing is doubled.
+"""Jobs of every second while leaders and owners die and pause: each second is accounted for, nothing is doubled.
 
 `CRON_CHAOS_SECONDS` sets how long the campaign lasts (600 by default), `CHAOS_SEED` the order of the faults.
 """
@@ -278,7 +278,7 @@ async def chaos(directory: Path, seconds: float, seed: int) -> None:
 
 @pytest.mark.timeout(SUITE_S + 180)
 async def test_every_second_is_accounted_for(tmp_path: Path) -> None:
-    """Leaders and owners die and pause every few seconds: each second has its launch or its reason, none two effects."""
+    """Leaders and owners die and pause all the time: each second has its launch or its reason, none two effects."""
     await chaos(tmp_path, SUITE_S, SEED)
 
 

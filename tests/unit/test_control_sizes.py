@@ -186,7 +186,7 @@ class TestJoins:
         assert (merge.lower_shard_id, merge.upper_shard_id) == (1, 2)
 
     def test_launches_are_none_of_its_business(self) -> None:
-        """Shows that a job's entries, of which there are hundreds a second, cost no look at all pairs, and no wake-up."""
+        """Shows that entries about jobs, which are many, cost no look at all pairs, and no wake-up."""
         scene = Scene()
         scene.users(s1=1, s2=1, s3=90, s4=90)
         wanted_at = scene.next_wake

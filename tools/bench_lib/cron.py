@@ -10,8 +10,8 @@ themselves when they begin.
   time; no peer has a second one.
 - `recorded_lateness_ms`: the same by the history, which does not know how long a process takes to begin.
 - `missed`, `doubled`: due times of these windows without a start, and starts beyond the first.
-- `launches_per_s`: with far more due than can start. `played`: workers that only report, so that the leader is what
-  limits; its figure is of orders that left it, after the commit.
+- `launches_per_s`: the most starts, with more and more jobs of every second until a system does not keep up. `played`:
+  1,000 jobs, and workers that only report, so that the leader is what limits; orders that left it, after the commit.
 - `processor_ms_per_launch`: of each side, ours only; heartbeats and whatever else goes on are in it.
 - `first_launch_after_failover_s`: from kill -9 of the leader until the first run starts that became due without one.
 
@@ -26,13 +26,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tools.bench_lib import cron_apscheduler
 from tools.bench_lib.cron_celery import CelerySystem
 from tools.bench_lib.cron_ours import OurCron, job_id, small, spec
 from tools.bench_lib.cron_played import PlayedWorkers
-from tools.bench_lib.cron_runs import NS_PER_S, Account, Run, account, first_after_s, per_s
+from tools.bench_lib.cron_runs import NS_PER_S, Account, Run, account, first_after_s, most_per_s, per_s
 from tools.bench_lib.result import OURS, Emit, Params, emit_quantiles
 from tools.lib.debian_package import PackageError
 
@@ -52,12 +53,14 @@ class Size:
 
     jobs: int = 100
     seconds: int = 60
-    rate_jobs: int = 1_000
-    rate_s: float = 10.0
+    rates: tuple[int, ...] = (100, 150, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400)
+    """How many jobs of every second are tried, until a system does not keep up."""
+    played_jobs: int = 1_000
+    rate_s: float = 6.0
     kills: int = 10
 
 
-QUICK = Size(seconds=8, rate_s=4.0, kills=2)
+QUICK = Size(seconds=8, rates=(100, 400, 1_600), rate_s=4.0, kills=2)
 
 
 def run(emit: Emit, size: Size | None = None) -> None:
@@ -125,7 +128,7 @@ def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
             if leader == "steady":
                 _emit_processor(emit, size, start, system, used_before_s)
             system.wait_started(until_s, OVERDUE_S_MAX)
-            params = {"jobs": size.jobs, "start": start, "leader": leader}
+            params: Params = {"jobs": size.jobs, "start": start, "leader": leader}
             _emit_account(emit, OURS, params, account(system.runs(size.jobs), jobs, from_s, until_s))
             launches = [launch for job in jobs for launch in system.launches(job)]
             recorded = [
@@ -168,18 +171,21 @@ def _until(runs: list[Run], until_ns: int) -> list[Run]:
 
 
 def _our_rate(emit: Emit, size: Size, directory: Path) -> None:
-    """Real workers, the command that does nothing."""
+    """Real workers; jobs are added until they do not keep up."""
     with OurCron(directory) as system:
         system.start()
-        command = system.telling_command()
-        system.apply([spec(number, command, 0.0) for number in range(size.rate_jobs)])
-        system.wait_running()
-        time.sleep(RATE_WARM_UP_S)
-        from_ns = time.time_ns()
-        time.sleep(size.rate_s)
-        until_ns = time.time_ns()
-        rate = per_s(system.runs(0), from_ns, until_ns)
-    emit(OURS, "launches_per_s", rate, "1/s", {"jobs": size.rate_jobs, "workers": "real"})
+        command, made = system.telling_command(), 0
+
+        def rate_of(jobs: int) -> float:
+            nonlocal made
+            system.apply([spec(number, command, 1.0) for number in range(made, jobs)])
+            made = jobs
+            time.sleep(RATE_WARM_UP_S)
+            from_ns = time.time_ns()
+            time.sleep(size.rate_s)
+            return per_s(system.runs(0), from_ns, time.time_ns())
+
+        emit(OURS, "launches_per_s", most_per_s(size.rates, rate_of), "1/s", {"workers": "real"})
 
 
 async def _played_rate(emit: Emit, size: Size, directory: Path) -> None:
@@ -188,13 +194,13 @@ async def _played_rate(emit: Emit, size: Size, directory: Path) -> None:
         system.cluster.start(system.cluster.master_ids)
         await asyncio.to_thread(system.cluster.wait_leader)
         async with PlayedWorkers(system.cluster.config, system.cluster.certificates) as workers:
-            specs = [spec(number, ["/bin/true"], 0.0) for number in range(size.rate_jobs)]
+            specs = [spec(number, ["/bin/true"], 1.0) for number in range(size.played_jobs)]
             await asyncio.to_thread(system.apply, specs)
             await asyncio.sleep(RATE_WARM_UP_S)
             from_ns = time.time_ns()
             await asyncio.sleep(size.rate_s)
             rate = workers.orders_per_s(from_ns, time.time_ns())
-    emit(OURS, "launches_per_s", rate, "1/s", {"jobs": size.rate_jobs, "workers": "played"})
+    emit(OURS, "launches_per_s", rate, "1/s", {"workers": "played"})
 
 
 # The peers
@@ -208,10 +214,16 @@ def _apscheduler(emit: Emit, size: Size) -> None:
             runs = cron_apscheduler.measure(trigger, start, size.jobs, size.seconds)
             params: Params = {"jobs": size.jobs, "start": start, "leader": "steady"}
             _emit_account(emit, system, params, account(runs, jobs, *cron_apscheduler.window_of(runs, size.seconds)))
-        runs = cron_apscheduler.measure(trigger, "spread", size.rate_jobs, size.rate_s)
-        first_s, last_s = cron_apscheduler.window_of(runs, round(size.rate_s))
-        rate = per_s(runs, first_s * NS_PER_S, last_s * NS_PER_S)
-        emit(system, "launches_per_s", rate, "1/s", {"jobs": size.rate_jobs, "workers": "real"})
+        measure = partial(cron_apscheduler.measure, trigger)
+        rate = most_per_s(size.rates, lambda count, measure=measure: _rate_of(measure, count, size.rate_s))  # type: ignore[misc]
+        emit(system, "launches_per_s", rate, "1/s", {"workers": "real"})
+
+
+def _rate_of(measure: Callable[[str, int, float], list[Run]], jobs: int, seconds: float) -> float:
+    """Starts per second of that many jobs that are due every second."""
+    runs = measure("spread", jobs, seconds)
+    first_s, last_s = cron_apscheduler.window_of(runs, round(seconds))
+    return per_s(runs, first_s * NS_PER_S, last_s * NS_PER_S)
 
 
 def _celery(emit: Emit, size: Size) -> None:
@@ -219,13 +231,9 @@ def _celery(emit: Emit, size: Size) -> None:
     for start in STARTS:
         runs = _celery_runs(start, size.jobs, size.seconds)
         params: Params = {"jobs": size.jobs, "start": start, "leader": "steady"}
-        _emit_account(
-            emit, "celery", params, account(runs, jobs, *cron_apscheduler.window_of(runs, size.seconds))
-        )
-    runs = _celery_runs("spread", size.rate_jobs, size.rate_s)
-    first_s, last_s = cron_apscheduler.window_of(runs, round(size.rate_s))
-    rate = per_s(runs, first_s * NS_PER_S, last_s * NS_PER_S)
-    emit("celery", "launches_per_s", rate, "1/s", {"jobs": size.rate_jobs, "workers": "real"})
+        _emit_account(emit, "celery", params, account(runs, jobs, *cron_apscheduler.window_of(runs, size.seconds)))
+    rate = most_per_s(size.rates, lambda count: _rate_of(_celery_runs, count, size.rate_s))
+    emit("celery", "launches_per_s", rate, "1/s", {"workers": "real"})
 
 
 def _celery_runs(start: str, jobs: int, seconds: float) -> list[Run]:

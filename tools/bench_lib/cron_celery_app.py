@@ -23,14 +23,14 @@ app.conf.update(
 _sink = os.open(os.environ["CRON_BENCH_SINK"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
-@app.task(bind=True, name="bench.run")
+@app.task(bind=True, name="bench.run")  # type: ignore[untyped-decorator]
 def run(self: Any, job: str) -> None:
     """Says that it started."""
     start_ns = time.time_ns()
     os.write(_sink, f"{job} {self.request.headers['sent_ns']} {start_ns}\n".encode())
 
 
-@before_task_publish.connect
+@before_task_publish.connect  # type: ignore[untyped-decorator]
 def _stamp(headers: dict[str, Any], **_: object) -> None:
     """Beat counts a second from here to the next run."""
     headers["headers"] = {"sent_ns": time.time_ns()}

@@ -58,9 +58,7 @@ def spec(number: int, command: list[str], jitter_s: float) -> types_pb2.CronJobS
 class OurCron:
     """A cluster with jobs."""
 
-    def __init__(
-        self, directory: Path, change: Callable[[ClusterConfig], ClusterConfig] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, change: Callable[[ClusterConfig], ClusterConfig] | None = None) -> None:
         self.sink = directory / "sink"
         self.cluster = LocalCluster(directory / "cluster", masters=MASTERS, workers=WORKERS, change=change)
         self._client: ClusterClient | None = None

@@ -1,6 +1,6 @@
-"""Workers that are played: they take orders and report at once, without a process. What is left is the leader's part.
+"""Workers that are played: they take orders and report at once, without a process, so that the leader is what limits.
 
-They speak the sessions' protocol with real certificates from one process, this one; shards are accepted and kept nowhere.
+They speak the sessions' protocol from this process, with real certificates; shards are accepted and kept nowhere.
 """
 
 from __future__ import annotations

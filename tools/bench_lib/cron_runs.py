@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
+KEPT_UP_SHARE = 0.95
+"""A system that starts less than this share of what is due does not keep up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,17 @@ def per_s(runs: Iterable[Run], from_ns: int, until_ns: int) -> float:
     return count * NS_PER_S / (until_ns - from_ns)
 
 
+def most_per_s(jobs: Iterable[int], rate_of: Callable[[int], float]) -> float:
+    """The highest rate that was seen, with more and more jobs until a rate falls short of them."""
+    highest = 0.0
+    for count in jobs:
+        rate = rate_of(count)
+        highest = max(highest, rate)
+        if rate < count * KEPT_UP_SHARE:
+            break
+    return highest
+
+
 def first_after_s(runs: Iterable[Run], killed_ns: int, dead_ns: int) -> float:
     """Seconds from a kill until the first start of what became due once the process was surely dead."""
     starts = [run.start_ns for run in runs if run.due_ns > dead_ns]
@@ -95,6 +109,6 @@ def parse_relative(text: str) -> list[Run]:
     runs = []
     for job, pairs in by_job.items():
         pairs.sort()
-        for (sent_before_ns, _), (_, start_ns) in zip(pairs, pairs[1:], strict=False):
+        for (sent_before_ns, _), (_, start_ns) in itertools.pairwise(pairs):
             runs.append(Run(job, sent_before_ns + NS_PER_S, start_ns))
     return runs
