@@ -41,6 +41,7 @@ from worker_agent.application import Handlers, OwnedShard, load_application
 from worker_agent.driver import SessionDriver
 from worker_agent.files import read_if_there
 from worker_agent.hosting import Hosting, Stored, decode
+from worker_agent.launch_service import LaunchService
 from worker_agent.launch_tally import LaunchTally
 from worker_agent.launcher import Launcher
 from worker_agent.local_state import LocalState
@@ -215,7 +216,6 @@ class WorkerAgent:
         )
         self._shards.attach(self._replication)
         self._state = StateService(self._shards, state, node.id, credentials)
-        self._server = WorkerServer(self._settings.grpc_address, credentials, self._state, self._replication)
         self._launcher = Launcher(
             self._directory,
             self._settings,
@@ -223,6 +223,11 @@ class WorkerAgent:
             self._clock,
             self._on_launch_report,
             queue_wait_s_max=self._config.cron.order_timeout_s,
+            has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
+        )
+        launches = LaunchService(self._launcher, self._settings.id)
+        self._server = WorkerServer(
+            self._settings.grpc_address, credentials, self._state, self._replication, launches
         )
         self._driver = SessionDriver(
             session=self._session,

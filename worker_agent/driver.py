@@ -43,6 +43,18 @@ class LaunchRunner(Protocol):
         """Reports without a receipt."""
         ...
 
+    async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
+        """Ends a launch, or sees to it that it never starts, and reports what became of it."""
+        ...
+
+    def end_lease(self, reason: str) -> None:
+        """Ends every run, without a result, and forgets the orders that wait."""
+        ...
+
+    def known_launches(self) -> Sequence[session_pb2.LaunchToken]:
+        """Every order that was taken, until the receipt of its end."""
+        ...
+
     async def on_receipt(self, receipt: session_pb2.LaunchReportReceipt) -> None:
         """A report was received for good."""
         ...
@@ -92,6 +104,8 @@ class SessionDriver:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[interface.End] = self._loop.create_future()
         self._takes_orders = True
+        self._lease_number = 0
+        """Counts the ends of leases."""
         self._storage_problem = ""
         self._sessions_opened = 0
         self._events: deque[interface.Event] = deque()
@@ -217,6 +231,7 @@ class SessionDriver:
                 self._send(stream, request)
             case interface.SendHeartbeat(stream, heartbeat):
                 heartbeat.metrics.CopyFrom(self._metrics())
+                heartbeat.launches.extend(self._launcher.known_launches())
                 self._send(stream, session_pb2.OpenRequest(heartbeat=heartbeat))
             case interface.GatherReports(everything):
                 replicas = tuple(self._shards.reports()) if everything else ()
@@ -232,7 +247,11 @@ class SessionDriver:
                     return
                 launch = order.launch
                 _log.debug("launch %s at %d ordered", launch.job_id, launch.scheduled_at_unix_ms, extra=_cause(order))
-                self._launcher_calls.put_nowait(self._launcher.launch(order))
+                self._launcher_calls.put_nowait(self._launch(order, self._lease_number))
+            case interface.StopLaunch(stop):
+                self._launcher_calls.put_nowait(self._launcher.stop_launch(stop))
+            case interface.EndRuns(reason):
+                self._end_runs(reason)
             case interface.Receipt(receipt):
                 self._launcher_calls.put_nowait(self._launcher.on_receipt(receipt))
             case interface.End():
@@ -277,6 +296,18 @@ class SessionDriver:
             self._feed(interface.AssignmentApplied(outcome.generation))
             self._shards.follow(outcome.views, outcome.peers, outcome.copy_bytes_per_s)
             write = outcome.next_write
+
+    def _end_runs(self, reason: str) -> None:
+        """Ends what runs, and drops the orders that the launcher has not been handed: they came under that lease too.
+
+        Everything else that waits for the launcher stays in its order.
+        """
+        self._launcher.end_lease(reason)
+        self._lease_number += 1
+
+    async def _launch(self, order: session_pb2.LaunchOrder, lease_number: int) -> None:
+        if lease_number == self._lease_number:
+            await self._launcher.launch(order)
 
     async def _call_launcher(self) -> None:
         """Hands orders and receipts to the launcher in the order in which they came."""

@@ -2,11 +2,20 @@
 
 Order rules. A token `(job, scheduled time, attempt)` is on disk before its process starts, and its result is on disk
 before it is reported; so neither a second order, nor a crash between any two steps, starts it again or loses a result.
+Launches that begin or end at the same moment share one sync of the disk (`CommitQueue`); each waits for its own.
 
-A run that this agent did not see through (the agent crashed, was stopped, or ended the run by `stop_all`) has no
-result: it is not reported, the next Hello does not name it, and the leader calls it lost, which is the truth and lets
-the job's retry policy decide. For that to be safe nothing may outlive its agent unseen: `start` kills what is left of
-such runs before the first Hello is sent.
+How a run ends:
+
+    by itself                              SUCCEEDED or FAILED
+    after its timeout                      TIMED_OUT
+    told to by the leader (`stop_launch`)  CANCELLED; one that has no process yet never gets one
+    with the session lease, or the agent   no result: it is not reported
+
+A run that this agent did not see through (the agent crashed, was stopped, or the lease ended) has no result: the next
+Hello and the next heartbeat do not name it, and the leader calls it lost, which is the truth and lets the job's retry
+policy decide. For that to be safe nothing may outlive its agent unseen: `start` kills what is left of such runs before
+the first Hello is sent. And nothing that ends without a lease counts as a success, even where the process saw to its
+own end before it heard that it should: by then the attempt may belong to another worker.
 
 Over `launches_max` runs at once, orders wait, the most urgent class first, and first in, first out within a class. One
 that waited as long as the leader waits for a confirmation is dropped: by then it belongs to another worker.
@@ -17,25 +26,23 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import os
-import signal
-import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import WorkerSettings
-from coordinator.control.schedule import format_wall
-from coordinator.model import Clock, WallMs
-from worker_agent.launch_journal import LaunchJournal
+from coordinator.model import Clock
+from worker_agent.launch_command import arguments_of, environment_of, failure_of, key_of, refusal_of, token_of
+from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
+from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
 from worker_agent.process import RunProcess, kill_runs
+from worker_agent.run_limited import NOT_STARTED_STATUS
 
-NOT_STARTED_STATUS = 127
-"""Exit status of a launch whose program could not be started, as shells have it."""
-SECRET_VARIABLES = ("CONSUL_HTTP_TOKEN",)
-"""The agent's own secrets; runs do not inherit them."""
+NEVER_RAN = ""
+"""What the journal has as the run of a token that was cancelled before it had one."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,14 +52,23 @@ class _Run:
     """One order that waits for a slot or runs."""
 
     order: session_pb2.LaunchOrder
-    token: str
+    key: LaunchKey
     received_s: float
+    output: RunOutput
     stop: asyncio.Event
     running: session_pb2.LaunchReport | None = None
     """What is reported of it while it runs."""
+    cancelled: str = ""
+    """Why the leader wants it stopped."""
     abandoned: str = ""
     """Why this agent ended it; then it has no result."""
+    is_void: bool = False
+    """True when it has no result even if it comes to its own end first."""
     grace_s: float = 0.0
+
+    @property
+    def token(self) -> str:
+        return self.key.token
 
 
 class Launcher:
@@ -66,6 +82,7 @@ class Launcher:
         clock: Clock,
         on_report: Callable[[session_pb2.LaunchReport], None],
         queue_wait_s_max: float = 5.0,
+        has_lease: Callable[[], bool] = lambda: True,
     ) -> None:
         """`queue_wait_s_max`: the leader's `cron.order_timeout_s`. `on_report` runs on the loop and may not block."""
         self._worker_id = worker_id
@@ -74,12 +91,24 @@ class Launcher:
         self._clock = clock
         self._on_report = on_report
         self._queue_wait_s_max = queue_wait_s_max
+        self._has_lease = has_lease
         self._journal: LaunchJournal | None = None
+        self._commits: CommitQueue | None = None
+        self.outputs = LaunchOutputs(
+            directory,
+            run_bytes_max=settings.run_output_bytes_max,
+            all_bytes_max=settings.runs_output_bytes_max,
+            tail_bytes_max=settings.output_bytes_max,
+        )
         self._queue: list[tuple[int, int, _Run]] = []
         self._sequence = 0
         self._runs: dict[str, _Run] = {}
-        """Orders that wait or run, by token."""
+        """Orders that wait, run, or are being cancelled, by token."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        """Those that have a slot."""
+        self._cancels: set[asyncio.Task[None]] = set()
+        self._starting = asyncio.Lock()
+        """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
         self._stopping = False
 
     async def start(self) -> None:
@@ -88,10 +117,15 @@ class Launcher:
         Must end before the first Hello is sent: only then does `pending_reports` know the results of earlier agents.
         """
         self._journal = await asyncio.to_thread(LaunchJournal, self._directory)
-        left = {entry.run for entry in self._journal.unfinished()}
-        killed = await asyncio.to_thread(kill_runs, left) if left else 0
-        if killed:
-            _log.warning("killed %d processes of launches that outlived an earlier agent", killed)
+        self._commits = CommitQueue(self._journal)
+        await self.outputs.start()
+        unfinished = self._journal.unfinished()
+        if unfinished:
+            killed = await asyncio.to_thread(kill_runs, {entry.run for entry in unfinished})
+            if killed:
+                _log.warning("killed %d processes of launches that outlived an earlier agent", killed)
+            for entry in unfinished:
+                self._commits.settle(entry.token)
 
     @property
     def running(self) -> int:
@@ -105,33 +139,79 @@ class Launcher:
 
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
         """Takes an order; the run goes on by itself. A token that is known already is reported again, never started."""
-        token = token_of(order.launch)
+        key = key_of(order.launch)
         if self._stopping:
             return
-        run = self._runs.get(token)
+        run = self._runs.get(key.token)
         if run is not None:
             if run.running is not None:
                 self._on_report(run.running)
             return
-        entry = self._opened().get(token)
+        entry = self._opened().get(key.token)
         if entry is not None:
             if entry.report is not None:
                 self._on_report(entry.report)
             else:
-                _log.warning("launch %s was started before and has no result; it is not started again", token)
+                _log.warning("launch %s was started before and has no result; it is not started again", key.token)
             return
-        run = _Run(order, token, self._clock.monotonic(), asyncio.Event())
-        self._runs[token] = run
+        run = _Run(order, key, self._clock.monotonic(), self.outputs.begin(key), asyncio.Event())
+        self._runs[key.token] = run
         self._sequence += 1
         heapq.heappush(self._queue, (order.spec.priority_class, self._sequence, run))
         self._fill_slots()
 
+    async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
+        """Ends a launch, or sees to it that it never starts; what became of it is reported, once more if need be."""
+        key, reason = key_of(stop.token), stop.reason or "cancelled"
+        if self._stopping:
+            return
+        run = self._runs.get(key.token)
+        if run is not None:
+            if run.cancelled:
+                return
+            run.cancelled, run.grace_s = reason, self._settings.stop_grace_s
+            run.stop.set()
+            if key.token not in self._tasks:
+                self._queue = [item for item in self._queue if item[2] is not run]
+                heapq.heapify(self._queue)
+                self._spawn_cancel(run.key, reason)
+            return
+        entry = self._opened().get(key.token)
+        if entry is not None and entry.report is not None:
+            self._on_report(entry.report)
+        elif entry is not None:
+            self._spawn_cancel(key, f"{reason}; its run had been ended by this worker, without a result")
+        else:
+            self._spawn_cancel(key, reason)
+
+    def end_lease(self, reason: str) -> None:
+        """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
+        self._abandon_all(reason, self._settings.stop_grace_s, is_void=True)
+
     def pending_reports(self) -> list[session_pb2.LaunchReport]:
         """What the Hello must name: launches that run, and results without a receipt."""
-        running = [run.running for run in self._runs.values() if run.running is not None]
         finished = [] if self._journal is None else self._journal.unreceipted()
-        named = {(report.job_id, report.scheduled_at_unix_ms, report.attempt) for report in finished}
-        return finished + [r for r in running if (r.job_id, r.scheduled_at_unix_ms, r.attempt) not in named]
+        named = {key_of(report) for report in finished}
+        running = [run.running for run in self._runs.values() if run.running is not None and run.key not in named]
+        return finished + running
+
+    def known_launches(self) -> list[session_pb2.LaunchToken]:
+        """What heartbeats name: every order that was taken, until the receipt of its end."""
+        finished = [] if self._journal is None else self._journal.unreceipted()
+        known = dict.fromkeys([key_of(report) for report in finished] + [run.key for run in self._runs.values()])
+        return [
+            session_pb2.LaunchToken(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, attempt=attempt)
+            for job_id, scheduled_at_ms, attempt in known
+        ]
+
+    def latest_attempt(self, job_id: str, scheduled_at_ms: int) -> int:
+        """The latest attempt of a launch that is known here; 0 for none."""
+        known = self._opened().attempts(job_id, scheduled_at_ms)
+        return max((*known, *self.outputs.attempts(job_id, scheduled_at_ms)), default=0)
+
+    def knows(self, key: LaunchKey) -> bool:
+        """True when the attempt ran here, as far as that is remembered."""
+        return self._opened().get(key.token) is not None or key.attempt in self.outputs.attempts(*key[:2])
 
     async def on_receipt(self, receipt: session_pb2.LaunchReportReceipt) -> None:
         """The leader has committed a report, or will never."""
@@ -139,18 +219,11 @@ class Launcher:
         if receipt.refusal:
             _log.warning("the report of launch %s was refused: %s", token, receipt.refusal)
         if receipt.state != types_pb2.LAUNCH_STATE_RUNNING:
-            self._opened().receipt(token)
+            self._committing().settle(token)
 
     async def stop_all(self, reason: str, grace_s: float | None = None) -> None:
         """Ends every run without a result, and forgets the orders that wait; returns when nothing runs."""
-        grace_s = self._settings.stop_grace_s if grace_s is None else grace_s
-        for _, _, run in self._queue:
-            self._runs.pop(run.token, None)
-        self._queue.clear()
-        for token in self._tasks:
-            run = self._runs[token]
-            run.abandoned, run.grace_s = reason, grace_s
-            run.stop.set()
+        self._abandon_all(reason, self._settings.stop_grace_s if grace_s is None else grace_s, is_void=False)
         if self._tasks:
             await asyncio.wait(set(self._tasks.values()))
 
@@ -158,125 +231,149 @@ class Launcher:
         """Takes no more orders, ends every run, closes the journal."""
         self._stopping = True
         await self.stop_all("the worker agent stops", grace_s)
-        if self._journal is not None:
-            self._journal.close()
+        while self._cancels:
+            await asyncio.wait(self._cancels)
+        if self._commits is not None:
+            await self._commits.close()
+        await self.outputs.close()
 
     def _opened(self) -> LaunchJournal:
         assert self._journal is not None, "Launcher.start() comes first"
         return self._journal
+
+    def _committing(self) -> CommitQueue:
+        assert self._commits is not None, "Launcher.start() comes first"
+        return self._commits
+
+    def _abandon_all(self, reason: str, grace_s: float, *, is_void: bool) -> None:
+        for _, _, run in self._queue:
+            self._forget(run)
+        self._queue.clear()
+        for token in self._tasks:
+            run = self._runs[token]
+            run.abandoned, run.grace_s, run.is_void = reason, grace_s, run.is_void or is_void
+            run.stop.set()
+
+    def _forget(self, run: _Run) -> None:
+        del self._runs[run.token]
+        run.output.end()
 
     def _fill_slots(self) -> None:
         while self._queue and len(self._tasks) < self._settings.launches_max:
             _, _, run = heapq.heappop(self._queue)
             waited_s = self._clock.monotonic() - run.received_s
             if waited_s >= self._queue_wait_s_max:
-                del self._runs[run.token]
+                self._forget(run)
                 _log.warning("launch %s found no free slot within %.1f s and is dropped", run.token, waited_s)
                 continue
             self._tasks[run.token] = asyncio.create_task(self._guard(run), name=f"launch {run.token}")
 
     async def _guard(self, run: _Run) -> None:
-        """Runs one launch; whatever happens, its slot is free afterwards."""
+        """Runs one launch; whatever happens, its slot is free afterwards, and heartbeats do not name it for nothing."""
         try:
             await self._execute(run)
         except Exception:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
             del self._tasks[run.token]
-            del self._runs[run.token]
+            self._forget(run)
             if not self._stopping:
                 self._fill_slots()
 
     async def _execute(self, run: _Run) -> None:
-        spec, journal, run_id = run.order.spec, self._opened(), uuid.uuid4().hex
-        await asyncio.to_thread(journal.begin, run.token, run_id)
+        run_id = uuid.uuid4().hex
+        await self._committing().commit(Begin(run.token, run_id))
+        report = _report(run.key)
+        process = None
+        if not run.stop.is_set():
+            report.started_unix_ms = self._clock.wall_ms()
+            process = await self._begin(run, run_id, report)
+        if process is not None:
+            run.running = _report(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
+            self._on_report(run.running)
+            try:
+                await self._see_through(run, process, report)
+            except BaseException:
+                await asyncio.to_thread(kill_runs, {run_id})
+                raise
+        elif run.stop.is_set():
+            report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
         if run.abandoned:
+            _log.warning("launch %s was ended: %s", run.token, run.abandoned)
+            self._committing().settle(run.token)
             return
-        report = session_pb2.LaunchReport(
-            job_id=run.order.launch.job_id,
-            scheduled_at_unix_ms=run.order.launch.scheduled_at_unix_ms,
-            attempt=run.order.launch.attempt,
-            state=types_pb2.LAUNCH_STATE_RUNNING,
-            started_unix_ms=self._clock.wall_ms(),
-        )
-        try:
-            process = await RunProcess.start(
-                arguments_of(spec), self._environment(run), run_id, self._settings.output_bytes_max
-            )
-        except (OSError, ValueError) as error:
-            report.state = types_pb2.LAUNCH_STATE_FAILED
-            report.reason = f"could not start {arguments_of(spec)[0]!r}: {error}"
-            report.exit_status = NOT_STARTED_STATUS
-        else:
-            run.running = report
-            self._on_report(report)
-            report = await self._see_through(run, process, report)
-            if run.abandoned:
-                _log.warning("launch %s was ended: %s", run.token, run.abandoned)
-                return
         report.finished_unix_ms = self._clock.wall_ms()
-        await asyncio.to_thread(journal.finish, run.token, report)
+        await self._committing().commit(Finish(run.token, report))
         self._on_report(report)
 
-    async def _see_through(
-        self, run: _Run, process: RunProcess, running: session_pb2.LaunchReport
-    ) -> session_pb2.LaunchReport:
-        """Waits for the end of the process, its timeout, or an order to stop; the final report without its time."""
-        timeout_s = run.order.spec.timeout_s
-        ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(run.stop.wait())
-        report = session_pb2.LaunchReport()
-        report.CopyFrom(running)
+    async def _begin(self, run: _Run, run_id: str, report: session_pb2.LaunchReport) -> RunProcess | None:
+        """Starts the process; None, with the reason in the report, when it cannot be started."""
+        spec = run.order.spec
+        arguments = arguments_of(spec)
         try:
-            await asyncio.wait({ended, stopped}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
+            if refusal := refusal_of(spec):
+                raise ValueError(refusal)
+            environment = environment_of(run.order, self._worker_id)
+            async with self._starting:
+                process = await RunProcess.start(arguments, environment, run_id, run.output)
+        except (OSError, ValueError) as error:
+            report.state = types_pb2.LAUNCH_STATE_FAILED
+            report.reason = f"could not start {arguments[0]!r}: {error}"
+            report.exit_status = NOT_STARTED_STATUS
+            return None
+        run.output.on_full = lambda is_full: process.set_reading(not is_full)
+        return process
+
+    async def _see_through(self, run: _Run, process: RunProcess, report: session_pb2.LaunchReport) -> None:
+        """Waits for the end of the process, its timeout, or an order to stop, and notes in the report how it ended."""
+        spec = run.order.spec
+        ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(run.stop.wait())
+        try:
+            await asyncio.wait({ended, stopped}, timeout=spec.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() and not self._has_lease():
+                run.abandoned, run.is_void = run.abandoned or "it ended when the session lease had ended", True
+            if ended.done() and not run.is_void:
                 run.abandoned = ""  # It came to its own end first.
                 report.exit_status = ended.result()
+                report.reason = failure_of(report.exit_status, spec, run.output.tail)
                 succeeded = report.exit_status == 0
                 report.state = types_pb2.LAUNCH_STATE_SUCCEEDED if succeeded else types_pb2.LAUNCH_STATE_FAILED
-                report.reason = "" if succeeded else _status_text(report.exit_status)
+            elif run.cancelled:
+                report.exit_status = await process.stop(run.grace_s)
+                report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
             else:
-                grace_s = run.grace_s if run.abandoned else self._settings.stop_grace_s
-                report.exit_status = await process.stop(grace_s)
+                report.exit_status = await process.stop(run.grace_s or self._settings.stop_grace_s)
                 report.state = types_pb2.LAUNCH_STATE_TIMED_OUT
-                report.reason = f"stopped after its timeout of {timeout_s:g} s"
+                report.reason = f"stopped after its timeout of {spec.timeout_s:g} s"
         finally:
             for task in (ended, stopped):
                 task.cancel()
             await asyncio.wait({ended, stopped})
-        report.output = process.output
-        return report
+        report.output = run.output.tail
 
-    def _environment(self, run: _Run) -> dict[str, str]:
-        launch = run.order.launch
-        environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-        environment["PYTHONUNBUFFERED"] = "1"  # Else a run that is killed takes its last lines with it.
-        environment.update(run.order.spec.environment)
-        environment.update(
-            LAUNCH_JOB=launch.job_id,
-            LAUNCH_SCHEDULED_AT=format_wall(WallMs(launch.scheduled_at_unix_ms)),
-            LAUNCH_ATTEMPT=str(launch.attempt),
-            LAUNCH_TOKEN=run.token,
-            LAUNCH_WORKER=self._worker_id,
-        )
-        return environment
+    def _spawn_cancel(self, key: LaunchKey, reason: str) -> None:
+        """Notes durably that a token without a process never gets one, then reports it; beside other orders."""
+        task = asyncio.create_task(self._cancel(key, reason), name=f"cancel {key.token}")
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
 
-
-def token_of(launch: types_pb2.Launch | session_pb2.LaunchReport | session_pb2.LaunchReportReceipt) -> str:
-    """The fencing token: job/scheduled_at_ms/attempt."""
-    return f"{launch.job_id}/{launch.scheduled_at_unix_ms}/{launch.attempt}"
-
-
-def arguments_of(spec: types_pb2.CronJobSpec) -> list[str]:
-    """The program and its arguments."""
-    if spec.python:
-        return [sys.executable, "-m", "worker_agent.run_python", spec.python]
-    return list(spec.command)
+    async def _cancel(self, key: LaunchKey, reason: str) -> None:
+        report = _report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason, finished_unix_ms=self._clock.wall_ms())
+        try:
+            await self._committing().commit(Begin(key.token, NEVER_RAN), Finish(key.token, report))
+        except OSError as error:
+            # The leader says it again as long as nobody has answered.
+            _log.error("launch %s cannot be noted as cancelled: %s", key.token, error)
+            return
+        finally:
+            if (run := self._runs.get(key.token)) is not None:
+                self._forget(run)
+        self._on_report(report)
 
 
-def _status_text(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"ended by signal {-status}"
+def _report(
+    key: LaunchKey, state: types_pb2.LaunchState.ValueType = types_pb2.LAUNCH_STATE_UNSPECIFIED, **fields: Any
+) -> session_pb2.LaunchReport:
+    return session_pb2.LaunchReport(
+        job_id=key.job_id, scheduled_at_unix_ms=key.scheduled_at_ms, attempt=key.attempt, state=state, **fields
+    )

@@ -3,22 +3,40 @@
 The run's id is in its environment (RUN_ID_VARIABLE), which children inherit; so whatever belongs to the run is found
 again, also after its parent has died or this agent was restarted, and nothing else is ever mistaken for it, as a
 process number that was given out again might be.
+
+Where the system has pidfds (Linux), a process is started by `subprocess.Popen` and watched by the event loop; elsewhere
+the loop's own `subprocess_exec` does both. Popen starts with vfork, whose cost does not depend on how much memory this
+process has; uvloop's own start forks, which cost three times the processor time per launch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import psutil
 
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
+READ_BYTES_MAX = 65_536
+"""A pipe of Linux has no more."""
 _DRAIN_S = 1.0
 """How long the output may trickle on after the process ended: a child that it left may hold the pipe for ever."""
+_LOOK_S = 0.05
+"""How often a stop looks whether what the process started has ended."""
+
+
+class Sink(Protocol):
+    """Takes what a run prints."""
+
+    def feed(self, data: bytes) -> None:
+        """A piece of it, never empty."""
+        ...
 
 
 class _Watcher(asyncio.SubprocessProtocol):
@@ -27,15 +45,13 @@ class _Watcher(asyncio.SubprocessProtocol):
     asyncio's own `Process.wait` also waits for the pipes, in some versions, and a child may hold those for ever.
     """
 
-    def __init__(self, output_bytes_max: int) -> None:
-        self.tail = bytearray()
+    def __init__(self, sink: Sink) -> None:
         self.ended = asyncio.Event()
         self.silent = asyncio.Event()
-        self._output_bytes_max = output_bytes_max
+        self._sink = sink
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self.tail += data
-        del self.tail[: max(0, len(self.tail) - self._output_bytes_max)]
+        self._sink.feed(data)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         self.silent.set()
@@ -44,44 +60,127 @@ class _Watcher(asyncio.SubprocessProtocol):
         self.ended.set()
 
 
-class RunProcess:
-    """A started process. Its output is read all the time, so that it never blocks on a full pipe; the tail is kept."""
+class _Handle(Protocol):
+    """What is done with a started process; a SubprocessTransport of asyncio has it too."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, watcher: _Watcher, run_id: str) -> None:
-        self._transport = transport
+    def get_pid(self) -> int: ...
+    def get_returncode(self) -> int | None: ...
+    def get_pipe_transport(self, fd: int, /) -> Any: ...
+    def close(self) -> None: ...
+
+
+class _PidfdHandle:
+    """A Popen that the event loop watches: its end by a pidfd, its output by its pipe."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], watcher: _Watcher) -> None:
+        assert popen.stdout is not None
+        self._popen = popen
+        self._watcher = watcher
+        self._pipe = popen.stdout
+        self._loop = asyncio.get_running_loop()
+        self._is_reading = False
+        self._pidfd = os.pidfd_open(popen.pid)
+        os.set_blocking(self._pipe.fileno(), False)
+        self._loop.add_reader(self._pidfd, self._on_end)
+        self.resume_reading()
+
+    def get_pid(self) -> int:
+        return self._popen.pid
+
+    def get_returncode(self) -> int | None:
+        return self._popen.returncode
+
+    def get_pipe_transport(self, fd: int, /) -> _PidfdHandle:
+        return self
+
+    def pause_reading(self) -> None:
+        """Leaves the output in the pipe; the process waits once that is full."""
+        if self._is_reading:
+            self._loop.remove_reader(self._pipe.fileno())
+            self._is_reading = False
+
+    def resume_reading(self) -> None:
+        """Takes the output again."""
+        if not self._is_reading and not self._pipe.closed and not self._watcher.silent.is_set():
+            self._loop.add_reader(self._pipe.fileno(), self._on_output)
+            self._is_reading = True
+
+    def close(self) -> None:
+        """Lets go of the pipe."""
+        self.pause_reading()
+        self._pipe.close()
+
+    def _on_end(self) -> None:
+        if self._popen.poll() is None:
+            return
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._watcher.process_exited()
+
+    def _on_output(self) -> None:
+        try:
+            data = os.read(self._pipe.fileno(), READ_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._watcher.pipe_data_received(1, data)
+        else:
+            self.pause_reading()
+            self._watcher.pipe_connection_lost(1, None)
+
+
+class RunProcess:
+    """A started process. Its output is read all the time, so that it never blocks on a full pipe, unless the sink asks.
+
+    The sink may pause the reading while the disk is slower than the run.
+    """
+
+    def __init__(self, handle: _Handle, watcher: _Watcher, run_id: str) -> None:
+        self._handle = handle
         self._watcher = watcher
         self._run_id = run_id
 
     @classmethod
     async def start(
-        cls, arguments: Iterable[str], environment: Mapping[str, str], run_id: str, output_bytes_max: int
+        cls, arguments: Sequence[str], environment: Mapping[str, str], run_id: str, sink: Sink
     ) -> RunProcess:
         """Starts a process in a session of its own. Raises OSError or ValueError when it cannot be started."""
-        transport, watcher = await asyncio.get_running_loop().subprocess_exec(
-            lambda: _Watcher(output_bytes_max),
-            *arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**environment, RUN_ID_VARIABLE: run_id},
-            start_new_session=os.name == "posix",
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-        return cls(transport, watcher, run_id)
+        watcher = _Watcher(sink)
+        options: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "env": {**environment, RUN_ID_VARIABLE: run_id},
+            "start_new_session": os.name == "posix",
+            "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        }
+        if not has_pidfds():
+            loop = asyncio.get_running_loop()
+            handle, _ = await loop.subprocess_exec(lambda: watcher, *arguments, **options)
+            return cls(handle, watcher, run_id)
+        return cls(_start_watched(arguments, options, watcher), watcher, run_id)
 
-    @property
-    def output(self) -> bytes:
-        """The last bytes of standard output and standard error together."""
-        return bytes(self._watcher.tail)
+    def set_reading(self, is_reading: bool) -> None:
+        """Whether the output is taken; after the end of the process it always is, for no more comes than a pipe has."""
+        pipe = self._handle.get_pipe_transport(1)
+        if pipe is None or self._watcher.silent.is_set():
+            return
+        if is_reading or self._watcher.ended.is_set():
+            pipe.resume_reading()
+        else:
+            pipe.pause_reading()
 
     async def wait(self) -> int:
         """The exit status, negative for a signal, once the process has ended and its output is read."""
         await self._watcher.ended.wait()
+        self.set_reading(True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self._watcher.silent.wait()
-        status = self._transport.get_returncode()
-        self._transport.close()
+        status = self._handle.get_returncode()
+        self._handle.close()
         assert status is not None
         return status
 
@@ -89,12 +188,12 @@ class RunProcess:
         """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
         members = await asyncio.to_thread(self._members)
         _each(members, "terminate")
-        others = [member for member in members if member.pid != self._transport.get_pid()]
-        waiting = asyncio.create_task(asyncio.to_thread(_await_end, others, grace_s))
+        others = [member for member in members if member.pid != self._handle.get_pid()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await self._watcher.ended.wait()
-        await waiting
+                for other in others:
+                    await _until_ended(other)
         for _ in range(3):  # A process that forks while it is killed leaves one more.
             members = await asyncio.to_thread(self._members)
             if not members:
@@ -107,9 +206,40 @@ class RunProcess:
         members = {process.pid: process for process in find_runs({self._run_id})}
         if not self._watcher.ended.is_set():
             with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._transport.get_pid())
+                root = psutil.Process(self._handle.get_pid())
                 members.update({process.pid: process for process in (root, *root.children(recursive=True))})
         return list(members.values())
+
+
+def _start_watched(arguments: Sequence[str], options: Mapping[str, Any], watcher: _Watcher) -> _PidfdHandle:
+    """Starts a process and has the event loop watch it. Stands still until the program is executed: about 1 ms."""
+    popen = subprocess.Popen(arguments, bufsize=0, **options)
+    try:
+        return _PidfdHandle(popen, watcher)
+    except OSError:  # No descriptor is left to watch it with.
+        popen.kill()
+        popen.communicate()
+        raise
+
+
+async def _until_ended(process: psutil.Process) -> None:
+    while True:
+        if not _lives(process):
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+@functools.cache
+def has_pidfds() -> bool:
+    """True where the end of a process can be watched by a descriptor."""
+    opened: Callable[[int], int] | None = getattr(os, "pidfd_open", None)
+    if opened is None:
+        return False
+    try:
+        os.close(opened(os.getpid()))
+    except OSError:  # An old kernel, or a sandbox that does not know the call.
+        return False
+    return True
 
 
 def find_runs(run_ids: set[str]) -> list[psutil.Process]:

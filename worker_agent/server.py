@@ -1,4 +1,4 @@
-"""The worker's own gRPC server: users' state, replication, `grpc.health.v1` and reflection.
+"""The worker's own gRPC server: users' state, replication, output of launches, `grpc.health.v1` and reflection.
 
 It refuses a port that another process listens at, asks every caller for a certificate and holds it to the table of
 roles, and counts the calls and streams that are open.
@@ -15,7 +15,14 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from coordinator.api.v1 import replication_pb2, replication_pb2_grpc, state_pb2, state_pb2_grpc
+from coordinator.api.v1 import (
+    launch_pb2,
+    launch_pb2_grpc,
+    replication_pb2,
+    replication_pb2_grpc,
+    state_pb2,
+    state_pb2_grpc,
+)
 from coordinator.client.channels import server_options
 from coordinator.model.errors import CoordinatorError
 from coordinator.security.credentials import Credentials, add_port
@@ -37,6 +44,7 @@ class WorkerServer:
         credentials: Credentials | None,
         state: state_pb2_grpc.StateServiceServicer,
         replication: replication_pb2_grpc.ReplicationServiceServicer,
+        launches: launch_pb2_grpc.LaunchServiceServicer,
     ) -> None:
         self._address = address
         self._credentials = credentials
@@ -48,8 +56,10 @@ class WorkerServer:
         once = registering_once(self._server)
         state_pb2_grpc.add_StateServiceServicer_to_server(state, once)
         replication_pb2_grpc.add_ReplicationServiceServicer_to_server(replication, once)
+        launch_pb2_grpc.add_LaunchServiceServicer_to_server(launches, once)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        services = [file.services_by_name.values() for file in (state_pb2.DESCRIPTOR, replication_pb2.DESCRIPTOR)]
+        files = (state_pb2.DESCRIPTOR, replication_pb2.DESCRIPTOR, launch_pb2.DESCRIPTOR)
+        services = [file.services_by_name.values() for file in files]
         names = [service.full_name for found in services for service in found]
         reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 

@@ -5,7 +5,7 @@ What it keeps (DESIGN.md section 5):
 - **Lease.** The lease runs from the moment the worker *sent* the heartbeat that a grant answers, never from
   the moment the grant came in, so that it always ends before the leader's own, longer count. A lease that
   an older stream earned stays good until its end. A new process starts with none; a worker that says
-  Goodbye gives its own back at once.
+  Goodbye gives its own back at once. With the lease end the runs that it was the right to (EndRuns).
 - **Generations.** An assignment is applied only when its generation is above that of the last one accepted
   by this process, and never when it is below the last one on disk: a master with an old view cannot turn
   the worker back.
@@ -49,6 +49,7 @@ from worker_agent.session_interface import (
     AssignmentApplied,
     Dial,
     End,
+    EndRuns,
     Event,
     FindMasters,
     GatherReports,
@@ -63,13 +64,14 @@ from worker_agent.session_interface import (
     SendHeartbeat,
     SessionTimes,
     Step,
+    StopLaunch,
     StopRequested,
     StreamEnded,
     StreamOpened,
 )
+from worker_agent.session_lease import NO_LEASE, SessionLease
 
 PROTOCOL_VERSION = 1
-NO_LEASE = Monotonic(float("-inf"))
 
 
 class WorkerSession:
@@ -112,7 +114,7 @@ class WorkerSession:
         self._sequence = 0
         self._sent: dict[int, Monotonic] = {}
         self._repeat_at = NO_LEASE
-        self._lease_until = NO_LEASE
+        self._lease = SessionLease()
         self._held_orders: list[session_pb2.LaunchOrder] = []
         self._last_problem = ""
         self._actions: list[Action] = []
@@ -137,11 +139,11 @@ class WorkerSession:
     @property
     def lease_until(self) -> Monotonic:
         """When the lease ends, minus infinity when there was none."""
-        return self._lease_until
+        return self._lease.until
 
     def has_lease(self, now: Monotonic) -> bool:
         """True while the session lease holds."""
-        return now < self._lease_until
+        return self._lease.holds(now)
 
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
@@ -157,6 +159,7 @@ class WorkerSession:
 
     def on_event(self, now: Monotonic, event: Event) -> Step:
         """Takes an event in."""
+        self._end_runs(self._lease.has_just_ended(now))
         match event:
             case MastersFound(addresses):
                 if addresses:
@@ -175,8 +178,8 @@ class WorkerSession:
             case AssignmentApplied(generation):
                 self._applied_generation = max(self._applied_generation, generation)
             case ReportsReady():
-                if self._phase in (Phase.OPEN, Phase.LEAVING):
-                    self._send_reports(event)
+                for request in event.requests() if self._phase in (Phase.OPEN, Phase.LEAVING) else ():
+                    self._send(request)
             case StopRequested(reason):
                 self._on_stop(now, reason)
             case _:
@@ -185,6 +188,7 @@ class WorkerSession:
 
     def on_advance(self, now: Monotonic) -> Step:
         """Takes the passing of time in."""
+        self._end_runs(self._lease.has_just_ended(now))
         if self._deadline is not None and now >= self._deadline:
             match self._phase:
                 case Phase.WAITING:
@@ -209,7 +213,11 @@ class WorkerSession:
 
     def _step(self) -> Step:
         actions, self._actions = tuple(self._actions), []
-        return Step(actions, self._deadline)
+        return Step(actions, self._lease.first(self._deadline))
+
+    def _end_runs(self, has_lease_ended: bool, reason: str = "the session lease ended") -> None:
+        if has_lease_ended:
+            self._actions.append(EndRuns(reason))
 
     def _is_current(self, stream: int) -> bool:
         return bool(self._address) and stream == self._stream
@@ -281,6 +289,8 @@ class WorkerSession:
             self._on_farewell(now, response.farewell)
         elif kind == "launch_report_receipt":
             self._actions.append(Receipt(response.launch_report_receipt))
+        elif self._phase is Phase.OPEN and kind == "launch_stop":
+            self._actions.append(StopLaunch(response.launch_stop))
         elif self._phase is Phase.LEAVING:
             return
         elif kind == "redirect":
@@ -303,11 +313,8 @@ class WorkerSession:
 
     def _on_welcome(self, now: Monotonic, welcome: session_pb2.Welcome) -> None:
         if not (welcome.heartbeat_s > 0 and welcome.session_lease_s >= welcome.heartbeat_s):
-            self._fail(
-                now,
-                f"master {self._address} offers a lease of {welcome.session_lease_s:g} s "
-                f"with a heartbeat every {welcome.heartbeat_s:g} s",
-            )
+            offer = f"a lease of {welcome.session_lease_s:g} s with a heartbeat every {welcome.heartbeat_s:g} s"
+            self._fail(now, f"master {self._address} offers {offer}")
             return
         if self._cluster_id and welcome.cluster_id and welcome.cluster_id != self._cluster_id:
             self._end(
@@ -343,7 +350,7 @@ class WorkerSession:
         sent_at = self._sent.get(sequence)
         if sent_at is None:
             return
-        self._lease_until = max(self._lease_until, _after(sent_at, self._lease_s))
+        self._lease.renew(now, sent_at, self._lease_s)
         self._sent = {number: at for number, at in self._sent.items() if number > sequence}
         self._pauses = 0
         self._is_proven = True
@@ -356,15 +363,6 @@ class WorkerSession:
             return
         self._generation_next_min = assignment.generation + 1
         self._actions.append(Apply(assignment, self._cluster_id))
-
-    def _send_reports(self, ready: ReportsReady) -> None:
-        if ready.replicas:
-            reports = session_pb2.ReplicaReports(reports=ready.replicas)
-            self._send(session_pb2.OpenRequest(replica_reports=reports))
-        for launch in ready.launches:
-            self._send(session_pb2.OpenRequest(launch_report=launch))
-        if ready.figures is not None:
-            self._send(session_pb2.OpenRequest(shard_figures=ready.figures))
 
     def _send(self, request: session_pb2.OpenRequest) -> None:
         self._actions.append(Send(self._stream, request))
@@ -393,7 +391,7 @@ class WorkerSession:
     def _on_stop(self, now: Monotonic, reason: str) -> None:
         if self._phase is Phase.OPEN:
             # From here on the leader may give everything to others, so nothing may be done under the lease any more.
-            self._lease_until = NO_LEASE
+            self._end_runs(self._lease.give_back(), reason)
             self._held_orders = []
             self._phase = Phase.LEAVING
             self._deadline = _after(now, self._times.farewell_s)
@@ -406,7 +404,7 @@ class WorkerSession:
             return
         if self._address:
             self._drop_stream(reason)
-        self._lease_until = NO_LEASE
+        self._end_runs(self._lease.give_back(), reason)
         self._phase = Phase.ENDED
         self._deadline = None
         self._actions.append(End(exit_status, reason))

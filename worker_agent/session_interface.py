@@ -6,6 +6,7 @@ driver (driver.py)  -- events -->  WorkerSession  -- actions -->  driver
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from coordinator.api.v1 import session_pb2
@@ -95,6 +96,15 @@ class ReportsReady:
     launches: tuple[session_pb2.LaunchReport, ...] = ()
     figures: session_pb2.ShardFigures | None = None
 
+    def requests(self) -> Iterator[session_pb2.OpenRequest]:
+        """The messages that say so."""
+        if self.replicas:
+            yield session_pb2.OpenRequest(replica_reports=session_pb2.ReplicaReports(reports=self.replicas))
+        for launch in self.launches:
+            yield session_pb2.OpenRequest(launch_report=launch)
+        if self.figures is not None:
+            yield session_pb2.OpenRequest(shard_figures=self.figures)
+
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
@@ -138,7 +148,8 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendHeartbeat:
-    """Add the latest metrics to the heartbeat and send it on the stream, now: the lease counts from this moment."""
+    """Add the latest metrics and the launches that are known, and send it on the stream, now: the lease counts from
+    this moment."""
 
     stream: int
     heartbeat: session_pb2.Heartbeat
@@ -167,6 +178,20 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class StopLaunch:
+    """End a launch, or see to it that it never starts, and report what became of it."""
+
+    stop: session_pb2.LaunchStop
+
+
+@dataclass(frozen=True, slots=True)
+class EndRuns:
+    """The worker acts under no lease any more: end every run, without a result; start nothing that was ordered."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """A launch report need not be sent again."""
 
@@ -181,7 +206,20 @@ class End:
     reason: str
 
 
-Action = FindMasters | Dial | HangUp | Send | SendHeartbeat | GatherReports | Apply | Launch | Receipt | End
+Action = (
+    FindMasters
+    | Dial
+    | HangUp
+    | Send
+    | SendHeartbeat
+    | GatherReports
+    | Apply
+    | Launch
+    | StopLaunch
+    | EndRuns
+    | Receipt
+    | End
+)
 
 
 @dataclass(frozen=True, slots=True)

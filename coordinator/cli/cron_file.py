@@ -1,7 +1,9 @@
 """Job definitions in a file: TOML, YAML or JSON, in the form that cluster.toml has and `cron show -o yaml` prints.
 
-A file has a list `jobs`, also below `cron` as in cluster.toml, or is itself a list of jobs, or one job. The keys and
-the rules are those of cluster.toml: the same code reads both. Every fault is found and named before anything is sent.
+A file has a list `jobs`, also below `cron` as in cluster.toml, or is itself a list of jobs, or one job. What
+`cron show -o yaml` and `cron list -o yaml` print can be applied too. The keys and the rules are those of cluster.toml:
+the same code reads both. Every fault is found and named, with its line in TOML and else with its path, before anything
+is sent.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import Any
 import yaml
 
 from coordinator.config import CronSettings
-from coordinator.config_file import check_job_spec
 from coordinator.configuration.findings import Findings
+from coordinator.configuration.job_rules import check_job_list
 from coordinator.configuration.parse import parse_settings
 from coordinator.configuration.toml_lines import key_lines
 from coordinator.model import CronJobSpec
@@ -47,45 +49,42 @@ def jobs_of(data: object, source: str, toml: str | None = None) -> list[CronJobS
 
     `source` names the file in errors; `toml` is its text where it is TOML, for the lines.
     """
-    path, entries = _find(data)
+    path, entries = _find(data, source)
     if not isinstance(entries, list):
         raise ConfigError([f"{source}: has no jobs; {FORM}"])
     # Only of TOML is it known which line a value is in; elsewhere the path of the value has to do.
     findings = Findings(source, key_lines(toml)) if toml is not None else Findings()
     table = {"jobs": [_with_keys_of_file(entry) for entry in entries]}
     jobs: tuple[CronJobSpec, ...] = parse_settings(findings, table, CronSettings, path).jobs
+    check_job_list(findings, (*path, "jobs"), jobs)
     problems = findings.problems()
-    if toml is None:
-        problems = [f"{source}: {problem}" for problem in problems]
-    if not problems:
-        for job in jobs:
-            problems += [f"{source}: job {job.id!r}: {problem}" for problem in check_job_spec(job)]
-        ids = [job.id for job in jobs]
-        twice = sorted({name for name in ids if ids.count(name) > 1})
-        problems += [f"{source}: job {name!r} is there twice; each job has an id of its own" for name in twice]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems if toml is not None else [f"{source}: {problem}" for problem in problems])
     return list(jobs)
 
 
-def _find(data: object) -> tuple[tuple[str, ...], object]:
-    """Where the list of jobs is, and the list."""
+def _find(data: object, source: str) -> tuple[tuple[str, ...], object]:
+    """Where the list of jobs is, and the list. Raises ConfigError for keys beside it, which would mean nothing."""
     if isinstance(data, list):
         return (), data
     if not isinstance(data, dict):
         return (), None
     if "jobs" in data:
+        # `cron_paused` is in what `cron list -o yaml` prints.
+        if strange := sorted({str(key) for key in data} - {"jobs", "cron_paused"}):
+            advice = "beside `jobs` there is nothing, set it in each job"
+            raise ConfigError([f"{source}: unknown key {strange[0]}; {advice}"])
         return (), data["jobs"]
     if isinstance(data.get("cron"), dict):
         return ("cron",), data["cron"].get("jobs")
-    # What `cron show -o yaml` prints has the definition below job.spec.
-    job = data.get("job", data)
-    spec = job.get("spec", job) if isinstance(job, dict) else None
-    return (), [spec] if isinstance(spec, dict) and "id" in spec else None
+    return (), [data] if data.keys() & {"id", "job", "spec"} else None
 
 
 def _with_keys_of_file(entry: Any) -> Any:
-    """A definition as the API names its fields, with the keys of the file."""
+    """A definition as the API names its fields, with the keys of the file; of a job that was shown, its definition."""
+    for key in ("job", "spec"):
+        if isinstance(entry, dict) and isinstance(entry.get(key), dict):
+            entry = entry[key]
     if isinstance(entry, dict) and isinstance(entry.get("priority_class"), int):
         entry = {key: value for key, value in entry.items() if key != "priority_class"} | {
             "priority": f"p{entry['priority_class']}"

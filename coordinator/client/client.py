@@ -11,16 +11,19 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import TypeAlias
 
 from grpc import aio
 
-from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
+from coordinator.api.v1 import cluster_pb2, cron_pb2, launch_pb2, types_pb2
 from coordinator.client.errors import error_of
 from coordinator.client.masters import Link, Masters
 from coordinator.client.retry import may_retry
-from coordinator.model.errors import CoordinatorError, TimedOut
+from coordinator.client.run_output import RunOutputReader
+from coordinator.client.workers import WorkerLinks
+from coordinator.model.errors import CoordinatorError, RefusalReason, Refused, TimedOut
 from coordinator.security.credentials import Credentials
 
 TIMEOUT_S = 10.0
@@ -45,10 +48,12 @@ class AsyncClusterClient:
         Without credentials it speaks plain text, which only a cluster with `mode = "plaintext"` takes.
         """
         self._masters = Masters(addresses, timeout_s=timeout_s, credentials=credentials, rng=rng)
+        self._workers = WorkerLinks(credentials)
 
     async def close(self) -> None:
         """Ends all connections."""
         await self._masters.close()
+        await self._workers.close()
 
     async def __aenter__(self) -> AsyncClusterClient:
         return self
@@ -291,10 +296,20 @@ class AsyncClusterClient:
         return await self._masters.call(lambda link: link.cron.ListJobs, request)
 
     async def apply_jobs(
-        self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
+        self,
+        jobs: Iterable[types_pb2.CronJobSpec],
+        *,
+        dry_run: bool = False,
+        prune: bool = False,
+        request_id: str = "",
     ) -> cron_pb2.ApplyJobsResponse:
-        """Creates or replaces jobs; with `dry_run` only says what would change."""
-        request = cron_pb2.ApplyJobsRequest(jobs=jobs, dry_run=dry_run, request_id=request_id or _new_id())
+        """Creates or replaces jobs; with `dry_run` only says what would change.
+
+        With `prune` it forgets all other jobs that came through the API. Those of the configuration stay.
+        """
+        request = cron_pb2.ApplyJobsRequest(
+            jobs=jobs, dry_run=dry_run, prune=prune, request_id=request_id or _new_id()
+        )
         return await self._masters.call(lambda link: link.cron.ApplyJobs, request)
 
     async def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
@@ -312,17 +327,56 @@ class AsyncClusterClient:
         request = cron_pb2.TriggerJobRequest(job_id=job_id, request_id=request_id or _new_id())
         return await self._masters.call(lambda link: link.cron.TriggerJob, request)
 
+    async def cancel_launches(
+        self, job_id: str, *, scheduled_at_unix_ms: int = 0, reason: str = "", request_id: str = ""
+    ) -> cron_pb2.CancelLaunchesResponse:
+        """Tells the launches of a job, or the one of a scheduled time, to stop; those that wait are dropped."""
+        request = cron_pb2.CancelLaunchesRequest(
+            job_id=job_id,
+            scheduled_at_unix_ms=scheduled_at_unix_ms,
+            reason=reason,
+            request_id=request_id or _new_id(),
+        )
+        return await self._masters.call(lambda link: link.cron.CancelLaunches, request)
+
     async def list_launches(
         self,
         *,
         job_id: str = "",
         latest: int = 0,
         missed: bool = False,
+        since_unix_ms: int = 0,
         consistency: Consistency = LINEARIZABLE,
     ) -> cron_pb2.ListLaunchesResponse:
         """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
-        request = cron_pb2.ListLaunchesRequest(consistency=consistency, job_id=job_id, latest=latest, missed=missed)
+        request = cron_pb2.ListLaunchesRequest(
+            consistency=consistency, job_id=job_id, latest=latest, missed=missed, since_unix_ms=since_unix_ms
+        )
         return await self._masters.call(lambda link: link.cron.ListLaunches, request)
+
+    async def read_output(
+        self, job_id: str, scheduled_at_unix_ms: int, *, attempt: int = 0, follow: bool = False
+    ) -> AsyncGenerator[launch_pb2.ReadOutputResponse, None]:
+        """What an attempt of a launch printed (0 for the latest), from the worker that ran it; pieces in order.
+
+        A jump of `offset_bytes` leaves out what was not kept. With `follow` it goes on until the run has ended.
+        """
+
+        async def find_launch() -> types_pb2.Launch:
+            answer = await self.list_launches(job_id=job_id, latest=10_000, since_unix_ms=scheduled_at_unix_ms)
+            for launch in answer.launches:
+                if launch.scheduled_at_unix_ms == scheduled_at_unix_ms:
+                    return launch
+            raise Refused(RefusalReason.NOT_FOUND, f"{job_id} has no launch scheduled at {scheduled_at_unix_ms} ms")
+
+        async def find_address(worker_id: str) -> str:
+            nodes = (await self.list_nodes(node_id=worker_id)).nodes
+            return nodes[0].node.grpc_address
+
+        reader = RunOutputReader(self._workers, find_launch, find_address, self._masters.timeout_s)
+        async with aclosing(reader.read(attempt, follow=follow)) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
 def _new_id() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 
-from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
+from coordinator.api.v1 import cluster_pb2, cron_pb2, launch_pb2, types_pb2
 from coordinator.client.client import LINEARIZABLE, TIMEOUT_S, AsyncClusterClient, Consistency
 from coordinator.client.loop_thread import LoopThread
 from coordinator.security.credentials import Credentials
@@ -46,6 +46,14 @@ class ClusterClient:
         """The cluster's story: the `latest` events (0 means 100), all from a sequence on; `follow` waits for more."""
         events = self._client.stream_events(from_sequence=from_sequence, latest=latest, follow=follow, kind=kind)
         return self._calls.iterate(events)
+
+    def read_output(
+        self, job_id: str, scheduled_at_unix_ms: int, *, attempt: int = 0, follow: bool = False
+    ) -> Generator[launch_pb2.ReadOutputResponse, None, None]:
+        """What an attempt of a launch printed (0 for the latest); `follow` waits until the run has ended."""
+        return self._calls.iterate(
+            self._client.read_output(job_id, scheduled_at_unix_ms, attempt=attempt, follow=follow)
+        )
 
     def backup(self) -> Generator[cluster_pb2.BackupResponse, None, None]:
         """The whole state as the parts of a backup file, in order; what they are about is in the first."""
@@ -182,10 +190,18 @@ class ClusterClient:
         return self._calls.run(self._client.list_jobs(job_id=job_id, next=next, consistency=consistency))
 
     def apply_jobs(
-        self, jobs: Iterable[types_pb2.CronJobSpec], *, dry_run: bool = False, request_id: str = ""
+        self,
+        jobs: Iterable[types_pb2.CronJobSpec],
+        *,
+        dry_run: bool = False,
+        prune: bool = False,
+        request_id: str = "",
     ) -> cron_pb2.ApplyJobsResponse:
-        """Creates or replaces jobs; with `dry_run` only says what would change."""
-        return self._calls.run(self._client.apply_jobs(jobs, dry_run=dry_run, request_id=request_id))
+        """Creates or replaces jobs; with `dry_run` only says what would change.
+
+        With `prune` it forgets all other jobs that came through the API. Those of the configuration stay.
+        """
+        return self._calls.run(self._client.apply_jobs(jobs, dry_run=dry_run, prune=prune, request_id=request_id))
 
     def delete_job(self, job_id: str, *, request_id: str = "") -> cron_pb2.DeleteJobResponse:
         """Forgets a job and its history."""
@@ -199,15 +215,28 @@ class ClusterClient:
         """Launches a job now, beside its schedule."""
         return self._calls.run(self._client.trigger_job(job_id, request_id=request_id))
 
+    def cancel_launches(
+        self, job_id: str, *, scheduled_at_unix_ms: int = 0, reason: str = "", request_id: str = ""
+    ) -> cron_pb2.CancelLaunchesResponse:
+        """Tells the launches of a job, or the one of a scheduled time, to stop; those that wait are dropped."""
+        return self._calls.run(
+            self._client.cancel_launches(
+                job_id, scheduled_at_unix_ms=scheduled_at_unix_ms, reason=reason, request_id=request_id
+            )
+        )
+
     def list_launches(
         self,
         *,
         job_id: str = "",
         latest: int = 0,
         missed: bool = False,
+        since_unix_ms: int = 0,
         consistency: Consistency = LINEARIZABLE,
     ) -> cron_pb2.ListLaunchesResponse:
         """The launches that are kept, the latest first (`latest` 0 means 100); with `missed` only those not made."""
         return self._calls.run(
-            self._client.list_launches(job_id=job_id, latest=latest, missed=missed, consistency=consistency)
+            self._client.list_launches(
+                job_id=job_id, latest=latest, missed=missed, since_unix_ms=since_unix_ms, consistency=consistency
+            )
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 from grpc import aio
 
-from coordinator.api.v1 import state_pb2_grpc
+from coordinator.api.v1 import launch_pb2_grpc, state_pb2_grpc
 from coordinator.client.channels import channel_options
 from coordinator.model.errors import Unreachable
 from coordinator.security.certificates import Role
@@ -30,6 +30,7 @@ class WorkerLink:
     address: str
     channel: aio.Channel
     state: state_pb2_grpc.StateServiceAsyncStub
+    launches: launch_pb2_grpc.LaunchServiceAsyncStub
     used_at_s: float
 
 
@@ -52,7 +53,8 @@ class WorkerLinks:
         link = self._links.get(address)
         if link is None:
             channel = open_channel(address, channel_options(), self._credentials, Role.WORKER)
-            link = self._links[address] = WorkerLink(address, channel, state_pb2_grpc.StateServiceStub(channel), now_s)
+            state, launches = state_pb2_grpc.StateServiceStub(channel), launch_pb2_grpc.LaunchServiceStub(channel)
+            link = self._links[address] = WorkerLink(address, channel, state, launches, now_s)
             await self._close_idle(now_s)
         link.used_at_s = now_s
         if link.channel.get_state() is grpc.ChannelConnectivity.READY:

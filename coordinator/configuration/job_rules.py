@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from zoneinfo import ZoneInfo
-
-from cronsim import CronSim, CronSimError
+from collections.abc import Sequence
 
 from coordinator.config import ClusterConfig
 from coordinator.configuration.fields import PYTHON_PATTERN, check_fields, check_id
 from coordinator.configuration.findings import Findings, dotted, show
 from coordinator.configuration.toml_lines import Path
-from coordinator.control.schedule import check_schedule
+from coordinator.control.schedule import schedule_fault, zone_fault
 from coordinator.model import CronJobSpec
 
 
@@ -24,9 +21,14 @@ def check_job_spec(spec: CronJobSpec) -> list[str]:
 
 def check_jobs(findings: Findings, config: ClusterConfig) -> None:
     """The jobs of the configuration; faults go to `findings`."""
+    check_job_list(findings, ("cron", "jobs"), config.cron.jobs)
+
+
+def check_job_list(findings: Findings, path: Path, jobs: Sequence[CronJobSpec]) -> None:
+    """Jobs that stand together at `path`; faults go to `findings`."""
     seen: dict[str, Path] = {}
-    for index, job in enumerate(config.cron.jobs):
-        base: Path = ("cron", "jobs", index)
+    for index, job in enumerate(jobs):
+        base: Path = (*path, index)
         _check_job(findings, base, job)
         place = (*base, "id")
         if findings.is_sound(place):
@@ -44,18 +46,17 @@ def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
     if findings.is_sound(place) and (advice := check_id(job.id)):
         findings.refuse(place, f"{findings.named(place, job.id)} is not a name; {advice}")
     place = (*base, "schedule")
-    if findings.is_sound(place) and (fault := _schedule_fault(job.schedule)):
+    if findings.is_sound(place) and (fault := schedule_fault(job.schedule)):
         findings.refuse(place, f"{findings.named(place, job.schedule)} {fault}")
     place = (*base, "time_zone")
-    if findings.is_sound(place) and not _is_time_zone(job.time_zone):
-        named = findings.named(place, job.time_zone)
-        findings.refuse(place, f'{named} is not an IANA time zone; use one like "Europe/Berlin", or "UTC"')
-    _check_schedule_in_zone(findings, base, job)
+    if findings.is_sound(place) and (fault := zone_fault(job.time_zone)):
+        findings.refuse(place, f"{findings.named(place, job.time_zone)} {fault}")
     command, python, environment = (*base, "command"), (*base, "python"), (*base, "environment")
     if findings.is_sound(command, python):
         if bool(job.command) == bool(job.python):
             fault = "both command and python" if job.command else "neither command nor python"
-            findings.refuse(python, f"the job {show(job.id)} has {fault}; give it exactly one of them", command)
+            where = f"{dotted(base)}: " if base else ""
+            findings.refuse(python, f"{where}the job {show(job.id)} has {fault}; give it exactly one of them", command)
         elif job.command and not (job.command[0] and "\0" not in "".join(job.command)):
             findings.refuse(command, f"{findings.named(command, job.command)} names no program; put it first")
         elif job.python and not PYTHON_PATTERN.fullmatch(job.python):
@@ -70,35 +71,15 @@ def _check_job(findings: Findings, base: Path, job: CronJobSpec) -> None:
             " use at least that",
             first,
         )
+    labels = (*base, "required_labels")
+    if findings.is_sound(labels) and any(not name for name, _ in job.required_labels):
+        findings.refuse(labels, f"{dotted(labels)} has a label without a name; name it as the workers do")
+    for name in ("working_directory", "user"):
+        if findings.is_sound((*base, name)) and "\0" in (value := getattr(job, name)):
+            findings.refuse((*base, name), f"{findings.named((*base, name), value)} has a NUL; leave it out")
     if findings.is_sound(environment):
         for name, value in job.environment:
             if not name or "=" in name or "\0" in name + value:
                 findings.refuse(
                     environment, f"{dotted((*environment, name))} cannot be a variable; use a name without = and NUL"
                 )
-
-
-def _check_schedule_in_zone(findings: Findings, base: Path, job: CronJobSpec) -> None:
-    """The last word is that of the code that will run the schedule: what passes here can be launched."""
-    place = (*base, "schedule")
-    if findings.is_sound(place, (*base, "time_zone")) and (fault := check_schedule(job.schedule, job.time_zone)):
-        findings.refuse(place, fault)
-
-
-def _schedule_fault(schedule: str) -> str | None:
-    """What is wrong with a cron expression; None when it names at least one time."""
-    form = "use five fields (minute hour day month weekday), or six with seconds first"
-    try:
-        first = next(CronSim(schedule, datetime(2000, 1, 1)), None)
-    except (CronSimError, AssertionError, ValueError) as error:
-        reason = str(error)[:1].lower() + str(error)[1:] or "unreadable"
-        return f"is not a cron expression: {reason}; {form}"
-    return "never comes; use a day that exists" if first is None else None
-
-
-def _is_time_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (ValueError, OSError, ModuleNotFoundError, LookupError):
-        return False
-    return True

@@ -112,8 +112,8 @@ RANGES: dict[type, dict[str, Range]] = {
     CronJobSpec: {
         "priority_class": Range(0, 6),
         "timeout_s": Range(0.1, 30 * DAY_S, "seconds"),
-        "catch_up_window_s": Range(0, 366 * DAY_S, "seconds"),
-        "catch_up_limit": Range(1, 10_000, "launches"),
+        "catch_up_window_s": Range(0.1, 366 * DAY_S, "seconds"),
+        "catch_up_limit": Range(1, 1000, "launches"),
         "start_deadline_s": Range(0.1, 30 * DAY_S, "seconds"),
         "attempts_max": Range(1, 100, "attempts"),
         "overlap_limit": Range(1, 1000, "launches"),

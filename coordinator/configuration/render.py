@@ -38,6 +38,17 @@ def render_cluster(config: ClusterConfig, *, complete: bool = False) -> str:
     return "\n".join(blocks)
 
 
+def job_options(job: CronJobSpec) -> dict[str, str]:
+    """Every option of a job, keys and values as a file has them; of tables each pair by itself: `environment.NAME`."""
+    described: dict[str, str] = {}
+    for key, value in _options(job, None):
+        if isinstance(value, dict):
+            described |= {dotted((key, name)): _value(text) for name, text in value.items()}
+        else:
+            described[key] = _value(value)
+    return described
+
+
 def describe_defaults() -> dict[str, object]:
     """Every option that has a default, by its dotted key; a job's as `cron.jobs.KEY`, a worker's as `worker.KEY`."""
     described: dict[str, object] = {}

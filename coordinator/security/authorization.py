@@ -53,6 +53,7 @@ ALLOWED: dict[str, frozenset[Role]] = {
     _CRON + "TriggerJob": _SERVES,
     _CRON + "CancelLaunches": _CHANGES,
     _CRON + "ListLaunches": _LOOKS,
+    "/coordinator.api.v1.LaunchService/ReadOutput": _LOOKS,
     _STATE + "Write": _STATE_CONTENTS,
     _STATE + "Read": _STATE_CONTENTS,
     _STATE + "Scan": _STATE_CONTENTS,

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
-from coordinator.config_file import check_job_spec
+from coordinator.config import ClusterConfig
+from coordinator.config_file import check_job_spec, job_options
 from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.schedule import compile_schedule, format_wall
 from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
@@ -27,7 +28,9 @@ LATEST_DEFAULT = 100
 LATEST_MAX = 10_000
 JOBS_MAX = 1_000
 """Most definitions in one ApplyJobs."""
-_NEVER_RAN = (LaunchState.MISSED, LaunchState.SKIPPED)
+_NEVER_RAN = (LaunchState.MISSED, LaunchState.SKIPPED, LaunchState.CANCELLED)
+"""Of a launch that made no attempt."""
+_ON_A_WORKER = (LaunchState.COMMITTED, LaunchState.RUNNING)
 
 
 class Master(Protocol):
@@ -36,6 +39,11 @@ class Master(Protocol):
     @property
     def clock(self) -> Clock:
         """For the next scheduled times."""
+        ...
+
+    @property
+    def config(self) -> ClusterConfig:
+        """Whose jobs are never pruned."""
         ...
 
     async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
@@ -68,7 +76,7 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
         jobs = [_job(state, request.job_id)] if request.job_id else [state.jobs[id] for id in sorted(state.jobs)]
         wall_ms = self._master.clock.wall_ms()
         views = [_view(state, job, wall_ms, request.next or 1) for job in jobs]
-        return cron_pb2.ListJobsResponse(jobs=views)
+        return cron_pb2.ListJobsResponse(jobs=views, cron_paused=state.settings.cron_paused)
 
     async def ApplyJobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
         """Creates or replaces jobs, in few log entries. All are checked before the first is applied, each by itself."""
@@ -88,16 +96,27 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
                 response.unchanged.append(spec.id)
                 continue
             (response.created if job is None else response.changed).append(spec.id)
+            response.changes.extend(_changes(job.spec if job is not None else None, spec))
             changed.append(spec)
+        if request.prune:
+            stay = {spec.id for spec in specs} | {spec.id for spec in self._master.config.cron.jobs}
+            response.deleted.extend(
+                job_id for job_id in sorted(state.jobs) if state.jobs[job_id].source == "api" and job_id not in stay
+            )
         if not request.dry_run:
+            commands = {
+                spec.id: command_pb2.Command(
+                    apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="api")
+                )
+                for spec in changed
+            }
+            for job_id in response.deleted:
+                commands[job_id] = command_pb2.Command(delete_job=command_pb2.DeleteJob(job_id=job_id))
             request_id = request.request_id or uuid.uuid4().hex
-            applies = [command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="api") for spec in changed]
+            for command in commands.values():
+                command.cause = request_id
             await self._master.submit_all(
-                [
-                    (command_pb2.Command(cause=request_id, apply_job=apply), f"{request_id}/{apply.spec.id}")
-                    for apply in applies
-                ],
-                context,
+                [(command, f"{request_id}/{job_id}") for job_id, command in commands.items()], context
             )
         return response
 
@@ -170,7 +189,8 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
             raise InvalidRequest(f"latest = {request.latest}; at most {LATEST_MAX} launches are told at once")
         state = await self._master.read(request.consistency, context)
         job_ids = [_job(state, request.job_id).id] if request.job_id else sorted(state.jobs)
-        histories = [_history(state, job_id, request.missed) for job_id in job_ids]
+        since_ms = request.since_unix_ms
+        histories = [_history(state, job_id, since_ms, only_missed=request.missed) for job_id in job_ids]
         response = cron_pb2.ListLaunchesResponse()
         for launch in heapq.merge(*histories, key=lambda launch: (-launch.scheduled_at_ms, launch.job_id)):
             if len(response.launches) == (request.latest or LATEST_DEFAULT):
@@ -215,6 +235,20 @@ def _checked_specs(request: cron_pb2.ApplyJobsRequest) -> list[CronJobSpec]:
     return specs
 
 
+def _changes(before: CronJobSpec | None, after: CronJobSpec) -> Iterator[cron_pb2.JobFieldChange]:
+    """What differs, field by field; of a new job what it says beyond the defaults."""
+    old = job_options(before or CronJobSpec(id=after.id, schedule=""))
+    new = job_options(after)
+    for field in sorted({*old, *new}, key=[*new, *old].index):
+        if old.get(field) != new.get(field):
+            yield cron_pb2.JobFieldChange(
+                job_id=after.id,
+                field=field,
+                before=old.get(field, "") if before is not None else "",
+                after=new.get(field, ""),
+            )
+
+
 def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.CronJobView:
     view = cron_pb2.CronJobView(job=job_to_proto(job))
     if not job.paused and not state.settings.cron_paused:
@@ -223,15 +257,21 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
         while moment is not None and len(view.next_unix_ms) < count:
             view.next_unix_ms.append(moment)
             moment = schedule.next_after(moment)
-    latest = next(_history(state, job.id, only_missed=False), None)
+    latest = next(_history(state, job.id), None)
     if latest is not None:
         view.latest.CopyFrom(launch_to_proto(latest))
+    for scheduled_at_ms in state.launch_times.get(job.id, ()):
+        launch = state.launches[(job.id, scheduled_at_ms)]
+        view.waiting += launch.state is LaunchState.WAITING
+        view.running += launch.state in _ON_A_WORKER
     return view
 
 
-def _history(state: State, job_id: str, only_missed: bool) -> Iterator[Launch]:
+def _history(state: State, job_id: str, since_ms: int = 0, *, only_missed: bool = False) -> Iterator[Launch]:
     """A job's launches, the latest scheduled time first."""
     for scheduled_at_ms in reversed(state.launch_times.get(job_id, ())):
+        if scheduled_at_ms < since_ms:
+            return
         launch = state.launches[(job_id, scheduled_at_ms)]
-        if not only_missed or launch.state in _NEVER_RAN:
+        if not only_missed or (launch.state in _NEVER_RAN and launch.attempt == 0):
             yield launch

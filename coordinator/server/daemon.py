@@ -39,6 +39,7 @@ from coordinator.server.cluster import ClusterServicer
 from coordinator.server.cluster_parts import ClusterParts
 from coordinator.server.context import MasterContext
 from coordinator.server.cron import CronService
+from coordinator.server.cron_metrics import CronMetrics
 from coordinator.server.errors import ErrorInterceptor
 from coordinator.server.forward import Forwarder, MasterChannels
 from coordinator.server.handlers import registering_once
@@ -103,6 +104,10 @@ class Master:
         self._driver = LeaderDriver(
             master=self._master, hub=self._hub, discovery=self._discovery, on_fatal=self._on_fatal
         )
+        cron_metrics = CronMetrics(
+            self._metrics.registry, lambda: self._raft.state, lambda: self._driver.is_running
+        )
+        self._raft.on_transition(cron_metrics.on_transition)
         self._http = HttpServer(self._settings.http_address, self._health_document, self._metrics.registry)
         self._health = health.aio.HealthServicer()
         self._server: aio.Server | None = None

@@ -1,4 +1,5 @@
-"""What a master tells Prometheus, all with the prefix `coordinator_`. The consensus is raft_metrics.py's.
+"""What a master tells Prometheus, all with the prefix `coordinator_`. The consensus is raft_metrics.py's,
+launches are cron_metrics.py's.
 
 Figures that the state or Raft already has are read when Prometheus asks; only what happens between two questions is
 counted as it happens. Each master has a registry of its own, so that several can run in one process (tests).
@@ -15,8 +16,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from coordinator.machine.state import LaunchChanged, Transition
-from coordinator.model import LaunchState, NodeState
+from coordinator.machine.state import Transition
+from coordinator.model import NodeState
 from coordinator.raft.node import RaftNode
 from coordinator.server.raft_metrics import RaftMetrics
 from coordinator.server.sessions import SessionHub
@@ -46,12 +47,6 @@ class MasterMetrics:
             "coordinator_applied_commands",
             "Log entries applied by this master since it started, by outcome.",
             ("outcome",),
-            registry=self.registry,
-        )
-        self._launches = Counter(
-            "coordinator_launch_changes",
-            "Launches that entered a state while this master ran.",
-            ("state",),
             registry=self.registry,
         )
         self._calls = Counter(
@@ -89,11 +84,6 @@ class MasterMetrics:
 
     def _on_transition(self, transition: Transition) -> None:
         self._applied.labels(transition.result.WhichOneof("outcome") or "installed").inc()
-        for change in transition.changes:
-            if isinstance(change, LaunchChanged) and (
-                change.before is None or change.before.state != change.after.state
-            ):
-                self._launches.labels(change.after.state.name.lower()).inc()
 
 
 class _Figures(Collector):
@@ -140,11 +130,6 @@ class _Figures(Collector):
             by_state.add_metric((node_state.name.lower(),), nodes[node_state])
         yield by_state
         yield _gauge("nodes_suspect", "Workers that are not heard at the moment.", suspects)
-        launches = Tally(launch.state for launch in state.launches.values())
-        by_launch = GaugeMetricFamily("coordinator_launches", "Launches that are kept, by state.", labels=("state",))
-        for launch_state in LaunchState:
-            by_launch.add_metric((launch_state.name.lower(),), launches[launch_state])
-        yield by_launch
         events = CounterMetricFamily("coordinator_events", "Events in the cluster's story so far.")
         events.add_metric((), state.next_event_sequence - 1)
         yield events

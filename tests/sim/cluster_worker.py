@@ -404,7 +404,9 @@ class Worker(replica_worker.Worker):
                     if (hosted := self.hosted.get(shard_id)) is not None:
                         hosted.feed(Foresee(epoch))
                 self._persist(self._hosting.on_assignment(assignment, cluster_id))
-            case session_events.Launch() | session_events.Receipt():
+            case session_events.EndRuns():
+                pass
+            case session_events.Launch() | session_events.StopLaunch() | session_events.Receipt():
                 raise AssertionError("there are no cron jobs here")
             case session_events.End():
                 assert self.is_stopping, f"{self.name} ends: {action.reason}"

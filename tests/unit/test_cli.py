@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import socket
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +19,8 @@ from hypothesis import strategies as st
 from coordinator.api.v1 import cluster_pb2, cron_pb2, types_pb2
 from coordinator.cli import main as cli_main
 from coordinator.cli import words
-from coordinator.cli.cron import jobs_table, launches_table
 from coordinator.cli.cron_file import jobs_of, load_jobs
+from coordinator.cli.cron_text import jobs_text, launches_table
 from coordinator.cli.events import event_text
 from coordinator.cli.masters import masters_table
 from coordinator.cli.moves import moves_table
@@ -28,11 +30,42 @@ from coordinator.cli.shards import shards_table
 from coordinator.cli.status import status_text
 from coordinator.cli.structure import to_plain
 from coordinator.cli.table import WIDTH, Column, facts, table
+from coordinator.config import ClusterConfig, CronSettings
+from coordinator.config_file import render
 from coordinator.machine.codec import job_spec_to_proto
-from coordinator.model import CatchUpPolicy, CronJobSpec, OverlapPolicy
+from coordinator.model import CatchUpPolicy, CronJobSpec, OverlapPolicy, RetryPolicy
 from coordinator.model.errors import ConfigError
 from coordinator.security.certificates import Role
 from coordinator.security.provision import ensure
+
+EVERY_OPTION = CronJobSpec(
+    id="a",
+    schedule="@every 1h30m",
+    time_zone="Europe/Vienna",
+    priority_class=3,
+    command=("true", "--now"),
+    environment=(("NAME", "value"), ("OTHER", "")),
+    timeout_s=5.5,
+    working_directory="work",
+    user="nobody",
+    memory_bytes_max=1 << 30,
+    processor_s_max=2.5,
+    open_files_max=64,
+    required_labels=(("disk", "nvme"),),
+    jitter_s=30.0,
+    overlap=OverlapPolicy.CANCEL_PREVIOUS,
+    overlap_limit=3,
+    catch_up=CatchUpPolicy.ALL,
+    catch_up_window_s=60.0,
+    catch_up_limit=4,
+    start_deadline_s=7.0,
+    retry=RetryPolicy.ON_FAILURE,
+    attempts_max=5,
+    retry_backoff_s=2.0,
+    retry_backoff_s_max=20.0,
+    description="Everything that a job may say",
+)
+"""No option has its default: a test holds that."""
 
 
 def all_commands() -> Iterator[tuple[list[str], click.Command]]:
@@ -198,7 +231,7 @@ class TestViews:
             node_text(view),
             shards_table([shard]),
             moves_table([move]),
-            jobs_table([cron_pb2.CronJobView(job=job)]),
+            jobs_text(cron_pb2.ListJobsResponse(jobs=[cron_pb2.CronJobView(job=job)])),
             launches_table([launch]),
         ):
             assert_fits(text)
@@ -229,18 +262,25 @@ class TestJobFiles:
         assert jobs[0][0].catch_up is CatchUpPolicy.LATEST
         assert jobs[0][0].timeout_s == 5.0
 
-    def test_what_show_prints_can_be_applied(self) -> None:
-        """Shows that `cron show -o yaml` and `cron apply` fit together."""
-        job = CronJobSpec(
-            id="a",
-            schedule="0 * * * *",
-            priority_class=3,
-            command=("true",),
-            environment=(("NAME", "value"),),
-            catch_up=CatchUpPolicy.ALL,
-        )
-        view = cron_pb2.CronJobView(job=types_pb2.CronJob(spec=job_spec_to_proto(job), owner="w1"))
-        assert jobs_of(to_plain(view), "shown") == [job]
+    def test_what_is_printed_can_be_applied(self) -> None:
+        """Shows that `cron apply` takes what `cron show` and `cron list` print, with every option of a job."""
+        view = cron_pb2.CronJobView(job=types_pb2.CronJob(spec=job_spec_to_proto(EVERY_OPTION), owner="w1"))
+        assert jobs_of(to_plain(view), "shown") == [EVERY_OPTION]
+        assert jobs_of(to_plain(cron_pb2.ListJobsResponse(jobs=[view])), "listed") == [EVERY_OPTION]
+        assert jobs_of(to_plain(view)["job"], "job") == [EVERY_OPTION]
+
+    def test_the_job_with_every_option_has_every_option(self) -> None:
+        """Shows that the tests here cannot miss a new option, but for `python`, which excludes `command`."""
+        default = CronJobSpec(id="", schedule="")
+        same = {name for name, value in dataclasses.asdict(default).items() if getattr(EVERY_OPTION, name) == value}
+        assert same == {"python"}
+
+    def test_every_option_round_trips_through_toml(self) -> None:
+        """Shows that what is rendered for cluster.toml, whole or only what differs, is read as the same job."""
+        config = ClusterConfig(cron=CronSettings(jobs=(EVERY_OPTION,)))
+        for complete in (False, True):
+            text = render(config, complete=complete)
+            assert jobs_of(tomllib.loads(text), "cluster.toml", toml=text) == [EVERY_OPTION]
 
     def test_every_fault_is_named(self) -> None:
         """Shows that all faults of a file come at once, each with its job, the value, and what would be right."""
@@ -260,8 +300,46 @@ class TestJobFiles:
         ]
         with pytest.raises(ConfigError) as caught:
             jobs_of(wrong_sense, "jobs.yaml")
-        for part in ("job 'a'", "61 * * * *", "Mars/Olympus", "job 'b' is there twice"):
+        for part in (
+            'jobs.yaml: jobs[0].schedule = "61 * * * *" is not a cron expression: bad minute "61"',
+            'jobs.yaml: jobs[1]: the job "b" has both command and python; give it exactly one of them',
+            'jobs.yaml: jobs[2].time_zone = "Mars/Olympus" is not an IANA time zone',
+            'jobs.yaml: jobs[2].id = "b" is already jobs[1].id = "b"; use another',
+        ):
             assert part in str(caught.value)
+
+    def test_faults_of_toml_have_their_lines(self, tmp_path: Path) -> None:
+        """Shows that rules of form and of sense both name file and line, with the key, the value and what to do."""
+        file = tmp_path / "jobs.toml"
+        file.write_text(
+            """[[jobs]]
+id = "a"
+command = ["true"]
+schedule = "@every 5"
+jitter_s = -1
+[[jobs]]
+id = "b"
+schedule = "@daily"
+python = "m:f"
+retry = "sometimes"
+"""
+        )
+        with pytest.raises(ConfigError) as caught:
+            load_jobs(file)
+        said = [problem.removeprefix(str(file)) for problem in caught.value.problems]
+        assert [problem.split(" is ")[0].split(" has ")[0] for problem in said] == [
+            ':4: jobs[0].schedule = "@every 5"',
+            ":5: jobs[0].jitter_s = -1.0",
+            ':10: jobs[1].retry = "sometimes"',
+        ]
+        assert 'use "@every 90s"' in said[0]
+        assert "use 0 to 86400 seconds" in said[1]
+        assert 'use "never", "on_lost" or "on_failure"' in said[2]
+
+    def test_keys_beside_the_jobs_are_refused(self) -> None:
+        """Shows that a key on the wrong level is not passed over in silence."""
+        with pytest.raises(ConfigError, match=r"jobs.yaml: unknown key time_zone; beside `jobs` there is nothing"):
+            jobs_of({"jobs": [], "time_zone": "Europe/Berlin"}, "jobs.yaml")
 
     def test_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         """Shows one line for a file that is missing, damaged, or about something else."""
@@ -315,8 +393,8 @@ class TestCommands:
         wanted = """status; nodes list; nodes show; nodes drain; nodes undrain; nodes remove; nodes set-weight;
         shards list; shards show; shards split; shards merge; shards locate; rebalance; moves list; moves show;
         moves abort; cron list; cron show; cron apply; cron delete; cron pause; cron resume; cron trigger;
-        cron history; events; masters list; masters transfer; masters replace; backup; restore; config check;
-        certs init; certs issue; certs show; completion"""
+        cron cancel; cron history; events; masters list; masters transfer; masters replace; backup; restore;
+        config check; certs init; certs issue; certs show; completion"""
         assert {" ".join(part.split()) for part in wanted.split(";")} <= {" ".join(path) for path, _ in all_commands()}
 
     def test_unreachable_cluster_is_one_clear_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

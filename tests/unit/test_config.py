@@ -243,9 +243,10 @@ def test_faults_of_one_option_are_told(text: str, expected: str) -> None:
 
 
 JOB_FAULTS = [
-    ({"schedule": "* * * *"}, "is not a cron expression: wrong number of fields; use five fields"),
-    ({"schedule": "61 * * * *"}, "is not a cron expression: bad minute"),
+    ({"schedule": "* * * *"}, "is not a cron expression: it has 4 fields; use five fields"),
+    ({"schedule": "61 * * * *"}, "schedule = \"61 * * * *\" is not a cron expression: bad minute \"61\"; use 0 to 59"),
     ({"schedule": "0 0 30 2 *"}, "is not a cron expression: bad day-of-month"),
+    ({"schedule": "@every 5"}, 'schedule = "@every 5" has no interval of whole hours, minutes and seconds'),
     ({"time_zone": "Mars/Olympus"}, 'time_zone = "Mars/Olympus" is not an IANA time zone'),
     ({"time_zone": "../etc/passwd"}, "is not an IANA time zone"),
     ({"time_zone": ""}, "is not an IANA time zone"),

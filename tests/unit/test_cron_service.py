@@ -8,9 +8,10 @@ from typing import Any, cast
 import pytest
 
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, types_pb2
+from coordinator.config import ClusterConfig, CronSettings
 from coordinator.machine.machine import apply
 from coordinator.machine.state import State
-from coordinator.model import ManualClock
+from coordinator.model import CronJobSpec, ManualClock
 from coordinator.model.errors import InvalidRequest, RefusalReason, Refused
 from coordinator.server.context import Call
 from coordinator.server.cron import CronService
@@ -26,6 +27,7 @@ class OneMaster:
     def __init__(self) -> None:
         harness = CronHarness()
         self.clock = ManualClock(wall_ms=START_MS)
+        self.config = ClusterConfig()
         self.state: State = harness.state
         self.reads: list[int] = []
         self.commands: list[command_pb2.Command] = []
@@ -92,6 +94,97 @@ async def test_apply_says_what_changed_and_applies_it(service: CronService, mast
     assert (list(second.created), list(second.changed), list(second.unchanged)) == (["c"], ["b"], ["a"])
     assert [command.request_id for command in master.commands] == ["r1/a", "r1/b", "r2/b", "r2/c"]
     assert master.state.jobs["b"].spec.schedule == "0 * * * *"
+
+
+async def test_apply_tells_each_field_that_changes(service: CronService) -> None:
+    """Fields have their keys and values as in a file: of a new job what is no default, of a changed one both values."""
+
+    async def told(*specs: types_pb2.CronJobSpec, **fields: Any) -> list[tuple[str, str, str, str]]:
+        response = await apply_jobs(service, *specs, **fields)
+        return [(change.job_id, change.field, change.before, change.after) for change in response.changes]
+
+    first = spec("a", priority_class=5, environment={"KEPT": "1", "GONE": "2"})
+    assert await told(first, dry_run=True) == [
+        ("a", "schedule", "", '"* * * * *"'),
+        ("a", "command", "", '["true"]'),
+        ("a", "environment.GONE", "", '"2"'),
+        ("a", "environment.KEPT", "", '"1"'),
+    ]
+    await apply_jobs(service, first)
+    second = spec(
+        "a", priority_class=3, command=[], python="m:f", environment={"KEPT": "1", "NEW": ""}, jitter_s=30, overlap=3
+    )
+    expected = [
+        ("a", "priority", '"low"', '"high"'),
+        ("a", "python", "", '"m:f"'),
+        ("a", "environment.NEW", "", '""'),
+        ("a", "jitter_s", "0.0", "30.0"),
+        ("a", "overlap", '"skip"', '"queue"'),
+        ("a", "command", '["true"]', ""),
+        ("a", "environment.GONE", '"2"', ""),
+    ]
+    assert await told(second, dry_run=True) == expected
+    assert await told(second) == expected
+    assert await told(second) == []
+
+
+async def test_prune_forgets_what_was_applied_before_and_nothing_else(
+    service: CronService, master: OneMaster
+) -> None:
+    """With prune the API's jobs that are not named are told and deleted; those of the configuration stay."""
+    in_file = CronJobSpec(id="edited", schedule="0 * * * *", command=("true",))
+    master.config = ClusterConfig(cron=CronSettings(jobs=(in_file,)))
+    await master.run(apply_job=command_pb2.ApplyJob(spec=spec("configured"), source="config"))
+    await apply_jobs(service, spec("edited"), spec("kept"), spec("old"), spec("older"))
+    dry = await apply_jobs(service, spec("kept"), spec("new"), prune=True, dry_run=True)
+    assert (list(dry.created), list(dry.deleted), list(dry.unchanged)) == (["new"], ["old", "older"], ["kept"])
+    assert sorted(master.state.jobs) == ["configured", "edited", "kept", "old", "older"]
+    assert not (await apply_jobs(service, spec("kept"), spec("new"), dry_run=True)).deleted
+    done = await apply_jobs(service, spec("kept"), spec("new"), prune=True, request_id="r")
+    assert list(done.deleted) == ["old", "older"]
+    assert [command.request_id for command in master.commands[-3:]] == ["r/new", "r/old", "r/older"]
+    assert sorted(master.state.jobs) == ["configured", "edited", "kept", "new"]
+
+
+async def test_lists_what_runs_and_waits(service: CronService, master: OneMaster) -> None:
+    """A job's launches on a worker and those that wait are counted; a pause of all schedules is told."""
+    await apply_jobs(service, spec())
+    for minute, worker in ((1, "w1"), (2, "w2"), (3, ""), (4, "")):
+        commit = command_pb2.CommitLaunch(
+            job_id="tick",
+            scheduled_at_unix_ms=START_MS + minute * 60_000,
+            worker=worker,
+            trigger=types_pb2.LAUNCH_TRIGGER_MANUAL,
+        )
+        await master.run(commit_launch=commit)
+    answer = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
+    [view] = answer.jobs
+    assert (view.running, view.waiting, answer.cron_paused) == (2, 2, False)
+    settings = types_pb2.Settings(replicas=2, cron_paused=True)
+    await master.run(change_settings=command_pb2.ChangeSettings(settings=settings))
+    answer = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
+    assert answer.cron_paused
+    assert not answer.jobs[0].next_unix_ms
+
+
+async def test_cancelled_before_the_first_attempt_did_not_run(service: CronService, master: OneMaster) -> None:
+    """A launch that waited and was cancelled is among those that did not run; one that was told to stop is not."""
+    await apply_jobs(service, spec())
+    for minute, worker in ((1, "w1"), (2, "")):
+        commit = command_pb2.CommitLaunch(
+            job_id="tick",
+            scheduled_at_unix_ms=START_MS + minute * 60_000,
+            worker=worker,
+            trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
+        )
+        await master.run(commit_launch=commit)
+    cancelled = await service.CancelLaunches(cron_pb2.CancelLaunchesRequest(job_id="tick", reason="no need"), CALL)
+    assert [(launch.state, launch.cancel_reason) for launch in cancelled.launches] == [
+        (types_pb2.LAUNCH_STATE_COMMITTED, "no need"),
+        (types_pb2.LAUNCH_STATE_CANCELLED, "no need"),
+    ]
+    missed = await service.ListLaunches(cron_pb2.ListLaunchesRequest(missed=True), CALL)
+    assert [launch.scheduled_at_unix_ms for launch in missed.launches] == [START_MS + 120_000]
 
 
 async def test_a_dry_run_changes_nothing(service: CronService, master: OneMaster) -> None:
@@ -204,6 +297,8 @@ async def test_lists_launches_latest_first_across_jobs(service: CronService, mas
     assert await listed(latest=2) == [("b", 3), ("a", 2)]
     assert await listed(job_id="a") == [("a", 2), ("a", 1)]
     assert await listed(missed=True) == [("a", 2)]
+    assert await listed(since_unix_ms=START_MS + 120_000) == [("b", 3), ("a", 2)]
+    assert await listed(since_unix_ms=START_MS + 120_001) == [("b", 3)]
 
 
 async def test_a_deleted_job_is_gone_with_its_history(service: CronService, master: OneMaster) -> None:

@@ -16,8 +16,9 @@ from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import WorkerSettings
 from coordinator.model import ManualClock
 from coordinator.model.errors import Damaged
+from worker_agent.launch_command import token_of
 from worker_agent.launch_journal import FILE_NAME, REPORTS_KEPT, TOKENS_KEPT, LaunchJournal
-from worker_agent.launcher import Launcher, token_of
+from worker_agent.launcher import Launcher
 from worker_agent.process import RunProcess, find_runs
 from worker_agent.run_python import is_well_formed
 
@@ -65,6 +66,13 @@ class Desk:
         """Waits until an order runs."""
         token = token_of(order.launch)
         await self.until(lambda reports: any(token_of(r) == token and r.state == RUNNING for r in reports))
+
+
+class Nowhere:
+    """Takes a run's output and forgets it."""
+
+    def feed(self, data: bytes) -> None:
+        pass
 
 
 @pytest.fixture
@@ -314,7 +322,7 @@ async def test_a_run_that_outlives_its_agent_is_ended_and_never_started_again(tm
     journal = await asyncio.to_thread(LaunchJournal, tmp_path)
     await asyncio.to_thread(journal.begin, token, "run-of-a-dead-agent")
     journal.close()
-    process = await RunProcess.start(order.spec.command, dict(os.environ), "run-of-a-dead-agent", 100)
+    process = await RunProcess.start(order.spec.command, dict(os.environ), "run-of-a-dead-agent", Nowhere())
     async with asyncio.timeout(WAIT_S):  # Its environment can be read a moment after it was started.
         while not await asyncio.to_thread(find_runs, {"run-of-a-dead-agent"}):
             pass

@@ -6,7 +6,8 @@ from datetime import datetime
 
 import pytest
 
-from coordinator.control.schedule import Schedule, check_schedule, compile_schedule, format_wall
+from coordinator.control.clock_changes import clock_note, next_clock_note
+from coordinator.control.schedule import WORDS, Schedule, compile_schedule, format_wall, schedule_fault, zone_fault
 from coordinator.model import WallMs
 from coordinator.model.errors import InvalidRequest
 
@@ -118,37 +119,122 @@ def test_latest_equals_the_end_of_between() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "time_zone", "words"),
+    ("expression", "words"),
     [
-        ("", "UTC", "has 0 fields"),
-        ("* * * *", "UTC", "has 4 fields"),
-        ("@daily", "UTC", "has 1 fields"),
-        ("61 * * * *", "UTC", "bad minute"),
-        ("0 24 * * *", "UTC", "bad hour"),
-        ("0 0 30 2 *", "UTC", "bad day-of-month"),
-        ("0 0 * * 5L/2", "UTC", "bad day-of-week"),
-        ("*/0 * * * *", "UTC", "bad minute"),
-        ("1," * 200 + "1 * * * *", "UTC", "characters"),
-        ("* * * * *", "Europe", "'Europe' is not known"),
-        ("* * * * *", "", "'' is not known"),
-        ("* * * * *", "../../etc/passwd", "is not known"),
+        ("", "has 0 fields"),
+        ("* * * *", "is not a cron expression: it has 4 fields; use five fields (minute hour day month weekday)"),
+        ("@fortnightly", "is not known; use @hourly, @daily,"),
+        ("@reboot", "is not known; use @hourly, @daily,"),
+        ("@daily 3", "has something behind @daily; write @daily alone"),
+        ("@every", 'has no interval of whole hours, minutes and seconds behind @every; use "@every 90s"'),
+        ("@every 90", "has no interval of whole hours"),
+        ("@every 1.5s", "has no interval of whole hours"),
+        ("@every 30m1h", "has no interval of whole hours"),
+        ("@every 1h 30m", "has no interval of whole hours"),
+        ("@every -5s", "has no interval of whole hours"),
+        ("@every \u0665s", "has no interval of whole hours"),
+        ("@every 0s", "has an interval of 0 s; use 1 s to 8784 h"),
+        ("@every 8785h", "has an interval of 31626000 s; use 1 s to 8784 h"),
+        ("61 * * * *", 'bad minute "61"; use 0 to 59'),
+        ("0 61 * * * *", 'bad minute "61"; use 0 to 59'),
+        ("60 * * * * *", 'bad second "60"; use 0 to 59'),
+        ("0 24 * * *", 'bad hour "24"; use 0 to 23'),
+        ("0 0 * 13 *", 'bad month "13"; use 1 to 12'),
+        ("0 0 30 2 *", 'bad day-of-month "30"; use 1 to 31 as the months have them'),
+        ("0 0 * * 5L/2", 'bad day-of-week "5L/2"; use 0 to 7'),
+        ("*/0 * * * *", 'bad minute "*/0"'),
+        ("1," * 200 + "1 * * * *", "has 409 characters; at most 256 are allowed"),
     ],
 )
-def test_problems_are_named(expression: str, time_zone: str, words: str) -> None:
-    """A schedule that cannot be used is refused in one line that names the value."""
-    problem = check_schedule(expression, time_zone)
+def test_problems_are_named(expression: str, words: str) -> None:
+    """A schedule that cannot be used is refused in one line that names the field, its value and what would be right."""
+    problem = schedule_fault(expression)
     assert problem is not None
     assert words in problem
     assert "\n" not in problem
-    with pytest.raises(InvalidRequest):
-        Schedule(expression, time_zone)
+    with pytest.raises(InvalidRequest, match=r"^schedule '"):
+        Schedule(expression, "UTC")
+
+
+@pytest.mark.parametrize("time_zone", ["Europe", "", "Mars/Olympus", "../../etc/passwd"])
+def test_unknown_zones_are_named(time_zone: str) -> None:
+    """A name that is no zone's is refused."""
+    assert zone_fault(time_zone) == 'is not an IANA time zone; use one like "Europe/Berlin", or "UTC"'
+    with pytest.raises(InvalidRequest, match=r"^time_zone '.*' is not an IANA"):
+        Schedule("* * * * *", time_zone)
 
 
 def test_sound_schedules_have_no_problem() -> None:
-    """The fifteen loops' expressions and a six-field one are sound, and compiled once."""
-    for expression in ("*/5 * * * *", "0 */3 * * *", "0 0 * * 0", "0 0 1 * *", "*/2 * * * * *"):
-        assert check_schedule(expression, "Asia/Kathmandu") is None
+    """The fifteen loops' expressions, a six-field one, words and intervals are sound, and compiled once."""
+    for expression in ("*/5 * * * *", "0 */3 * * *", "0 0 * * 0", "0 0 1 * *", "*/2 * * * * *", *WORDS, "@every 1h1s"):
+        assert schedule_fault(expression) is None
         assert compile_schedule(expression, "UTC") is compile_schedule(expression, "UTC")
+
+
+def test_words_stand_for_expressions() -> None:
+    """Each word gives what its expression gives, in the zone of the job."""
+    for word, expression in WORDS.items():
+        after, until = at("2026-03-01T00:00"), at("2027-03-01T00:00")
+        found = Schedule(word, "Europe/Berlin").between(after, until, 1_000)
+        assert found == Schedule(expression, "Europe/Berlin").between(after, until, 1_000) != []
+
+
+@pytest.mark.parametrize(
+    ("expression", "interval_s"),
+    [("@every 1s", 1), ("@every 90s", 90), ("@every 45m", 2_700), ("@every 1h30m", 5_400), ("@every 25h", 90_000)],
+)
+def test_intervals_are_multiples_from_the_epoch(expression: str, interval_s: int) -> None:
+    """An interval is due at its multiples since 1970 in every zone, from whenever one looks, whatever clocks do."""
+    begin = at("2024-03-31T00:00")
+    for time_zone in ("UTC", "Europe/Berlin", "Australia/Lord_Howe"):
+        found = Schedule(expression, time_zone).between(WallMs(begin + 1), WallMs(begin + 3 * DAY_MS), 20)
+        first = (begin // 1_000 // interval_s + 1) * interval_s
+        assert found == [WallMs((first + number * interval_s) * 1_000) for number in range(len(found))]
+        assert found
+        assert Schedule(expression, time_zone).next_after(WallMs(found[0] - 1)) == found[0]
+
+
+FORWARD, BACK = "clocks go forward from 02:00 to 03:00: ", "clocks go back from 03:00 to 02:00: "
+
+
+@pytest.mark.parametrize(
+    ("expression", "moment", "note"),
+    [
+        ("30 2 * * *", "2024-03-31T01:00", FORWARD + "02:30 does not exist, runs once at 03:00"),
+        ("0,30 2,3 * * *", "2024-03-31T01:00", FORWARD + "02:00 and 02:30 do not exist, run once together at 03:00"),
+        ("30 2 * * *", "2024-03-30T01:30", ""),
+        ("0 3 * * *", "2024-03-31T01:00", ""),
+        ("30 2 * * *", "2024-10-27T00:30", BACK + "02:30 comes twice, runs the first time"),
+        ("0 2 * * *", "2024-10-27T00:00", BACK + "02:00 comes twice, runs the first time"),
+        ("0 3 * * *", "2024-10-27T02:00", ""),
+        ("59 1 * * *", "2024-10-26T23:59", ""),
+        ("*/30 * * * *", "2024-10-27T00:30", BACK + "02:30 comes twice, runs both times, here the first"),
+        ("*/30 * * * *", "2024-10-27T01:30", BACK + "02:30 comes twice, runs both times, here the second"),
+        ("*/30 * * * *", "2024-10-27T02:00", ""),
+        ("0 * * * *", "2024-03-31T01:00", FORWARD + "02:00 does not exist, goes on at 03:00"),
+        ("*/10 * * * *", "2024-03-31T01:00", FORWARD + "6 times from 02:00 to 02:50 do not exist, goes on at 03:00"),
+        ("*/10 * * * *", "2024-03-31T01:10", ""),
+        ("*/30 2 * * *", "2024-04-01T00:00", FORWARD + "02:00 and 02:30 do not exist, are left out"),
+        ("15 */2 * * *", "2024-03-31T02:15", FORWARD + "02:15 does not exist, is left out"),
+        ("@every 1h", "2024-03-31T01:00", ""),
+    ],
+)
+def test_notes_say_what_a_change_of_clocks_does(expression: str, moment: str, note: str) -> None:
+    """A due time that is shifted, repeated or follows a gap says so; its neighbours say nothing."""
+    schedule = Schedule(expression, "Europe/Berlin")
+    assert schedule.next_after(WallMs(at(moment) - 1)) == at(moment)
+    assert clock_note(schedule, at(moment)) == note
+
+
+def test_the_next_note_is_found_far_ahead() -> None:
+    """Months before the clocks change, the first time that will be different is found; a job at noon has none."""
+    begin, end = at("2024-04-15T00:00"), at("2025-04-15T00:00")
+    found = next_clock_note(Schedule("45 1 * * *", "Australia/Lord_Howe"), begin, end)
+    note = "clocks go back from 02:00 to 01:30: 01:45 comes twice, runs the first time"
+    assert found == (at("2025-04-05T14:45"), note)
+    assert next_clock_note(Schedule("0 12 * * *", "Europe/Berlin"), begin, end) is None
+    assert next_clock_note(Schedule("0 2 * * *", "UTC"), begin, end) is None
+    assert next_clock_note(Schedule("@every 1h", "Europe/Berlin"), begin, end) is None
 
 
 def test_the_end_of_the_calendar_is_no_error() -> None:

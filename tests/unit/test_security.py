@@ -13,7 +13,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from coordinator.api.v1 import cluster_pb2, cron_pb2, replication_pb2, session_pb2, state_pb2
+from coordinator.api.v1 import cluster_pb2, cron_pb2, launch_pb2, replication_pb2, session_pb2, state_pb2
 from coordinator.model.errors import ConfigError, InvalidRequest
 from coordinator.security import authorization, credentials, tls
 from coordinator.security.certificates import (
@@ -158,7 +158,8 @@ def test_dns_names_are_labels_and_distinct(names: tuple[str, str]) -> None:
 
 
 def services() -> list[ServiceDescriptor]:
-    modules = (cluster_pb2, cron_pb2, session_pb2, state_pb2, replication_pb2, health_pb2, reflection_pb2)
+    own = (cluster_pb2, cron_pb2, session_pb2, state_pb2, replication_pb2, launch_pb2)
+    modules = (*own, health_pb2, reflection_pb2)
     return [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
 
 

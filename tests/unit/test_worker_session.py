@@ -17,6 +17,7 @@ from worker_agent.session_interface import (
     AssignmentApplied,
     Dial,
     End,
+    EndRuns,
     Event,
     FindMasters,
     GatherReports,
@@ -40,6 +41,7 @@ MASTERS = ("a:1", "b:1", "c:1")
 TIMES = SessionTimes()
 LEASE_S = 10.0
 HEARTBEAT_S = 0.5
+LEASE_ENDED = EndRuns("the session lease ended")
 
 
 class Driver:
@@ -305,7 +307,7 @@ def test_a_paused_worker_reads_before_it_gives_its_leader_up(driver: Driver) -> 
     """A process that stood still for a minute sends one heartbeat when it wakes, and keeps a leader that answers."""
     driver.open()
     driver.grant(1)
-    assert driver.wait(60.0) == (GatherReports(everything=False), heartbeat(1, 2))
+    assert driver.wait(60.0) == (LEASE_ENDED, GatherReports(everything=False), heartbeat(1, 2))
     assert driver.grant(2) == ()
     assert driver.session.phase is Phase.OPEN
 
@@ -492,7 +494,8 @@ def test_goodbye_waits_for_the_farewell_and_gives_the_lease_back(driver: Driver)
     """A clean stop says Goodbye, holds no lease from then on, and ends with the Farewell."""
     driver.open()
     driver.grant(1)
-    (goodbye,) = driver.feed(StopRequested("maintenance"))
+    ended, goodbye = driver.feed(StopRequested("maintenance"))
+    assert ended == EndRuns("maintenance")
     assert goodbye == Send(1, session_pb2.OpenRequest(goodbye=session_pb2.Goodbye(reason="maintenance")))
     assert not driver.session.has_lease(driver.now)
     assert driver.say(farewell=session_pb2.Farewell(reason="bye")) == (HangUp(1), End(0, "left: bye"))
@@ -530,7 +533,8 @@ def test_a_final_farewell_ends_the_worker_well(driver: Driver) -> None:
     driver.open()
     driver.grant(1)
     actions = driver.say(farewell=session_pb2.Farewell(reason="w1 has left", final=True))
-    assert actions == (HangUp(1), End(0, "the masters ended the session for good: w1 has left"))
+    why = "the masters ended the session for good: w1 has left"
+    assert actions == (HangUp(1), EndRuns(why), End(0, why))
     assert not driver.session.has_lease(driver.now)
 
 

@@ -29,6 +29,12 @@ class CronJobView(_message.Message):
     JOB_FIELD_NUMBER: _builtins.int
     NEXT_UNIX_MS_FIELD_NUMBER: _builtins.int
     LATEST_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    running: _builtins.int
+    """How many of its launches are on a worker: running, or ordered and not confirmed."""
+    waiting: _builtins.int
+    """How many of its launches wait."""
     @_builtins.property
     def job(self) -> _types_pb2.CronJob:
         """The job."""
@@ -47,10 +53,12 @@ class CronJobView(_message.Message):
         job: _types_pb2.CronJob | None = ...,
         next_unix_ms: _abc.Iterable[_builtins.int] | None = ...,
         latest: _types_pb2.Launch | None = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_latest", b"_latest", "job", b"job", "latest", b"latest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latest", b"_latest", "job", b"job", "latest", b"latest", "next_unix_ms", b"next_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latest", b"_latest", "job", b"job", "latest", b"latest", "next_unix_ms", b"next_unix_ms", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__latest: _TypeAlias = _typing.Literal["latest"]  # noqa: Y015
     _WhichOneofArgType__latest: _TypeAlias = _typing.Literal["_latest", b"_latest"]  # noqa: Y015
@@ -95,6 +103,9 @@ class ListJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOBS_FIELD_NUMBER: _builtins.int
+    CRON_PAUSED_FIELD_NUMBER: _builtins.int
+    cron_paused: _builtins.bool
+    """True while all schedules are paused."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CronJobView]:
         """Sorted by id."""
@@ -103,10 +114,11 @@ class ListJobsResponse(_message.Message):
         self,
         *,
         jobs: _abc.Iterable[Global___CronJobView] | None = ...,
+        cron_paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cron_paused", b"cron_paused", "jobs", b"jobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -436,6 +448,7 @@ class ListLaunchesRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     LATEST_FIELD_NUMBER: _builtins.int
     MISSED_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
     consistency: _cluster_pb2.Consistency.ValueType
     """How fresh the answer must be."""
     job_id: _builtins.str
@@ -443,7 +456,9 @@ class ListLaunchesRequest(_message.Message):
     latest: _builtins.int
     """How many, the latest first; 0 means 100."""
     missed: _builtins.bool
-    """True for only those that did not run."""
+    """True for only those that did not run: missed, skipped, or cancelled before their first attempt."""
+    since_unix_ms: _builtins.int
+    """Only launches scheduled at this time or later; 0 for all."""
     def __init__(
         self,
         *,
@@ -451,10 +466,11 @@ class ListLaunchesRequest(_message.Message):
         job_id: _builtins.str = ...,
         latest: _builtins.int = ...,
         missed: _builtins.bool = ...,
+        since_unix_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "job_id", b"job_id", "latest", b"latest", "missed", b"missed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "job_id", b"job_id", "latest", b"latest", "missed", b"missed", "since_unix_ms", b"since_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
