@@ -11,7 +11,7 @@ themselves when they begin.
 - `recorded_lateness_ms`: the same by the history, which does not know how long a process takes to begin.
 - `missed`, `doubled`: due times of these windows without a start, and starts beyond the first.
 - `launches_per_s`: the most starts, with more and more jobs of every second until a system does not keep up. `played`:
-  1,000 jobs, and workers that only report, so that the leader is what limits; orders that left it, after the commit.
+  workers that only report, so that the leader is what limits; orders that left it, after the commit.
 - `processor_ms_per_launch`: of each side, ours only; heartbeats and whatever else goes on are in it.
 - `first_launch_after_failover_s`: from kill -9 of the leader until the first run starts that became due without one.
 
@@ -55,7 +55,6 @@ class Size:
     seconds: int = 60
     rates: tuple[int, ...] = (100, 150, 200, 300, 400, 600, 800, 1_200, 1_600, 2_400)
     """How many jobs of every second are tried, until a system does not keep up."""
-    played_jobs: int = 1_000
     rate_s: float = 6.0
     kills: int = 10
 
@@ -189,17 +188,23 @@ def _our_rate(emit: Emit, size: Size, directory: Path) -> None:
 
 
 async def _played_rate(emit: Emit, size: Size, directory: Path) -> None:
-    system = OurCron(directory, change=small)
-    with system:
+    """Workers that are played; jobs are added until the leader does not keep up."""
+    with OurCron(directory, change=small) as system:
         system.cluster.start(system.cluster.master_ids)
         await asyncio.to_thread(system.cluster.wait_leader)
         async with PlayedWorkers(system.cluster.config, system.cluster.certificates) as workers:
-            specs = [spec(number, ["/bin/true"], 1.0) for number in range(size.played_jobs)]
-            await asyncio.to_thread(system.apply, specs)
-            await asyncio.sleep(RATE_WARM_UP_S)
-            from_ns = time.time_ns()
-            await asyncio.sleep(size.rate_s)
-            rate = workers.orders_per_s(from_ns, time.time_ns())
+            made = 0
+
+            def rate_of(jobs: int) -> float:
+                nonlocal made
+                system.apply([spec(number, ["/bin/true"], 1.0) for number in range(made, jobs)])
+                made = jobs
+                time.sleep(RATE_WARM_UP_S)
+                from_ns = time.time_ns()
+                time.sleep(size.rate_s)
+                return workers.orders_per_s(from_ns, time.time_ns())
+
+            rate = await asyncio.to_thread(most_per_s, size.rates, rate_of)
     emit(OURS, "launches_per_s", rate, "1/s", {"workers": "played"})
 
 
