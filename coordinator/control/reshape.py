@@ -22,7 +22,7 @@ from coordinator.control.figures import Figures
 from coordinator.control.interface import Action, Applied, Event, FiguresReported, ProposalEnded, Step, Tokens
 from coordinator.control.proposals import Proposals
 from coordinator.control.timers import earliest
-from coordinator.machine.state import MoveChanged, ShardChanged, State
+from coordinator.machine.state import JobChanged, LaunchChanged, MoveChanged, ShardChanged, State
 from coordinator.model import Monotonic, MoveKind, MovePhase, Shard, WallMs
 
 REST_S = 60.0
@@ -48,25 +48,30 @@ class ReshapeControl:
         """Neighbours that could be one shard, and since when."""
         self._rests: dict[int, tuple[Monotonic, float]] = {}
         """Until when a shard is left alone, and how long that was, by id."""
+        self._wake_at: Monotonic | None = None
 
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
         """Takes an event in."""
+        concerns_it = False
         match event:
             case Applied():
                 self._state = event.state
+                # Launches change the state hundreds of times a second, and a look at all pairs takes a while.
+                concerns_it = any(not isinstance(change, LaunchChanged | JobChanged) for change in event.changes)
                 for change in event.changes:
                     if isinstance(change, ShardChanged):
                         self._take_shard(change)
                     elif isinstance(change, MoveChanged):
                         self._take_move(now, change)
             case FiguresReported():
+                concerns_it = True
                 for figure in event.figures:
                     self._take_figure(now, figure.shard_id)
             case ProposalEnded():
-                self._proposals.end(now, event)
+                concerns_it = self._proposals.end(now, event) is not None
             case _:
                 pass
-        return self._step(now)
+        return self._step(now) if concerns_it else Step((), self._wake_at)
 
     def on_advance(self, now: Monotonic, wall: WallMs) -> Step:
         """Takes the passing of time in."""
@@ -121,6 +126,7 @@ class ReshapeControl:
     # Decisions
 
     def _step(self, now: Monotonic) -> Step:
+        self._wake_at = None
         if not self._large and not self._small_since:
             return Step()
         actions: list[Action] = []
@@ -130,7 +136,8 @@ class ReshapeControl:
         ripe = [Monotonic(since + self._settings.merge_after_s) for since in self._small_since.values()]
         later = [at for at in ripe if at > now]
         waits = bool(self._large) or len(later) < len(ripe)
-        return Step(tuple(actions), earliest(*later, Monotonic(now + CHECK_S) if waits else None))
+        self._wake_at = earliest(*later, Monotonic(now + CHECK_S) if waits else None)
+        return Step(tuple(actions), self._wake_at)
 
     def _room(self) -> int:
         """How many more cuts and joins may start."""

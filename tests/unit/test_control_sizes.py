@@ -13,7 +13,7 @@ from coordinator.control.interface import Action, Event, FiguresReported, Propos
 from coordinator.control.relief import CHECK_S, PATIENCE_S, REST_S, ReliefControl
 from coordinator.control.reshape import REST_S as RESHAPE_REST_S
 from coordinator.control.reshape import ReshapeControl
-from coordinator.model import MoveKind
+from coordinator.model import Monotonic, MoveKind
 from coordinator.placement.planner import Planner
 from tests.control_driver import ControlDriver, only, operations
 from tests.machine_driver import MachineDriver
@@ -184,6 +184,18 @@ class TestJoins:
         (proposal,) = only(scene.advance(11.0), Propose)
         merge = proposal.command.merge_shards
         assert (merge.lower_shard_id, merge.upper_shard_id) == (1, 2)
+
+    def test_launches_are_none_of_its_business(self) -> None:
+        """Shows that entries about jobs, which are many, cost no look at all pairs, and no wake-up."""
+        scene = Scene()
+        scene.users(s1=1, s2=1, s3=90, s4=90)
+        wanted_at = scene.next_wake
+        assert wanted_at is not None
+        scene.now = Monotonic(wanted_at + 1.0)
+        job = types_pb2.CronJobSpec(id="tick", schedule="* * * * * *", command=["true"])
+        assert scene.run(apply_job=command_pb2.ApplyJob(spec=job)) == []
+        assert scene.next_wake == wanted_at
+        assert operations(scene.advance()) == ["merge_shards"]
 
     def test_never_below_the_number_that_the_cluster_was_made_with(self) -> None:
         """Shows that a new cluster without users keeps its shards."""

@@ -14,7 +14,7 @@ import itertools
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,20 @@ def bus_ports(count: int) -> list[int]:
     return list(itertools.islice(itertools.count(20_000), count))
 
 
-class _Process(Daemon):
+class RedisProcess(Daemon):
     """One redis-server; Daemon's methods start and end it."""
 
-    def __init__(self, node_id: str, arguments: list[str], log: Path) -> None:
-        super().__init__("redis-server", node_id, log, log)
-        self._arguments = arguments
+    def __init__(self, program: Path, port: int, folder: Path, options: Mapping[str, object]) -> None:
+        """Its data go to `folder`, its log beside that; `options` are what differs from Redis's own settings."""
+        log = folder.with_suffix(".log")
+        super().__init__("redis-server", str(port), log, log)
+        folder.mkdir(parents=True)
+        own = {"port": port, "bind": "127.0.0.1", "dir": folder}
+        # `env` gives way to the program, so signals reach that.
+        variables = [f"{name}={value}" for name, value in REDIS.environment.items()]
+        self._arguments = ["env", *variables, str(program)]
+        for option, value in {**own, **options}.items():
+            self._arguments += [f"--{option}", str(value)]
 
     @property
     def command(self) -> list[str]:
@@ -182,24 +190,15 @@ class RedisSystem:
         self.name = "redis-durable" if is_durable else "redis"
         self._is_durable = is_durable
         self.ports = bus_ports(2 * MASTERS)
-        self._processes: dict[int, _Process] = {}
         self._turn = 0
-        for port in self.ports:
-            folder = directory / str(port)
-            folder.mkdir(parents=True)
-            options = {
-                "port": port,
-                "bind": "127.0.0.1",
-                "dir": folder,
-                "cluster-enabled": "yes",
-                "cluster-node-timeout": node_timeout_ms,
-                **({"appendonly": "yes", "appendfsync": "always"} if is_durable else {}),
-            }
-            # `env` gives way to the program, so signals reach that.
-            variables = [f"{name}={value}" for name, value in REDIS.environment.items()]
-            arguments = ["env", *variables, str(self._program)]
-            arguments += [part for option, value in options.items() for part in (f"--{option}", str(value))]
-            self._processes[port] = _Process(str(port), arguments, directory / f"{port}.log")
+        options = {
+            "cluster-enabled": "yes",
+            "cluster-node-timeout": node_timeout_ms,
+            **({"appendonly": "yes", "appendfsync": "always"} if is_durable else {}),
+        }
+        self._processes = {
+            port: RedisProcess(self._program, port, directory / str(port), options) for port in self.ports
+        }
 
     def start(self) -> None:
         for process in self._processes.values():
