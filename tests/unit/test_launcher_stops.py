@@ -1,4 +1,4 @@
-"""The launcher told to stop: by the leader, by the end of the lease; and what heartbeats say. Real processes and files."""
+"""The launcher told to stop, by the leader and by the end of the lease; and what heartbeats say. Real processes."""
 
 from __future__ import annotations
 
@@ -68,11 +68,17 @@ def known(desk: Desk) -> set[str]:
     return {token_of(token) for token in desk.launcher.known_launches()}
 
 
+async def until_idle(launcher: Launcher) -> None:
+    """Waits until nothing runs."""
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.gather(*launcher._tasks.values())
+
+
 # The leader's word
 
 
 async def test_a_stop_ends_the_whole_tree_and_is_reported_as_cancelled(desk: Desk) -> None:
-    """The run is asked to end, then killed with its children; it is CANCELLED with the leader's reason and its output."""
+    """The run is asked to end, then killed with its children; it is CANCELLED with the leader's reason."""
     order = script(TREE)
     await desk.launcher.launch(order)
     await printed(desk, order, b"child")
@@ -171,9 +177,7 @@ async def test_with_the_lease_every_run_ends_without_a_result(desk: Desk) -> Non
     await printed(desk, stubborn, b"child")
     desk.launcher.end_lease("the session lease ended")
     assert known(desk) == {token_of(polite.launch), token_of(stubborn.launch)}
-    async with asyncio.timeout(WAIT_S):
-        while desk.launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(desk.launcher)
     assert [report.state for report in desk.reports] == [RUNNING, RUNNING]
     assert known(desk) == set()
     assert desk.launcher.pending_reports() == []
@@ -208,9 +212,7 @@ async def test_an_end_that_is_seen_after_the_lease_is_no_success(tmp_path: Path)
     await launcher.launch(order)
     has_lease = False
     gate.touch()
-    async with asyncio.timeout(WAIT_S):
-        while launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(launcher)
     assert SUCCEEDED not in [report.state for report in reports]
     assert launcher.pending_reports() == []
     await launcher.stop()
@@ -241,7 +243,7 @@ async def test_heartbeats_name_every_launch_until_its_receipt(tmp_path: Path) ->
 
 
 async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run whose seeing through broke is killed, has no result, and is not named any more: the leader calls it lost."""
+    """A run whose seeing through broke is killed, has no result, and is named no more: the leader calls it lost."""
 
     async def break_down(*arguments: object) -> None:
         raise RuntimeError("a fault of the launcher")
@@ -249,9 +251,7 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
     monkeypatch.setattr(Launcher, "_see_through", break_down)
     order = script("import time; time.sleep(60)")
     await desk.launcher.launch(order)
-    async with asyncio.timeout(WAIT_S):
-        while desk.launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(desk.launcher)
     assert known(desk) == set()
     assert [report.state for report in desk.reports] == [RUNNING]
     assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
