@@ -47,7 +47,7 @@ def follow(cluster: LocalCluster, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.timeout(120)
 def test_the_newest_launch_wins_and_its_output_is_followed(tmp_path: Path) -> None:
-    """With cancel_previous each run is stopped for the next one, never two at once; clusterctl follows one to its end."""
+    """By cancel_previous each run is stopped for the next one, never two at once; clusterctl follows one to the end."""
     sink = tmp_path / "sink"
     spec = CronJobSpec(
         id="tick",

@@ -22,6 +22,7 @@ from tests.unit.test_launcher import (
     receipt_of,
     script,
 )
+from worker_agent import process
 from worker_agent.launch_command import key_of, token_of
 from worker_agent.launcher import Launcher
 
@@ -185,6 +186,44 @@ async def test_with_the_lease_every_run_ends_without_a_result(desk: Desk) -> Non
         assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
         await desk.launcher.launch(order)
     assert desk.launcher.running == 0
+
+
+async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:
+    """Whatever time runs have to stop otherwise, those of a lost lease are gone before the leader's count is over."""
+    reports: list[session_pb2.LaunchReport] = []
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, 5.0, lease_grace_s=0.1)
+    await launcher.start()
+    stubborn = "import os,signal,time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'up')\ntime.sleep(60)"
+    await launcher.launch(script(stubborn))
+    async for _ in launcher.outputs.read(key_of(script("").launch), 0, follow=True):
+        break
+    launcher.end_lease("the session lease ended")
+    await until_idle(launcher)
+    await launcher.stop()
+
+
+async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To end many runs at once takes a few looks at the machine's processes, not some for each run."""
+    orders = [script(TREE, at=at) for at in range(1, 5)]
+    for order in orders:
+        await desk.launcher.launch(order)
+    for order in orders:
+        await printed(desk, order, b"child")
+    looks = 0
+    look = process._look
+
+    def count(wanted: list[tuple[str, int | None]]) -> object:
+        nonlocal looks
+        looks += 1
+        return look(wanted)
+
+    monkeypatch.setattr(process, "_look", count)
+    desk.launcher.end_lease("the session lease ended")
+    await until_idle(desk.launcher)
+    assert looks < 3 * len(orders)
+    for order in orders:
+        assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
 
 
 async def test_with_the_lease_orders_that_wait_are_forgotten(tmp_path: Path) -> None:
