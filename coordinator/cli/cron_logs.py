@@ -70,7 +70,7 @@ class Printer:
 
 @click.command("logs", cls=Command)
 @click.argument("job", type=JOB)
-@click.option("--at", type=MOMENT, help="The launch scheduled at this time, as `cron history` shows it; else the latest.")
+@click.option("--at", type=MOMENT, help="The launch scheduled then, as `cron history` shows it; else the latest.")
 @click.option("--attempt", type=click.IntRange(min=1), default=None, help="This attempt, else the latest.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @pass_session

@@ -1,4 +1,4 @@
-"""The launcher told to stop: by the leader, by the end of the lease; and what heartbeats say. Real processes and files."""
+"""The launcher told to stop, by the leader and by the end of the lease; and what heartbeats say. Real processes."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.unit.test_launcher import (
     receipt_of,
     script,
 )
+from worker_agent import process
 from worker_agent.launch_command import key_of, token_of
 from worker_agent.launcher import Launcher
 
@@ -68,11 +69,17 @@ def known(desk: Desk) -> set[str]:
     return {token_of(token) for token in desk.launcher.known_launches()}
 
 
+async def until_idle(launcher: Launcher) -> None:
+    """Waits until nothing runs."""
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.gather(*launcher._tasks.values())
+
+
 # The leader's word
 
 
 async def test_a_stop_ends_the_whole_tree_and_is_reported_as_cancelled(desk: Desk) -> None:
-    """The run is asked to end, then killed with its children; it is CANCELLED with the leader's reason and its output."""
+    """The run is asked to end, then killed with its children; it is CANCELLED with the leader's reason."""
     order = script(TREE)
     await desk.launcher.launch(order)
     await printed(desk, order, b"child")
@@ -171,9 +178,7 @@ async def test_with_the_lease_every_run_ends_without_a_result(desk: Desk) -> Non
     await printed(desk, stubborn, b"child")
     desk.launcher.end_lease("the session lease ended")
     assert known(desk) == {token_of(polite.launch), token_of(stubborn.launch)}
-    async with asyncio.timeout(WAIT_S):
-        while desk.launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(desk.launcher)
     assert [report.state for report in desk.reports] == [RUNNING, RUNNING]
     assert known(desk) == set()
     assert desk.launcher.pending_reports() == []
@@ -181,6 +186,44 @@ async def test_with_the_lease_every_run_ends_without_a_result(desk: Desk) -> Non
         assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
         await desk.launcher.launch(order)
     assert desk.launcher.running == 0
+
+
+async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:
+    """Whatever time runs have to stop otherwise, those of a lost lease are gone before the leader's count is over."""
+    reports: list[session_pb2.LaunchReport] = []
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, 5.0, lease_grace_s=0.1)
+    await launcher.start()
+    stubborn = "import os,signal,time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'up')\ntime.sleep(60)"
+    await launcher.launch(script(stubborn))
+    async for _ in launcher.outputs.read(key_of(script("").launch), 0, follow=True):
+        break
+    launcher.end_lease("the session lease ended")
+    await until_idle(launcher)
+    await launcher.stop()
+
+
+async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To end many runs at once takes a few looks at the machine's processes, not some for each run."""
+    orders = [script(TREE, at=at) for at in range(1, 5)]
+    for order in orders:
+        await desk.launcher.launch(order)
+    for order in orders:
+        await printed(desk, order, b"child")
+    looks = 0
+    look = process._look
+
+    def count(wanted: list[tuple[str, int | None]]) -> object:
+        nonlocal looks
+        looks += 1
+        return look(wanted)
+
+    monkeypatch.setattr(process, "_look", count)
+    desk.launcher.end_lease("the session lease ended")
+    await until_idle(desk.launcher)
+    assert looks < 3 * len(orders)
+    for order in orders:
+        assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
 
 
 async def test_with_the_lease_orders_that_wait_are_forgotten(tmp_path: Path) -> None:
@@ -208,9 +251,7 @@ async def test_an_end_that_is_seen_after_the_lease_is_no_success(tmp_path: Path)
     await launcher.launch(order)
     has_lease = False
     gate.touch()
-    async with asyncio.timeout(WAIT_S):
-        while launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(launcher)
     assert SUCCEEDED not in [report.state for report in reports]
     assert launcher.pending_reports() == []
     await launcher.stop()
@@ -241,7 +282,7 @@ async def test_heartbeats_name_every_launch_until_its_receipt(tmp_path: Path) ->
 
 
 async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run whose seeing through broke is killed, has no result, and is not named any more: the leader calls it lost."""
+    """A run whose seeing through broke is killed, has no result, and is named no more: the leader calls it lost."""
 
     async def break_down(*arguments: object) -> None:
         raise RuntimeError("a fault of the launcher")
@@ -249,9 +290,7 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
     monkeypatch.setattr(Launcher, "_see_through", break_down)
     order = script("import time; time.sleep(60)")
     await desk.launcher.launch(order)
-    async with asyncio.timeout(WAIT_S):
-        while desk.launcher.running:
-            await asyncio.sleep(0.01)
+    await until_idle(desk.launcher)
     assert known(desk) == set()
     assert [report.state for report in desk.reports] == [RUNNING]
     assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []

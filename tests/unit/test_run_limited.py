@@ -61,7 +61,7 @@ async def test_a_run_starts_in_its_folder(desk: Desk, tmp_path: Path) -> None:
 )
 async def test_what_cannot_be_had_is_one_line(desk: Desk, fields: dict[str, str], reason: str) -> None:
     """The launch has FAILED with exit status 127, as for a missing program, and one line says what is missing."""
-    result = await result_of(desk, order_of("/bin/echo", "never", **fields))
+    result = await result_of(desk, order_of("/bin/echo", "never", **fields))  # type: ignore[arg-type]
     assert (result.state, result.exit_status) == (FAILED, 127)
     assert result.reason == f"could not start '/bin/echo': {reason}"
     assert result.output.decode() == f"{result.reason}\n"
