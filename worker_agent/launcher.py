@@ -295,6 +295,7 @@ class Launcher:
                 await self._see_through(run, process, report)
             except BaseException:
                 await asyncio.to_thread(kill_runs, {run_id})
+                await process.wait()
                 raise
         elif run.stop.is_set():
             report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
