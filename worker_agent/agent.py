@@ -222,7 +222,9 @@ class WorkerAgent:
             self._settings.id,
             self._clock,
             self._on_launch_report,
-            queue_wait_s_max=self._config.cron.order_timeout_s,
+            # The other half is for the way here, the start, and the way of its report: under load every launch that
+            # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
+            queue_wait_s_max=self._config.cron.order_timeout_s / 2,
             has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
         )
         launches = LaunchService(self._launcher, self._settings.id)

@@ -18,7 +18,7 @@ the first Hello is sent. And nothing that ends without a lease counts as a succe
 own end before it heard that it should: by then the attempt may belong to another worker.
 
 Over `launches_max` runs at once, orders wait, the most urgent class first, and first in, first out within a class. One
-that waited as long as the leader waits for a confirmation is dropped: by then it belongs to another worker.
+that waited half as long as the leader waits for a confirmation is dropped: soon it will belong to another worker.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Launcher:
         queue_wait_s_max: float = 5.0,
         has_lease: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`queue_wait_s_max`: the leader's `cron.order_timeout_s`. `on_report` runs on the loop and may not block."""
+        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` is called on the loop."""
         self._worker_id = worker_id
         self._directory = directory
         self._settings = settings
