@@ -18,18 +18,18 @@ from coordinator.configuration.fields import check_id
 from coordinator.configuration.findings import Findings
 from coordinator.configuration.job_rules import check_job_spec
 from coordinator.configuration.parse import parse_cluster
-from coordinator.configuration.render import describe_defaults, job_options, render_cluster
+from coordinator.configuration.render import changed_options, describe_defaults, render_cluster
 from coordinator.configuration.rules import check_cluster
 from coordinator.configuration.toml_lines import key_lines
 from coordinator.model.errors import ConfigError
 
 __all__ = [
+    "changed_options",
     "check_address",
     "check_id",
     "check_job_spec",
     "describe_defaults",
     "is_loopback",
-    "job_options",
     "load",
     "master_settings",
     "parse",

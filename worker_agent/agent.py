@@ -216,6 +216,7 @@ class WorkerAgent:
         )
         self._shards.attach(self._replication)
         self._state = StateService(self._shards, state, node.id, credentials)
+        session = self._config.session
         self._launcher = Launcher(
             self._directory,
             self._settings,
@@ -226,6 +227,8 @@ class WorkerAgent:
             # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
             queue_wait_s_max=self._config.cron.order_timeout_s / 2,
             has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
+            # Half of what the leader counts longer; the other half is for the kill, and for clocks that drift.
+            lease_grace_s=0.5 * session.session_lease_s * (session.lease_margin - 1.0),
         )
         launches = LaunchService(self._launcher, self._settings.id)
         self._server = WorkerServer(

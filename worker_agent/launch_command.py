@@ -18,6 +18,7 @@ from worker_agent import run_limited
 from worker_agent.launch_output import LaunchKey
 from worker_agent.run_limited import NOT_STARTED_STATUS
 
+IS_POSIX = os.name == "posix"
 SECRET_VARIABLES = ("CONSUL_HTTP_TOKEN",)
 """The agent's own secrets; runs do not inherit them."""
 USER_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL", "MAIL")
@@ -52,7 +53,7 @@ def arguments_of(spec: types_pb2.CronJobSpec) -> list[str]:
 
 def refusal_of(spec: types_pb2.CronJobSpec) -> str:
     """Why a job cannot run on this system at all; empty when it can."""
-    if os.name == "posix" or not _options(spec):
+    if IS_POSIX or not _options(spec):
         return ""
     return (
         "working_directory, user, memory_bytes_max, processor_s_max and open_files_max need a POSIX system, and this"

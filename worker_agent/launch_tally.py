@@ -25,6 +25,8 @@ class LaunchTally:
         self._last[report.job_id] = token
         name = types_pb2.LaunchState.Name(report.state).removeprefix("LAUNCH_STATE_").lower()
         self.by_end[name] += 1
+        if report.state == types_pb2.LAUNCH_STATE_CANCELLED:
+            return  # It was told to stop: that says nothing of the job's health.
         if report.state == types_pb2.LAUNCH_STATE_SUCCEEDED:
             self.failing.discard(report.job_id)
         else:

@@ -38,7 +38,7 @@ from coordinator.model import Clock
 from worker_agent.launch_command import arguments_of, environment_of, failure_of, key_of, refusal_of, token_of
 from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
 from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
-from worker_agent.process import RunProcess, kill_runs
+from worker_agent.process import RunFinder, RunProcess, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
 
 NEVER_RAN = ""
@@ -83,8 +83,13 @@ class Launcher:
         on_report: Callable[[session_pb2.LaunchReport], None],
         queue_wait_s_max: float = 5.0,
         has_lease: Callable[[], bool] = lambda: True,
+        lease_grace_s: float = 1.0,
     ) -> None:
-        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` is called on the loop."""
+        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` runs on the loop, may not block.
+
+        `lease_grace_s` bounds what runs have to end by themselves after the lease: before the leader's longer count is
+        over, they must be gone.
+        """
         self._worker_id = worker_id
         self._directory = directory
         self._settings = settings
@@ -92,6 +97,7 @@ class Launcher:
         self._on_report = on_report
         self._queue_wait_s_max = queue_wait_s_max
         self._has_lease = has_lease
+        self._lease_grace_s = min(lease_grace_s, settings.stop_grace_s)
         self._journal: LaunchJournal | None = None
         self._commits: CommitQueue | None = None
         self.outputs = LaunchOutputs(
@@ -107,6 +113,7 @@ class Launcher:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Those that have a slot."""
         self._cancels: set[asyncio.Task[None]] = set()
+        self._finder = RunFinder()
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
         self._stopping = False
@@ -186,7 +193,7 @@ class Launcher:
 
     def end_lease(self, reason: str) -> None:
         """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
-        self._abandon_all(reason, self._settings.stop_grace_s, is_void=True)
+        self._abandon_all(reason, self._lease_grace_s, is_void=True)
 
     def pending_reports(self) -> list[session_pb2.LaunchReport]:
         """What the Hello must name: launches that run, and results without a receipt."""
@@ -295,6 +302,7 @@ class Launcher:
                 await self._see_through(run, process, report)
             except BaseException:
                 await asyncio.to_thread(kill_runs, {run_id})
+                await process.wait()
                 raise
         elif run.stop.is_set():
             report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
@@ -315,7 +323,7 @@ class Launcher:
                 raise ValueError(refusal)
             environment = environment_of(run.order, self._worker_id)
             async with self._starting:
-                process = await RunProcess.start(arguments, environment, run_id, run.output)
+                process = await RunProcess.start(arguments, environment, run_id, run.output, self._finder)
         except (OSError, ValueError) as error:
             report.state = types_pb2.LAUNCH_STATE_FAILED
             report.reason = f"could not start {arguments[0]!r}: {error}"

@@ -137,17 +137,23 @@ class RunProcess:
     The sink may pause the reading while the disk is slower than the run.
     """
 
-    def __init__(self, handle: _Handle, watcher: _Watcher, run_id: str) -> None:
+    def __init__(self, handle: _Handle, watcher: _Watcher, run_id: str, finder: RunFinder) -> None:
         self._handle = handle
         self._watcher = watcher
         self._run_id = run_id
+        self._finder = finder
 
     @classmethod
     async def start(
-        cls, arguments: Sequence[str], environment: Mapping[str, str], run_id: str, sink: Sink
+        cls,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        run_id: str,
+        sink: Sink,
+        finder: RunFinder | None = None,
     ) -> RunProcess:
         """Starts a process in a session of its own. Raises OSError or ValueError when it cannot be started."""
-        watcher = _Watcher(sink)
+        watcher, finder = _Watcher(sink), finder or RunFinder()
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
@@ -159,8 +165,8 @@ class RunProcess:
         if not has_pidfds():
             loop = asyncio.get_running_loop()
             handle, _ = await loop.subprocess_exec(lambda: watcher, *arguments, **options)
-            return cls(handle, watcher, run_id)
-        return cls(_start_watched(arguments, options, watcher), watcher, run_id)
+            return cls(handle, watcher, run_id, finder)
+        return cls(_start_watched(arguments, options, watcher), watcher, run_id, finder)
 
     def set_reading(self, is_reading: bool) -> None:
         """Whether the output is taken; after the end of the process it always is, for no more comes than a pipe has."""
@@ -186,7 +192,7 @@ class RunProcess:
 
     async def stop(self, grace_s: float) -> int:
         """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
-        members = await asyncio.to_thread(self._members)
+        members = await self._members()
         _each(members, "terminate")
         others = [member for member in members if member.pid != self._handle.get_pid()]
         with contextlib.suppress(TimeoutError):
@@ -195,20 +201,78 @@ class RunProcess:
                 for other in others:
                     await _until_ended(other)
         for _ in range(3):  # A process that forks while it is killed leaves one more.
-            members = await asyncio.to_thread(self._members)
+            members = await self._members()
             if not members:
                 break
             _each(members, "kill")
             await self._watcher.ended.wait()
         return await self.wait()
 
-    def _members(self) -> list[psutil.Process]:
-        members = {process.pid: process for process in find_runs({self._run_id})}
-        if not self._watcher.ended.is_set():
-            with contextlib.suppress(psutil.Error):
-                root = psutil.Process(self._handle.get_pid())
-                members.update({process.pid: process for process in (root, *root.children(recursive=True))})
-        return list(members.values())
+    async def _members(self) -> list[psutil.Process]:
+        root_pid = None if self._watcher.ended.is_set() else self._handle.get_pid()
+        return await self._finder.members(self._run_id, root_pid)
+
+
+class RunFinder:
+    """Finds what belongs to runs: by the run's id, and below its first process while that lives.
+
+    A look reads every process of the machine, so those who ask while one goes on share the next: when a lease ends, all
+    runs ask at once.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[str, int | None, asyncio.Future[list[psutil.Process]]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def members(self, run_id: str, root_pid: int | None) -> list[psutil.Process]:
+        """The living processes of a run."""
+        future: asyncio.Future[list[psutil.Process]] = asyncio.get_running_loop().create_future()
+        self._wanted.append((run_id, root_pid, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="look for runs")
+        return await future
+
+    async def _work(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, []
+            error: Exception | None = None
+            found: list[list[psutil.Process]] = []
+            try:
+                found = await asyncio.to_thread(_look, [(run_id, root_pid) for run_id, root_pid, _ in wanted])
+            except Exception as caught:
+                error = caught
+            for number, (_, _, future) in enumerate(wanted):
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(found[number])
+                else:
+                    future.set_exception(error)
+        self._task = None
+
+
+def _look(wanted: Sequence[tuple[str, int | None]]) -> list[list[psutil.Process]]:
+    """What lives of several runs, in their order."""
+    of_run: dict[str, list[psutil.Process]] = {run_id: [] for run_id, _ in wanted}
+    children: dict[int, list[psutil.Process]] = {}
+    everything: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            everything[process.pid] = process
+            children.setdefault(process.ppid(), []).append(process)
+            run_id = process.environ().get(RUN_ID_VARIABLE, "")
+            if run_id in of_run:
+                of_run[run_id].append(process)
+    found = []
+    for run_id, root_pid in wanted:
+        members = {process.pid: process for process in of_run[run_id]}
+        below = [everything[root_pid]] if root_pid is not None and root_pid in everything else []
+        while below:
+            process = below.pop()
+            members[process.pid] = process
+            below += children.get(process.pid, [])
+        found.append([process for process in members.values() if _lives(process)])
+    return found
 
 
 def _start_watched(arguments: Sequence[str], options: Mapping[str, Any], watcher: _Watcher) -> _PidfdHandle:

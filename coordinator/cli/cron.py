@@ -155,7 +155,7 @@ def cancel(session: Session, job: str, at: int | None, reason: str) -> None:
         for one in [one for one in exact if one.state in OPEN] or exact[:1]:
             told = client.cancel_launches(job, scheduled_at_unix_ms=one.scheduled_at_unix_ms, reason=reason)
             answer.launches.extend(told.launches)
-    session.show(answer, lambda: f"told to stop:\n{launches_table(answer.launches)}")
+    session.show(answer, lambda: f"told to stop, or dropped:\n{launches_table(answer.launches)}")
 
 
 @cron.command("trigger")

@@ -55,8 +55,7 @@ class Printer:
         if self._output == "table":
             if left_out:
                 click.echo(f"\n[{left_out:,} bytes were not kept]", err=True)
-            click.get_binary_stream("stdout").write(piece.data)
-            click.get_binary_stream("stdout").flush()
+            click.echo(piece.data, nl=False)
             return
         document = {
             "attempt": piece.attempt,
@@ -71,7 +70,7 @@ class Printer:
 
 @click.command("logs", cls=Command)
 @click.argument("job", type=JOB)
-@click.option("--at", type=MOMENT, help="The launch scheduled at this time, as `cron history` shows it; else the latest.")
+@click.option("--at", type=MOMENT, help="The launch scheduled then, as `cron history` shows it; else the latest.")
 @click.option("--attempt", type=click.IntRange(min=1), default=None, help="This attempt, else the latest.")
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @pass_session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, tzinfo
 
@@ -93,20 +94,23 @@ def jobs_text(answer: cron_pb2.ListJobsResponse) -> str:
 
 
 def job_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
-    """One job for people: what it is, then its next times."""
+    """One job for people: what it is, without what it leaves out, then its next times."""
     job, spec = view.job, view.job.spec
     paused = "yes" if job.paused else "no"
     if cron_paused:
         paused += "; all schedules are, until `clusterctl cron resume --all`"
+    given = [
+        ("description", spec.description),
+        *_run_facts(spec),
+        ("only on workers with", _pairs(spec.required_labels)),
+    ]
     described = facts(
         [
             ("job", f"{spec.id} (P{spec.priority_class}, from {job.source or 'unknown'})"),
-            ("description", spec.description or NOTHING),
             ("schedule", f"{spec.schedule} ({spec.time_zone})"),
-            *_run_facts(spec),
+            *[(name, value) for name, value in given if value],
             ("owner", job.owner or NOTHING),
             ("backups", names(job.backups)),
-            ("only on workers with", _pairs(spec.required_labels)),
             ("paused", paused),
             ("now", now_text(view)),
             ("last", _last(view)),
@@ -114,7 +118,7 @@ def job_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
             ("changed", local_time(job.updated_unix_ms)),
         ]
     )
-    return f"{described}\n\n{next_times_text(view)}"
+    return f"{described}\n\n{next_times_text(view, cron_paused)}"
 
 
 def _last(view: cron_pb2.CronJobView) -> str:
@@ -130,11 +134,11 @@ def _run_facts(spec: types_pb2.CronJobSpec) -> list[tuple[str, str]]:
         ("open files", spec.open_files_max and str(spec.open_files_max)),
     ]
     return [
-        ("runs", " ".join(spec.command) if spec.command else spec.python or NOTHING),
+        ("runs", shlex.join(spec.command) if spec.command else spec.python or NOTHING),
         ("environment", _pairs(spec.environment)),
-        ("working directory", spec.working_directory or "the worker's own"),
-        ("user", spec.user or "the worker's own"),
-        ("limits", ", ".join(f"{what} {limit}" for what, limit in limits if limit) or NOTHING),
+        ("working directory", spec.working_directory),
+        ("user", spec.user),
+        ("limits", ", ".join(f"{what} {limit}" for what, limit in limits if limit)),
         ("time limit", duration(spec.timeout_s)),
     ]
 
@@ -165,16 +169,16 @@ def _policy_facts(spec: types_pb2.CronJobSpec) -> list[tuple[str, str]]:
 
 
 def _pairs(pairs: Mapping[str, str]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in sorted(pairs.items())) or NOTHING
+    return ", ".join(f"{name}={value}" for name, value in sorted(pairs.items()))
 
 
 # Next times
 
 
-def next_times_text(view: cron_pb2.CronJobView) -> str:
+def next_times_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
     """The next times in the job's zone and in UTC, with what changes of clocks do to them."""
     if not view.next_unix_ms:
-        return "no next time" + (" while it is paused" if view.job.paused else "")
+        return "no next time" + (" while it is paused" if view.job.paused or cron_paused else "")
     spec, now_ms = view.job.spec, now_unix_ms()
     schedule, zone = _schedule(spec)
     columns = [Column("NEXT, UTC")]

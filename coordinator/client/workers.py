@@ -53,8 +53,13 @@ class WorkerLinks:
         link = self._links.get(address)
         if link is None:
             channel = open_channel(address, channel_options(), self._credentials, Role.WORKER)
-            state, launches = state_pb2_grpc.StateServiceStub(channel), launch_pb2_grpc.LaunchServiceStub(channel)
-            link = self._links[address] = WorkerLink(address, channel, state, launches, now_s)
+            link = self._links[address] = WorkerLink(
+                address,
+                channel,
+                state_pb2_grpc.StateServiceStub(channel),
+                launch_pb2_grpc.LaunchServiceStub(channel),
+                now_s,
+            )
             await self._close_idle(now_s)
         link.used_at_s = now_s
         if link.channel.get_state() is grpc.ChannelConnectivity.READY:

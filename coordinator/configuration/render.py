@@ -38,7 +38,15 @@ def render_cluster(config: ClusterConfig, *, complete: bool = False) -> str:
     return "\n".join(blocks)
 
 
-def job_options(job: CronJobSpec) -> dict[str, str]:
+def changed_options(before: CronJobSpec, after: CronJobSpec) -> list[tuple[str, str, str]]:
+    """What differs between two definitions: key, value before and after; empty where one does not have it."""
+    old, new = _job_options(before), _job_options(after)
+    order = [key_of(field.name) for field in dataclasses.fields(CronJobSpec)]
+    keys = sorted({*old, *new}, key=lambda key: (order.index(key.partition(".")[0]), key))
+    return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key) != new.get(key)]
+
+
+def _job_options(job: CronJobSpec) -> dict[str, str]:
     """Every option of a job, keys and values as a file has them; of tables each pair by itself: `environment.NAME`."""
     described: dict[str, str] = {}
     for key, value in _options(job, None):

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
 from coordinator.config import ClusterConfig
-from coordinator.config_file import check_job_spec, job_options
+from coordinator.config_file import changed_options, check_job_spec
 from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.schedule import compile_schedule, format_wall
 from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
@@ -237,16 +237,10 @@ def _checked_specs(request: cron_pb2.ApplyJobsRequest) -> list[CronJobSpec]:
 
 def _changes(before: CronJobSpec | None, after: CronJobSpec) -> Iterator[cron_pb2.JobFieldChange]:
     """What differs, field by field; of a new job what it says beyond the defaults."""
-    old = job_options(before or CronJobSpec(id=after.id, schedule=""))
-    new = job_options(after)
-    for field in sorted({*old, *new}, key=[*new, *old].index):
-        if old.get(field) != new.get(field):
-            yield cron_pb2.JobFieldChange(
-                job_id=after.id,
-                field=field,
-                before=old.get(field, "") if before is not None else "",
-                after=new.get(field, ""),
-            )
+    for field, old, new in changed_options(before or CronJobSpec(id=after.id, schedule=""), after):
+        yield cron_pb2.JobFieldChange(
+            job_id=after.id, field=field, before=old if before is not None else "", after=new
+        )
 
 
 def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.CronJobView:

@@ -272,7 +272,7 @@ class TestCommands:
         asked, status, said = self.run("cancel", "tick", "--at", "2024-03-30 19:00:00+00:00", "--reason", "why")
         assert asked[1:] == [("tick", {"scheduled_at_unix_ms": NOW_MS + 123, "reason": "why"})]
         assert status == 0
-        assert said.startswith("told to stop:\n")
+        assert said.startswith("told to stop, or dropped:\n")
         assert self.run("cancel", "tick")[0] == [("tick", {"reason": ""})]
 
     def test_history_since(self) -> None:

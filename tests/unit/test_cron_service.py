@@ -116,12 +116,12 @@ async def test_apply_tells_each_field_that_changes(service: CronService) -> None
     )
     expected = [
         ("a", "priority", '"low"', '"high"'),
+        ("a", "command", '["true"]', ""),
         ("a", "python", "", '"m:f"'),
+        ("a", "environment.GONE", '"2"', ""),
         ("a", "environment.NEW", "", '""'),
         ("a", "jitter_s", "0.0", "30.0"),
         ("a", "overlap", '"skip"', '"queue"'),
-        ("a", "command", '["true"]', ""),
-        ("a", "environment.GONE", '"2"', ""),
     ]
     assert await told(second, dry_run=True) == expected
     assert await told(second) == expected

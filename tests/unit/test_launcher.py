@@ -17,7 +17,7 @@ from coordinator.config import WorkerSettings
 from coordinator.model import ManualClock
 from coordinator.model.errors import Damaged
 from worker_agent.launch_command import token_of
-from worker_agent.launch_journal import FILE_NAME, REPORTS_KEPT, TOKENS_KEPT, LaunchJournal
+from worker_agent.launch_journal import FILE_NAME, REPORTS_KEPT, TOKENS_KEPT, Begin, CommitQueue, LaunchJournal
 from worker_agent.launcher import Launcher
 from worker_agent.process import RunProcess, find_runs
 from worker_agent.run_python import is_well_formed
@@ -448,4 +448,50 @@ def test_the_journal_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert reopened.get("t/0/1") is None
     assert reopened.get(f"t/{3 * TOKENS_KEPT - 1}/1") is not None
     assert (tmp_path / FILE_NAME).stat().st_size < 1_000_000
+    reopened.close()
+
+
+async def test_launches_that_begin_together_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one sync runs, all changes that come wait for the next one together; each is on disk before it returns."""
+    journal = LaunchJournal(tmp_path)
+    commits = CommitQueue(journal)
+    syncs: list[int] = []
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        syncs.append((tmp_path / FILE_NAME).read_bytes().count(b"\n"))
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+    async def begin(number: int) -> bool:
+        await commits.commit(Begin(f"t/{number}/1", f"r{number}"))
+        return syncs[-1] > number
+
+    assert all(await asyncio.gather(*(begin(number) for number in range(100))))
+    assert len(syncs) == 1
+    commits.settle("t/0/1")
+    assert len(journal.unfinished()) == 99
+    await commits.close()
+    assert len(syncs) == 1
+
+
+async def test_a_change_that_cannot_be_written_did_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed write the token has not begun, and the file is whole again with the next write."""
+    journal = LaunchJournal(tmp_path)
+    commits = CommitQueue(journal)
+    await commits.commit(Begin("a/1/1", "r1"))
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            await commits.commit(Begin("a/2/1", "r2"))
+    assert journal.get("a/2/1") is None
+    await commits.commit(Begin("a/3/1", "r3"))
+    await commits.close()
+    reopened = LaunchJournal(tmp_path)
+    assert [entry.token for entry in reopened.unfinished()] == ["a/1/1", "a/3/1"]
     reopened.close()
