@@ -85,7 +85,7 @@ class Launcher:
         has_lease: Callable[[], bool] = lambda: True,
         lease_grace_s: float = 1.0,
     ) -> None:
-        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` runs on the loop, may not block.
+        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` is called on the loop.
 
         `lease_grace_s` bounds what runs have to end by themselves after the lease: before the leader's longer count is
         over, they must be gone.
