@@ -223,7 +223,9 @@ class WorkerAgent:
             self._settings.id,
             self._clock,
             self._on_launch_report,
-            queue_wait_s_max=self._config.cron.order_timeout_s,
+            # The other half is for the way here, the start, and the way of its report: under load every launch that
+            # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
+            queue_wait_s_max=self._config.cron.order_timeout_s / 2,
             has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
             # Half of what the leader counts longer; the other half is for the kill, and for clocks that drift.
             lease_grace_s=0.5 * session.session_lease_s * (session.lease_margin - 1.0),

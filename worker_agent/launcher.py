@@ -18,7 +18,7 @@ the first Hello is sent. And nothing that ends without a lease counts as a succe
 own end before it heard that it should: by then the attempt may belong to another worker.
 
 Over `launches_max` runs at once, orders wait, the most urgent class first, and first in, first out within a class. One
-that waited as long as the leader waits for a confirmation is dropped: by then it belongs to another worker.
+that waited half as long as the leader waits for a confirmation is dropped: soon it will belong to another worker.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Launcher:
         has_lease: Callable[[], bool] = lambda: True,
         lease_grace_s: float = 1.0,
     ) -> None:
-        """`queue_wait_s_max`: the leader's `cron.order_timeout_s`. `on_report` runs on the loop and may not block.
+        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` is called on the loop.
 
         `lease_grace_s` bounds what runs have to end by themselves after the lease: before the leader's longer count is
         over, they must be gone.

@@ -3,7 +3,7 @@
 Methods return the messages of coordinator/api/v1 and raise the exceptions of coordinator/model/errors.py. A method that
 changes something takes a `request_id`; one is made when it is left out, so a retry inside the client never applies
 twice. Give your own to make a retry of *yours* safe, after a crash for example. The masters remember the results of the
-newest 4,096 requests, for 10 minutes at most: a retry that comes later than that may apply again.
+newest 65,536 requests, for about 10 minutes: a retry that comes later than that may apply again.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ themselves when they begin.
 - `missed`, `doubled`: due times of these windows without a start, and starts beyond the first.
 - `launches_per_s`: the most starts, with more and more jobs of every second until a system does not keep up. `played`:
   workers that only report, so that the leader is what limits; orders that left it, after the commit.
-- `processor_ms_per_launch`: of each side, ours only; heartbeats and whatever else goes on are in it.
+- `processor_ms_per_launch`: of each side, ours only, above what it uses without jobs.
 - `first_launch_after_failover_s`: from kill -9 of the leader until the first run starts that became due without one.
 
 Systems are measured one after the other. Lateness of Celery beat: see cron_celery.py.
@@ -45,6 +45,7 @@ ENDING_S = 2.0
 OVERDUE_S_MAX = 60.0
 """For what did not: a system that is behind misses nothing as long as it comes to it."""
 RATE_WARM_UP_S = 3.0
+IDLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +103,23 @@ def _ours(emit: Emit, size: Size) -> None:
     _in_directory(lambda directory: asyncio.run(_played_rate(emit, size, directory)))
 
 
-def _begin(system: OurCron, size: Size, start: str) -> None:
+def _begin(system: OurCron, size: Size, start: str) -> dict[str, float]:
+    """Jobs run; the processor seconds per second that each daemon used before there were any."""
     system.start()
+    used_s = system.processor_s()
+    time.sleep(IDLE_S)
+    idle_share = {daemon_id: (used - used_s[daemon_id]) / IDLE_S for daemon_id, used in system.processor_s().items()}
     command = system.telling_command()
     jitter_s = 1.0 if start == "spread" else 0.0
     system.apply([spec(number, command, jitter_s) for number in range(size.jobs)])
     system.wait_running()
+    return idle_share
 
 
 def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
     jobs = [job_id(number) for number in range(size.jobs)]
     with OurCron(directory) as system:
-        _begin(system, size, start)
+        idle_share = _begin(system, size, start)
         for leader in ("steady", "killed"):
             from_s = int(time.time()) + 1
             used_before_s = system.processor_s()
@@ -125,7 +131,7 @@ def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
                 system.bring_back(victim)
             time.sleep(max(0.0, until_s - time.time()))
             if leader == "steady":
-                _emit_processor(emit, size, start, system, used_before_s)
+                _emit_processor(emit, size, start, system, used_before_s, idle_share)
             system.wait_started(until_s, OVERDUE_S_MAX)
             params: Params = {"jobs": size.jobs, "start": start, "leader": leader}
             _emit_account(emit, OURS, params, account(system.runs(size.jobs), jobs, from_s, until_s))
@@ -138,10 +144,15 @@ def _our_lateness(emit: Emit, size: Size, start: str, directory: Path) -> None:
             emit_quantiles(emit, OURS, "recorded_lateness_ms", "ms", params, recorded)
 
 
-def _emit_processor(emit: Emit, size: Size, start: str, system: OurCron, used_before_s: dict[str, float]) -> None:
-    """What one launch costs the daemons; the runs' own processes are not in it."""
+def _emit_processor(
+    emit: Emit, size: Size, start: str, system: OurCron, used_before_s: dict[str, float], idle_share: dict[str, float]
+) -> None:
+    """What one launch costs the daemons, above what they use without; the runs' own processes are not in it."""
     leader = system.cluster.wait_leader()
-    used_s = {daemon_id: used - used_before_s[daemon_id] for daemon_id, used in system.processor_s().items()}
+    used_s = {
+        daemon_id: used - used_before_s[daemon_id] - idle_share[daemon_id] * size.seconds
+        for daemon_id, used in system.processor_s().items()
+    }
     workers = sum(used_s[worker_id] for worker_id in system.cluster.worker_ids)
     followers = sum(used_s[master_id] for master_id in system.cluster.master_ids if master_id != leader)
     for of, used in (("leader", used_s[leader]), ("two followers", followers), ("three workers", workers)):

@@ -4,7 +4,7 @@ isort:skip_file
 What people and programs ask of the cluster. Served by every master.
 
 Errors are gRPC statuses; the trailing metadata `coordinator-error-bin` carries an ErrorDetail. A change that is asked
-for again with the same request_id is made once: the newest 4,096 results are remembered, for 10 minutes at most.
+for again with the same request_id is made once: the newest 65,536 results are remembered, for about 10 minutes.
 """
 
 from collections import abc as _abc

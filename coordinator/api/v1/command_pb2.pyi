@@ -107,7 +107,7 @@ class Command(_message.Message):
     ADMIT_MASTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique name of the request; a second command with the same name returns the first one's result. Empty: none. The
-    newest 4,096 results are remembered, for 10 minutes at most.
+    newest 65,536 results are remembered, for about 10 minutes.
     """
     cause: _builtins.str
     """Cause id, copied to every event and move that follows."""
