@@ -93,20 +93,22 @@ def test_a_request_id_is_applied_once() -> None:
     assert second.changes == ()
 
 
-def test_remembered_results_are_bounded_by_count_and_age() -> None:
+def test_remembered_results_are_bounded_by_count_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows that the table of results forgets the oldest beyond its size, and all that are too old."""
+    kept = 3 * FORGOTTEN_AT_ONCE_MAX
+    monkeypatch.setattr("coordinator.machine.machine.RESULTS_KEPT", kept)
     driver = MachineDriver()
     driver.bootstrap()
     state = driver.state
     barrier = command_pb2.Barrier()
-    for number in range(RESULTS_KEPT + 10):
+    for number in range(kept + 10):
         command = command_pb2.Command(request_id=f"r{number}", barrier=barrier)
         state = apply(state, command, state.index + 1, state.time_ms).state
-    assert len(state.results) == RESULTS_KEPT
+    assert len(state.results) == kept
     assert "r9" not in state.results
     assert "r10" in state.results
     later = WallMs(state.time_ms + RESULT_AGE_MS_MAX + 1)
-    rounds = -(-RESULTS_KEPT // FORGOTTEN_AT_ONCE_MAX)
+    rounds = kept // FORGOTTEN_AT_ONCE_MAX
     for number in range(rounds + 1):
         before = len(state.results)
         command = command_pb2.Command(request_id=f"new{number}", barrier=barrier)
