@@ -1,4 +1,4 @@
-"""The section "Keep state" of the README, run as it stands there against a real cluster."""
+"""The section "Keep state" of the client's README, run as it stands there against a real cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tools.lib.local_cluster import LocalCluster
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "coordinator" / "client" / "README.md"
 MASTERS = '["127.0.0.1:7101", "127.0.0.1:7102", "127.0.0.1:7103"]'
 CLUSTERCTL = str(Path(sys.executable).with_name("clusterctl"))
 
