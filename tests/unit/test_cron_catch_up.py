@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import pytest
 
 from coordinator.api.v1 import command_pb2, types_pb2
@@ -34,9 +37,9 @@ def order_times(harness: CronHarness, seconds: float) -> list[int]:
     return times
 
 
-def gaps(times: list[int]) -> list[int]:
+def gaps(times: Sequence[int]) -> list[int]:
     """Times between neighbours."""
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 def test_an_outage_of_many_jobs_does_not_end_in_a_flood() -> None:
@@ -137,7 +140,7 @@ def test_what_is_on_time_goes_before_a_turn_with_skip() -> None:
     assert story[-1] == (660, "COMMITTED") or story[-2] == (600, "COMMITTED")
     states = dict(story)
     assert states[540] in ("WAITING", "COMMITTED")
-    assert [state for state in states.values()].count("COMMITTED") == 1
+    assert list(states.values()).count("COMMITTED") == 1
 
 
 def test_a_turn_that_finds_no_worker_is_missed_after_its_deadline() -> None:

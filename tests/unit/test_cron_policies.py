@@ -60,7 +60,7 @@ def test_a_retry_that_waits_has_not_ended() -> None:
 
 
 def test_a_queue_runs_one_at_a_time_in_order() -> None:
-    """With `queue` launches wait for the one before, begin when it ends, and beyond the limit are recorded as skipped."""
+    """With `queue` launches wait for the one before, begin when it ends, and beyond the limit are skipped."""
     harness = led(4, overlap=OverlapPolicy.QUEUE, overlap_limit=2)
     assert harness.story() == [(1, "RUNNING"), (2, "WAITING"), (3, "WAITING"), (4, "SKIPPED")]
     assert harness.launch(2).reason == "waits for the end of the launch of 12:00:01Z"
@@ -113,7 +113,7 @@ def test_a_queued_launch_that_finds_no_worker_is_missed() -> None:
 
 
 def test_cancel_previous_stops_the_run_and_then_launches() -> None:
-    """With `cancel_previous` the run is told to stop; the new launch begins once the worker says that it has stopped."""
+    """With `cancel_previous` the run is told to stop; the new launch begins once the worker says so."""
     harness = led(2, overlap=CANCEL)
     assert harness.story() == [(1, "RUNNING"), (2, "WAITING")]
     assert [(stop.attempt, stop.reason) for stop in harness.stops] == [(1, "the launch of 12:00:02Z takes its place")]
@@ -166,7 +166,7 @@ def test_one_at_a_time(overlap: OverlapPolicy) -> None:
 
 
 def test_a_change_of_the_policy_keeps_what_waits_in_order() -> None:
-    """After an edit from `queue` to `skip` what waits is still run, one at a time; later times are skipped only while one runs."""
+    """After an edit from `queue` to `skip` what waits still runs, one at a time; later times are skipped meanwhile."""
     harness = led(3, overlap=OverlapPolicy.QUEUE)
     edited = types_pb2.CronJobSpec(
         id="tick", schedule="* * * * * *", command=["true"], overlap=types_pb2.OVERLAP_POLICY_SKIP
@@ -273,7 +273,7 @@ def test_the_start_deadline_counts_from_when_it_is_due() -> None:
 
 
 def test_clock_steps_with_jitter_double_and_lose_nothing() -> None:
-    """A step back between the scheduled and the due time waits; one over several times is caught up; none is doubled."""
+    """A step back before the due time waits; one forward over several times is caught up; none is doubled."""
     spec = jittered(catch_up=CatchUpPolicy.NONE, start_deadline_s=10.0)
     harness = CronHarness(spec)
     harness.lead(order_timeout_s=1_000.0)
@@ -319,7 +319,7 @@ def test_an_edit_or_a_resume_within_the_jitter_never_launches_retroactively() ->
 
 
 def test_the_record_of_a_missed_time_names_the_labels() -> None:
-    """A job whose required labels no worker has is recorded as missed with the labels; so is one whose owner lost them."""
+    """A job whose required labels no worker has is recorded as missed with them, with and without an owner."""
     for owners in ((), ("w1",)):
         spec = CronJobSpec(
             id="tick",

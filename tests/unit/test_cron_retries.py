@@ -38,7 +38,7 @@ def attempts(harness: CronHarness, second: int = 60) -> list[tuple[int, str, str
 
 @pytest.mark.parametrize("retry", RetryPolicy)
 def test_an_owner_lost_before_the_start(retry: RetryPolicy) -> None:
-    """An attempt that was not confirmed goes on at once where the policy allows; with `never` it is lost with its worker."""
+    """An attempt that was not confirmed is followed at once; with `never` it is lost with its worker."""
     harness = ordered(start=False, retry=retry)
     harness.suspect("w1")
     if retry is RetryPolicy.NEVER:
@@ -75,7 +75,7 @@ def test_an_owner_lost_during_the_run(retry: RetryPolicy) -> None:
 
 @pytest.mark.parametrize("retry", RetryPolicy)
 def test_an_owner_lost_after_the_run_and_before_its_report(retry: RetryPolicy) -> None:
-    """A result that comes after the run was called lost is refused, so what followed it counts, and nothing counts twice."""
+    """A result that comes after the run was called lost is refused: what followed it counts, nothing twice."""
     harness = ordered(start=True, retry=retry)
     harness.expire("w1")
     harness.add_worker("w1", incarnation="2")
@@ -228,7 +228,8 @@ def test_a_pause_or_an_edit_leaves_retries_alone() -> None:
     harness.advance(1.2)
     harness.finish(harness.orders[1])
     harness.advance(100)
-    assert [(order.launch.attempt, order.spec.command) for order in harness.orders] == [(1, ("true",)), (2, ("better",))]
+    ordered_as = [(order.launch.attempt, order.spec.command) for order in harness.orders]
+    assert ordered_as == [(1, ("true",)), (2, ("better",))]
     assert len(harness.history()) == 1
 
 
@@ -265,7 +266,7 @@ def test_a_new_leader_stops_what_was_cancelled_before() -> None:
 
 
 def test_a_cancelled_order_is_stopped_and_never_ordered_again() -> None:
-    """A launch that was cancelled before its start is not ordered in a new session, and its timeout makes no attempt."""
+    """What was cancelled before its start is not ordered in a new session, and its timeout makes no attempt."""
     harness = ordered(start=False)
     harness.cancel(60)
     harness.open_session("w1", session=2)
@@ -343,7 +344,7 @@ def test_what_was_given_up_is_told_to_stop() -> None:
 
 
 def test_what_ended_is_not_told_to_stop() -> None:
-    """A heartbeat that names a failed attempt or an ended launch, whose receipts are on their way, is no reason to stop."""
+    """A heartbeat that names a failed attempt or an ended launch, whose receipt is under way, stops nothing."""
     harness = ordered(start=True, retry=RetryPolicy.ON_FAILURE, overlap=OverlapPolicy.ALLOW)
     first = harness.orders[0].launch
     harness.report("w1", report_of(first, LaunchState.FAILED))

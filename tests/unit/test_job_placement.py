@@ -83,7 +83,7 @@ def needs_nvme(name: str, **fields: object) -> CronJob:
 
 
 def test_a_job_with_labels_goes_only_where_they_are() -> None:
-    """Owner and backups of a job with required labels have them all; with fewer such workers there are fewer backups."""
+    """Owner and backups of a job with required labels have them all; fewer such workers are fewer backups."""
     state = with_jobs(cluster([*named(4), labelled("x1"), labelled("x2")]), *(needs_nvme(f"job_{n}") for n in range(9)))
     state = with_job_decisions(state, PLANNER)
     for job in state.jobs.values():
@@ -119,7 +119,7 @@ def test_a_label_that_is_taken_away_takes_the_job_along() -> None:
 
 def test_labelled_jobs_do_not_wander_above_the_bound() -> None:
     """Many jobs for two of six workers: they stay where they are, and jobs without labels make room elsewhere."""
-    jobs = [*(needs_nvme(f"job_{n:02}") for n in range(12)), *(f"any_{n:02}" for n in range(12))]
+    jobs: list[CronJob | str] = [*(needs_nvme(f"job_{n:02}") for n in range(12)), *(f"any_{n:02}" for n in range(12))]
     state = with_job_decisions(with_jobs(cluster([*named(4), labelled("x1"), labelled("x2")]), *jobs), PLANNER)
     for _ in range(3):
         assert PLANNER.assign_jobs(state) == []

@@ -26,7 +26,12 @@ def cluster() -> tuple[MachineDriver, int]:
 
 def commit(driver: MachineDriver, at: int, worker: str = "", **fields: object) -> Launch:
     """Commits a launch; the launch."""
-    command = command_pb2.CommitLaunch(job_id="j", scheduled_at_unix_ms=at, worker=worker, **fields)  # type: ignore[arg-type]
+    command = command_pb2.CommitLaunch(
+        job_id="j",
+        scheduled_at_unix_ms=at,
+        worker=worker,
+        **fields,  # type: ignore[arg-type]
+    )
     driver.accept(commit_launch=command)
     return launch_at(driver, at)
 
@@ -41,7 +46,9 @@ def assign(at: int, attempt: int, worker: str) -> command_pb2.AssignLaunch:
     return command_pb2.AssignLaunch(job_id="j", scheduled_at_unix_ms=at, attempt=attempt, worker=worker)
 
 
-def finish(at: int, attempt: int, state: types_pb2.LaunchState.ValueType, retry_at: int = 0) -> command_pb2.FinishLaunch:
+def finish(
+    at: int, attempt: int, state: types_pb2.LaunchState.ValueType, retry_at: int = 0
+) -> command_pb2.FinishLaunch:
     """The end of an attempt."""
     return command_pb2.FinishLaunch(
         job_id="j", scheduled_at_unix_ms=at, attempt=attempt, state=state, exit_status=1, retry_at_unix_ms=retry_at
@@ -129,7 +136,7 @@ def test_a_retry_that_nobody_takes_ends_as_its_last_attempt() -> None:
 
 @pytest.mark.parametrize("attempts", [0, 1])
 def test_cancelling_what_waits_ends_it_at_once(attempts: int) -> None:
-    """Shows that a launch that waits, before its first attempt or for the next one, is CANCELLED by the command alone."""
+    """Shows that a launch that waits, for its first or its next attempt, is CANCELLED by the command alone."""
     driver, at = cluster()
     commit(driver, at, "a" if attempts else "")
     if attempts:
