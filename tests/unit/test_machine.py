@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from coordinator.api.v1 import command_pb2, snapshot_pb2, types_pb2
-from coordinator.machine.machine import FORGOTTEN_AT_ONCE_MAX, HANDLERS, RESULT_AGE_MS_MAX, RESULTS_KEPT, apply, apply_bytes
+from coordinator.machine.machine import (
+    FORGOTTEN_AT_ONCE_MAX,
+    HANDLERS,
+    RESULT_AGE_MS_MAX,
+    RESULTS_KEPT,
+    apply,
+    apply_bytes,
+)
 from coordinator.machine.snapshot import FORMAT_VERSION, decode_snapshot, encode_snapshot
 from coordinator.machine.state import State
 from coordinator.machine.validate import validate
