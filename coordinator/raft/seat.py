@@ -2,7 +2,8 @@
 
 The rules are voters.py's; here they meet the connections and the identity file. Who says that a disk was replaced must
 have applied at least what that disk had when it came to vote: an older state (a snapshot at the start, a master that
-was away) may name the disk before it, where the same master was replaced twice.
+was away) may name the disk before it, where the same master was replaced twice. And it must know it to be committed: an
+admission that only stands in its log may be overwritten, and who could do so may be a leader with the disk before.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Seat:
             )
         consensus = self._consensus
         knows_it = consensus is not None and consensus.applied_index >= hello.voter_from
-        wanted = consensus.voters.disk_for(hello.from_id) if consensus is not None and knows_it else ""
+        wanted = consensus.voters.disk_in_state(hello.from_id) if consensus is not None and knows_it else ""
         if hello.is_voter and wanted and hello.disk_id != wanted:
             raise ProtocolViolation(
                 f"its disk {hello.disk_id} was replaced by {wanted} (`clusterctl masters replace`) and counts nowhere; "

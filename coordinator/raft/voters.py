@@ -101,9 +101,10 @@ class Voters:
         for admission in reversed(self._in_log):
             if admission.master_id == master_id:
                 return admission.disk_id
-        return self._disk_in_state(master_id)
+        return self.disk_in_state(master_id)
 
-    def _disk_in_state(self, master_id: str) -> str:
+    def disk_in_state(self, master_id: str) -> str:
+        """The same by what this master knows to be committed."""
         admitted = self._membership.admitted(self._state).get(master_id)
         return admitted.disk_id if admitted is not None else ""
 
@@ -120,12 +121,12 @@ class Voters:
     @property
     def is_admitted(self) -> bool:
         """True when this master's disk is the one that its own state, committed as it is, names."""
-        return self._disk_in_state(self._self_id) == self._membership.disk_id
+        return self.disk_in_state(self._self_id) == self._membership.disk_id
 
     @property
     def replaced_by(self) -> str:
         """The disk that took the place of this master's by its own committed state; empty while none has."""
-        named = self._disk_in_state(self._self_id)
+        named = self.disk_in_state(self._self_id)
         return named if named != self._membership.disk_id else ""
 
     @property

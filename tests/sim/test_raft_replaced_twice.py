@@ -1,10 +1,11 @@
-"""A master whose disk was replaced twice: whoever knows of its second disk only must not refuse the third one."""
+"""Who may say that a disk was replaced: not who knows of an earlier one only, nor who has it in the log alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from coordinator.api.v1 import command_pb2
 from tests.sim.raft_clients import set_up_commands
 from tests.sim.raft_faults import Plan
 from tests.sim.raft_master import Master
@@ -105,3 +106,21 @@ def test_the_disk_before_is_refused_all_the_same() -> None:
         assert replaced.identity is not None
         assert replaced.identity.disk_id == "m3-3"
         assert any("counts nowhere" in line for line in world.trace)
+
+
+def test_an_admission_that_was_not_committed_keeps_nobody_out() -> None:
+    """A leader that was cut off admitted a disk to itself alone; the disk before leads meanwhile, and mends its log."""
+    with running(3) as world:
+        lead(world, "m3")
+        found_again, cut_off = world.masters["m1"], world.masters["m3"]
+        world.network.open_holes({("m3", "m1"), ("m3", "m2"), ("m1", "m3"), ("m2", "m3")})
+        admit = command_pb2.AdmitMaster(master_id="m1", disk_id="m1-2")
+        payload = command_pb2.Command(cause="replace", admit_master=admit).SerializeToString()
+        cut_off.enqueue(lambda leader: leader.propose(payload, lambda state, result, reason: None))
+        run(world, lambda: cut_off.consensus and cut_off.consensus.voters.disk_for("m1") == "m1-2", "it is in its log")
+        run(world, lambda: world.leader() not in (None, cut_off), "another one leads")
+        lead(world, found_again.id)
+        run(world, lambda: not cut_off.links.connected_ids, "its connections are given up")
+        world.network.close_holes(set(world.network.holes))
+        run(world, lambda: cut_off.consensus and cut_off.consensus.leader_id == "m1", "it follows")
+        run(world, lambda: cut_off.consensus and cut_off.consensus.voters.disk_for("m1") == "", "its log is mended")

@@ -22,10 +22,12 @@ from coordinator.config_file import (
     validate,
     worker_settings,
 )
+from coordinator.configuration.addresses import is_loopback
 from coordinator.configuration.limits import CHOICES, RANGES
 from coordinator.configuration.parse import SECTIONS
 from coordinator.model import CatchUpPolicy, CronJobSpec, OverlapPolicy, RetryPolicy
 from coordinator.model.errors import ConfigError
+from tools.lib.local_cluster import make_config
 
 REFERENCE = Path(__file__).resolve().parents[2] / "cluster.toml"
 
@@ -71,6 +73,17 @@ def test_reference_names_every_option_with_its_default() -> None:
                 continue
             expected = default.name.lower() if isinstance(default, enum.Enum) else default
             assert (tuple(place) if isinstance(place, dict) else place) == expected, dotted
+
+
+def test_http_listens_on_loopback_unless_told_otherwise() -> None:
+    """Health and metrics are plain text for everybody who reaches them: the defaults let nobody else in."""
+    reference = parse(REFERENCE.read_text(), "cluster.toml")
+    made = make_config(5, 3)
+    for config in (reference, made):
+        workers = (config.worker, *config.workers)
+        addresses = [one.http_address for one in config.masters] + [one.http_address for one in workers]
+        assert all(map(is_loopback, addresses))
+    assert is_loopback(WorkerSettings("w").http_address)
 
 
 def test_reference_explains_every_option() -> None:
