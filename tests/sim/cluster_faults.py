@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.sim.cluster_worker import Worker
     from tests.sim.cluster_world import WorkerSide, World
 
-MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind != "flood")
+MASTER_KINDS = raft_faults.KINDS
 WORKER_KINDS = (
     "kill",
     "power",
