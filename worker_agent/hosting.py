@@ -106,8 +106,15 @@ class Hosting:
         return self._epochs.get(shard_id, 0)
 
     def news(self, assignment: session_pb2.Assignment) -> dict[int, int]:
-        """Epochs that an assignment has above all that were seen, by shard."""
-        shards = (entry.shard for entry in assignment.shards)
+        """Epochs that an arriving assignment has above all that were seen, by shard; for who holds it until then.
+
+        Not of a shard that the assignment that is being written gives up: it is closed before it comes back, and what
+        opens it then takes an epoch that is in its store already for one that an earlier process may have used.
+        """
+        shards = [entry.shard for entry in assignment.shards]
+        if self._writing is not None:
+            staying = {entry.shard.id for entry in self._writing.assignment.shards}
+            shards = [shard for shard in shards if shard.id in staying]
         return {shard.id: shard.epoch for shard in shards if shard.epoch > self._epochs.get(shard.id, 0)}
 
     def validate(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.sim.cluster_worker import Worker
     from tests.sim.cluster_world import WorkerSide, World
 
-NOT_HERE = ("flood", "lose_disk", "old_disk", "failing_disk")
+NOT_HERE = ("lose_disk", "old_disk", "failing_disk")
 """Faults of masters that are played on masters alone."""
 MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind not in NOT_HERE)
 WORKER_KINDS = (

@@ -120,6 +120,16 @@ def test_new_epochs_are_known_before_they_are_in_force(worker: Worker) -> None:
     assert worker.hosting.epoch_seen(2) == 0
 
 
+def test_an_epoch_is_not_told_to_who_is_about_to_go(worker: Worker) -> None:
+    """Nothing is told ahead of a shard that is given up before the newest assignment: it is opened anew for that."""
+    worker.takes(entry(1, 3, IN_SYNC), entry(2, 3, IN_SYNC))
+    giving_up = worker.arrives(entry(2, 3, IN_SYNC))
+    newest = session_pb2.Assignment(generation=9, shards=[entry(1, 8, PRIMARY), entry(2, 4, PRIMARY)])
+    assert worker.hosting.news(newest) == {2: 4}
+    worker.written(giving_up)
+    assert worker.hosting.news(newest) == {1: 8, 2: 4}
+
+
 def test_a_role_of_a_newer_master_is_not_guessed(worker: Worker) -> None:
     """A role that this version does not know is left alone, and said."""
     outcome = worker.written(worker.arrives(entry(1, 1, session_pb2.REPLICA_ROLE_UNSPECIFIED)))
