@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,21 +11,10 @@ from coordinator.config import MasterSettings, RaftSettings
 from coordinator.model import Clock, SystemClock
 from coordinator.raft import Machine, RaftNode
 from tests.raft_machine import MACHINE
+from tools.lib.ports import free_ports
 
 IDS = ("m1", "m2", "m3")
 CLUSTER_NAME = "test"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:

@@ -24,7 +24,8 @@ from tests.integration.consul_support import (
     master,
     worker,
 )
-from tools.lib.consul_agent import ConsulAgent, free_ports
+from tools.lib.consul_agent import ConsulAgent
+from tools.lib.ports import free_ports
 
 
 async def test_registration_shows_with_metadata_and_check(agent: ConsulAgent) -> None:

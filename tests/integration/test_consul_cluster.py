@@ -19,7 +19,8 @@ from coordinator.security.certificates import Role
 from coordinator.security.provision import ensure
 from tools.lib.consul_agent import ConsulAgent
 from tools.lib.daemons import Daemon
-from tools.lib.local_cluster import LocalCluster, free_ports, wait_until
+from tools.lib.local_cluster import LocalCluster, wait_until
+from tools.lib.ports import free_ports
 
 AWAY_LAUNCHES = 6
 """Consul stays away for as many launches of a job that is due every second: four times the time of a suspicion."""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.raft_cluster import IDS, free_ports, until
+from tests.raft_cluster import IDS, until
+from tools.lib.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

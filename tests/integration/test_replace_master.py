@@ -15,7 +15,8 @@ from coordinator.cli import main as cli_main
 from coordinator.client import STALE
 from coordinator.config_file import render
 from coordinator.model.errors import NoLeader, Refused, TimedOut
-from tools.lib.local_cluster import LocalCluster, free_ports, wait_until
+from tools.lib.local_cluster import LocalCluster, wait_until
+from tools.lib.ports import free_ports
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from coordinator.model.errors import (
     Unreachable,
 )
 from tests.unit.scripted_masters import always, in_turn, masters
-from tools.lib.local_cluster import free_ports
+from tools.lib.ports import free_ports
 
 STATUS = cluster_pb2.GetStatusResponse(cluster_name="test", leader_id="m1")
 REMOVED = cluster_pb2.RemoveNodeResponse()

@@ -21,7 +21,7 @@ from coordinator.raft.link import SEND_BYTES_MAX
 from coordinator.raft.transport import CONGESTED_BYTES, PeerTransport
 from coordinator.security.certificates import CertificateFiles, Identity, Role, create_authority, issue
 from coordinator.security.credentials import Credentials
-from tools.lib.local_cluster import free_ports
+from tools.lib.ports import free_ports
 
 NOW = datetime.datetime.now(datetime.UTC)
 WAIT_S = 10.0

@@ -16,7 +16,8 @@ from tools.bench_lib.cron_runs import Run, parse_relative
 from tools.bench_lib.redis_cluster import REDIS, RedisProcess
 from tools.lib import debian_package
 from tools.lib.daemons import Daemon
-from tools.lib.local_cluster import free_ports, wait_until
+from tools.lib.local_cluster import wait_until
+from tools.lib.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = "tools.bench_lib.cron_celery_app"

@@ -19,7 +19,7 @@ from tools.bench_lib.raft_load import Writer
 from tools.lib import debian_package
 from tools.lib.daemons import Daemon
 from tools.lib.debian_package import Package
-from tools.lib.local_cluster import free_ports
+from tools.lib.ports import free_ports
 
 ETCD = Package("etcd", "etcd-server", "3.4.23", "bookworm", program="etcd", version_argument="--version")
 TXN_PUTS_MAX = 128

@@ -22,7 +22,7 @@ from coordinator.raft.node import RaftNode
 from coordinator.server.main import _loop_factory
 from tools.bench_lib.raft_ours import JOBS, job_id, job_spec
 from tools.bench_lib.result import OURS, Emit, Params, emit_quantiles
-from tools.lib.local_cluster import free_ports
+from tools.lib.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 MASTERS = "masters.json"

@@ -29,7 +29,8 @@ from tools.bench_lib.state_systems import ATTEMPT_EVERY_S, NotAcknowledged, Stor
 from tools.lib import debian_package
 from tools.lib.daemons import Daemon
 from tools.lib.debian_package import Package
-from tools.lib.local_cluster import NotSoInTime, free_ports, wait_until
+from tools.lib.local_cluster import NotSoInTime, wait_until
+from tools.lib.ports import free_ports
 
 REDIS = Package(
     "Redis",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tools.lib.consul_binary import install_consul
+from tools.lib.ports import free_ports
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -26,22 +26,6 @@ POLL_S = 0.05
 
 class ConsulAgentError(Exception):
     """The agent does not run; one line for people, with where its log is."""
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free for TCP and UDP at the moment, all different."""
-    with contextlib.ExitStack() as stack:
-        ports: list[int] = []
-        while len(ports) < count:
-            tcp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            tcp.bind(("127.0.0.1", 0))
-            try:
-                udp.bind(tcp.getsockname())
-            except OSError:
-                continue
-            ports.append(tcp.getsockname()[1])
-        return ports
 
 
 class ConsulAgent:

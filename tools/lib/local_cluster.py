@@ -14,10 +14,8 @@ says what did not come true.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +29,7 @@ from coordinator.model.errors import CoordinatorError
 from coordinator.security.credentials import PLAINTEXT, Credentials, of_client
 from coordinator.security.provision import ensure_cluster
 from tools.lib.daemons import Daemon
+from tools.lib.ports import free_ports
 
 Ports = Literal["free", "quickstart"]
 QUICKSTART_GRPC, QUICKSTART_PEER, QUICKSTART_HTTP = 7101, 7151, 7201
@@ -62,16 +61,6 @@ def wait_until(look: Callable[[], Found | None], timeout_s: float, what: str) ->
         if time.monotonic() >= give_up_at_s:
             raise NotSoInTime(f"not within {timeout_s:g} s: {what}{f' (last error: {last})' if last else ''}")
         time.sleep(POLL_S)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody uses now."""
-    with ExitStack() as stack:
-        # All are held at once, or the system might give the same one twice.
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def make_config(
