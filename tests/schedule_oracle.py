@@ -105,14 +105,15 @@ class Walk:
 
 
 def changes_of(zone: ZoneInfo, from_year: int, to_year: int) -> list[int]:
-    """The first seconds of new offsets, from the beginning of one year to the end of another."""
+    """The first seconds of new offsets, from the beginning of one year to the end of another. No offset of these years
+    lasts less than a month (Ramadan in Morocco), so one look a week is enough."""
     found = []
     moment = round(datetime(from_year, 1, 1, tzinfo=UTC).timestamp())
     end = round(datetime(to_year + 1, 1, 1, tzinfo=UTC).timestamp())
-    day = 86_400
+    week = 7 * 86_400
     while moment < end:
-        if (before := _offset(zone, moment)) != _offset(zone, moment + day):
-            last, first = moment, moment + day
+        if (before := _offset(zone, moment)) != _offset(zone, moment + week):
+            last, first = moment, moment + week
             while first - last > 1:
                 middle = (first + last) // 2
                 if _offset(zone, middle) == before:
@@ -120,7 +121,7 @@ def changes_of(zone: ZoneInfo, from_year: int, to_year: int) -> list[int]:
                 else:
                     first = middle
             found.append(first)
-        moment += day
+        moment += week
     return found
 
 

@@ -216,20 +216,7 @@ class WorkerAgent:
         )
         self._shards.attach(self._replication)
         self._state = StateService(self._shards, state, node.id, credentials)
-        session = self._config.session
-        self._launcher = Launcher(
-            self._directory,
-            self._settings,
-            self._settings.id,
-            self._clock,
-            self._on_launch_report,
-            # The other half is for the way here, the start, and the way of its report: under load every launch that
-            # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
-            queue_wait_s_max=self._config.cron.order_timeout_s / 2,
-            has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
-            # Half of what the leader counts longer; the other half is for the kill, and for clocks that drift.
-            lease_grace_s=0.5 * session.session_lease_s * (session.lease_margin - 1.0),
-        )
+        self._launcher = self._make_launcher()
         launches = LaunchService(self._launcher, self._settings.id)
         self._server = WorkerServer(
             self._settings.grpc_address, credentials, self._state, self._replication, launches
@@ -246,6 +233,22 @@ class WorkerAgent:
             credentials=credentials,
         )
         return node
+
+    def _make_launcher(self) -> Launcher:
+        session = self._config.session
+        return Launcher(
+            self._directory,
+            self._settings,
+            self._settings.id,
+            self._clock,
+            self._on_launch_report,
+            # The other half is for the way here, the start, and the way of its report: under load every launch that
+            # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
+            queue_wait_s_max=self._config.cron.order_timeout_s / 2,
+            has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
+            # Half of what the leader counts longer; the other half is for the kill, and for clocks that drift.
+            lease_grace_s=0.5 * session.session_lease_s * (session.lease_margin - 1.0),
+        )
 
     async def _reachable(self, bound: str) -> str:
         """The address to tell others: where the worker listens everywhere, the one that its masters see."""

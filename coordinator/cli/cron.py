@@ -29,7 +29,7 @@ def cron() -> None:
 def list_jobs(session: Session) -> None:
     """List the jobs: schedule, priority class, owner, backups, next launch, what runs and waits, latest launch.
 
-    LATE is how long after it was due the latest launch started.
+    LATE is how long after it was due the latest launch started that has started.
 
     \b
     Examples:

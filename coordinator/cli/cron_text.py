@@ -63,6 +63,11 @@ def now_text(view: cron_pb2.CronJobView) -> str:
     return ", ".join(f"{count} {verb}{'s' if count == 1 else ''}" for count, verb in parts if count) or NOTHING
 
 
+def late_text(view: cron_pb2.CronJobView) -> str:
+    """How late the latest launch was that has started; "-" while none has."""
+    return duration(view.lateness_ms / 1_000) if view.HasField("lateness_ms") else NOTHING
+
+
 def next_text(view: cron_pb2.CronJobView, now_ms: int, cron_paused: bool = False) -> str:
     """When it is due next."""
     if view.job.paused or cron_paused:
@@ -83,7 +88,7 @@ def jobs_text(answer: cron_pb2.ListJobsResponse) -> str:
             next_text(view, now_ms, answer.cron_paused),
             now_text(view),
             latest_text(view, now_ms),
-            late_text(view.latest) if view.HasField("latest") else NOTHING,
+            late_text(view),
         ]
         for view in answer.jobs
     ]
@@ -122,9 +127,8 @@ def job_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
 
 
 def _last(view: cron_pb2.CronJobView) -> str:
-    late = late_text(view.latest)
     said = latest_text(view, now_unix_ms())
-    return said if late == NOTHING else f"{said}, started {late} late"
+    return f"{said}; the last to start did so {late_text(view)} late" if view.HasField("lateness_ms") else said
 
 
 def _run_facts(spec: types_pb2.CronJobSpec) -> list[tuple[str, str]]:
@@ -221,13 +225,6 @@ def _day_and_time(at_unix_ms: int, zone: tzinfo | None) -> str:
 def due_ms(launch: types_pb2.Launch) -> int:
     """When it should have started: lateness counts from here."""
     return launch.due_unix_ms or launch.scheduled_at_unix_ms
-
-
-def late_text(launch: types_pb2.Launch) -> str:
-    """How late its first process started; "-" while none has."""
-    started = [attempt.started_unix_ms for attempt in launch.earlier_attempts] + [launch.started_unix_ms]
-    first_ms = next((at for at in started if at), 0)
-    return duration((first_ms - due_ms(launch)) / 1_000) if first_ms else NOTHING
 
 
 def launches_table(launches: Iterable[types_pb2.Launch]) -> str:

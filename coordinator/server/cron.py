@@ -254,10 +254,11 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
     latest = next(_history(state, job.id), None)
     if latest is not None:
         view.latest.CopyFrom(launch_to_proto(latest))
-    for scheduled_at_ms in state.launch_times.get(job.id, ()):
-        launch = state.launches[(job.id, scheduled_at_ms)]
+    for launch in _history(state, job.id):
         view.waiting += launch.state is LaunchState.WAITING
         view.running += launch.state in _ON_A_WORKER
+        if launch.lateness_ms is not None and not view.HasField("lateness_ms"):
+            view.lateness_ms = launch.lateness_ms
     return view
 
 

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.api.v1 import cluster_pb2, types_pb2
 from coordinator.client import STALE, ClusterClient
+from coordinator.config import MasterSettings
 from coordinator.model.errors import InvalidRequest, NoLeader, RefusalReason, Refused, TimedOut
 from coordinator.security import tls
 from coordinator.security.certificates import Role
@@ -229,10 +230,20 @@ def test_health_is_told_over_http_and_grpc(cluster: LocalCluster) -> None:
 
     serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
     wait_until(lambda: grpc_health() == serving, 10.0, "m3 is serving")
-    with urllib.request.urlopen(f"http://{alive.http_address}/metrics", timeout=5) as response:
-        figures = response.read().decode()
+    def figures_of(master: MasterSettings) -> str:
+        with urllib.request.urlopen(f"http://{master.http_address}/metrics", timeout=5) as response:
+            text: str = response.read().decode()
+        return text
+
+    figures = figures_of(alive)
     for line in ("coordinator_shards 256.0", "coordinator_has_leader 1.0", 'coordinator_nodes{state="active"} 0.0'):
         assert line in figures
+    # What launches run and wait is told by the leader alone, so that sums over the masters are right.
+    wait_until(
+        lambda: sum("\ncoordinator_cron_running 0.0" in figures_of(one) for one in cluster.config.masters) == 1,
+        10.0,
+        "one master counts launches",
+    )
     for master_id in ("m1", "m2"):
         cluster.kill(master_id)
     wait_until(lambda: get_json(alive.http_address)[0] == 503, 15.0, "/health of m3 answers 503")

@@ -39,13 +39,17 @@ from tools.lib.local_cluster import LocalCluster, wait_until
 NOW = datetime.datetime.now(datetime.UTC)
 TIMEOUT_S = 10.0
 HEALTH = "/grpc.health.v1.Health/Check"
-OF_WORKERS = ("/coordinator.api.v1.StateService/", "/coordinator.api.v1.ReplicationService/")
+OF_WORKERS = tuple(f"/coordinator.api.v1.{name}Service/" for name in ("Launch", "State", "Replication"))
 STREAMS_IN = (
     "/coordinator.api.v1.ReplicationService/Open",
     "/coordinator.api.v1.SessionService/Open",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 )
-STREAMS_OUT = ("/coordinator.api.v1.ClusterService/StreamEvents", "/grpc.health.v1.Health/Watch")
+STREAMS_OUT = (
+    "/coordinator.api.v1.ClusterService/StreamEvents",
+    "/coordinator.api.v1.LaunchService/ReadOutput",
+    "/grpc.health.v1.Health/Watch",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from coordinator.model import WallMs
 from tests.schedule_oracle import Walk, changes_of, read
 
 YEARS = (2024, 2030)
-DRAWS_IN_SUITE = 2
+DRAWS_IN_SUITE = 3
 DRAWS_IN_CAMPAIGN = int(os.environ.get("SCHEDULE_DRAWS", "40"))
 MUST_HAVE = {
     "Australia/Lord_Howe": 14,  # Half an hour.

@@ -42,18 +42,18 @@ def spec_of(**fields: object) -> CronJobSpec:
 
 class TestList:
     def test_what_runs_and_waits_and_how_late_it_was(self) -> None:
-        """Shows the columns NOW and LATE, the latter counted from when the launch was due, within the width."""
+        """Shows the columns NOW and LATE, and ages counted from when a launch was due, within the width."""
         latest = types_pb2.Launch(
             job_id="tick",
             scheduled_at_unix_ms=NOW_MS - 60_000,
             due_unix_ms=NOW_MS - 50_000,
-            started_unix_ms=NOW_MS - 49_958,
-            state=types_pb2.LAUNCH_STATE_RUNNING,
+            state=types_pb2.LAUNCH_STATE_WAITING,
         )
-        view = view_of(spec_of(schedule="0 */12 * * *"), NOW_MS + 5_000, latest=latest, running=1, waiting=2)
+        figures = {"latest": latest, "running": 1, "waiting": 2, "lateness_ms": 42}
+        view = view_of(spec_of(schedule="0 */12 * * *"), NOW_MS + 5_000, **figures)
         text = jobs_text(cron_pb2.ListJobsResponse(jobs=[view]))
         assert text.splitlines()[0].split() == "JOB SCHEDULE CLASS OWNER BACKUPS NEXT NOW LAST LATE".split()
-        assert "in 5.0s  1 runs, 2 wait  running 50s ago  42ms" in text
+        assert "in 5.0s  1 runs, 2 wait  waiting 50s ago  42ms" in text
         assert max(map(len, text.splitlines())) <= WIDTH
 
     def test_a_pause_of_all_is_the_first_line(self) -> None:

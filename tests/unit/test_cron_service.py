@@ -160,6 +160,13 @@ async def test_lists_what_runs_and_waits(service: CronService, master: OneMaster
     answer = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
     [view] = answer.jobs
     assert (view.running, view.waiting, answer.cron_paused) == (2, 2, False)
+    assert not view.HasField("lateness_ms")
+    start = command_pb2.StartLaunch(job_id="tick", attempt=1)
+    start.scheduled_at_unix_ms = START_MS + 120_001
+    start.started_unix_ms = START_MS + 17  # A launch by hand is due at once.
+    await master.run(start_launch=start)
+    answer = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
+    assert answer.jobs[0].lateness_ms == 17
     settings = types_pb2.Settings(replicas=2, cron_paused=True)
     await master.run(change_settings=command_pb2.ChangeSettings(settings=settings))
     answer = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)

@@ -31,10 +31,13 @@ class CronJobView(_message.Message):
     LATEST_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    LATENESS_MS_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """How many of its launches are on a worker: running, or ordered and not confirmed."""
     waiting: _builtins.int
     """How many of its launches wait."""
+    lateness_ms: _builtins.int
+    """How long after it was due the latest launch started that has started; absent when none has."""
     @_builtins.property
     def job(self) -> _types_pb2.CronJob:
         """The job."""
@@ -55,13 +58,19 @@ class CronJobView(_message.Message):
         latest: _types_pb2.Launch | None = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        lateness_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_latest", b"_latest", "job", b"job", "latest", b"latest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "job", b"job", "lateness_ms", b"lateness_ms", "latest", b"latest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_latest", b"_latest", "job", b"job", "latest", b"latest", "next_unix_ms", b"next_unix_ms", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "job", b"job", "lateness_ms", b"lateness_ms", "latest", b"latest", "next_unix_ms", b"next_unix_ms", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__lateness_ms: _TypeAlias = _typing.Literal["lateness_ms"]  # noqa: Y015
+    _WhichOneofArgType__lateness_ms: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms"]  # noqa: Y015
     _WhichOneofReturnType__latest: _TypeAlias = _typing.Literal["latest"]  # noqa: Y015
     _WhichOneofArgType__latest: _TypeAlias = _typing.Literal["_latest", b"_latest"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__lateness_ms) -> _WhichOneofReturnType__lateness_ms | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latest) -> _WhichOneofReturnType__latest | None: ...
 
 Global___CronJobView: _TypeAlias = CronJobView  # noqa: Y015
