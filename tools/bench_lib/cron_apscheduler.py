@@ -72,6 +72,8 @@ class Scheduled:
             self._scheduler.add_job(self._run, made, args=[job], id=job)
         self._scheduler.start()
         await asyncio.sleep(SETTLE_S + seconds + ENDING_S)
+        self._scheduler.pause()
+        await asyncio.sleep(ENDING_S / 10)  # A shutdown would complain of what runs.
         self._scheduler.shutdown(wait=False)
 
 

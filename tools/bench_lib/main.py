@@ -94,7 +94,7 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def _width(column: str) -> int:
-    return 8 if column == "/ours" else 12
+    return 8 if column == "/ours" else max(12, len(column) + 2)
 
 
 def _cells(systems: Sequence[str], by_system: dict[str, Result]) -> list[str]:
