@@ -65,7 +65,7 @@ def test_the_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> N
     ]
     for owner, name in watched:
         _count(monkeypatch, seen, owner, name)
-    worlds = [run_seed(seed) for seed in range(20)]
+    worlds = [run_seed(seed) for seed in range(30)]
     assert all(seen[name] >= 3 for _, name in watched), seen
     assert {len(world.masters) for world in worlds} == {3, 5}
     assert sum(len(world.checks.leader_of_term) for world in worlds) > 60
