@@ -6,9 +6,10 @@ a receipt; without a receipt it reports again. The order rules:
 
 - At most one proposal per launch is on its way; its end is followed by a fresh look at the state. The begin of a
   WAITING launch and a decision of its job are never on their way at once: both rely on what has not ended (overlap.py).
-- A COMMITTED attempt is lost when its worker is not heard (and another one serves) or did not confirm within
-  `order_timeout_s`; a RUNNING one only when it surely ended: the worker is DOWN or gone (its lease ended), it came back
-  without knowing the run (a worker kills, at its start, what outlived it), or a heartbeat no longer names the run.
+- A COMMITTED attempt is lost when its worker is not heard (and another one serves), or neither confirmed the start nor
+  named the order in a heartbeat for `order_timeout_s`: an order that waits at an overloaded worker is no lost one. A
+  RUNNING attempt is lost only when it surely ended: the worker is DOWN or gone (its lease ended), it came back without
+  knowing the run (a worker kills, at its start, what outlived it), or a heartbeat no longer names the run.
 - What follows an attempt is for retries.py to say. An attempt without a next one is not called lost while its worker
   may still tell: for that, suspicion is not enough.
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
@@ -47,7 +48,7 @@ class Watch:
     ready_since: Monotonic | None = None
     """WAITING: since when only a worker is missing."""
     ordered_at: Monotonic | None = None
-    """When the attempt was first ordered in the worker's latest session; None when it was not."""
+    """When the attempt was ordered in the worker's latest session, or last named by it; None when it was not ordered."""
     is_stop_sent: bool = False
     """True when the worker was told to stop it in its latest session."""
     report: Report | None = None
@@ -162,13 +163,16 @@ class LaunchTracker:
         return actions + self._review(at, keys)
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
-        """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
+        """A worker names what it has: an order is there, a run that is not named is lost, what was given up shall stop."""
         named = {(t.job_id, WallMs(t.scheduled_at_unix_ms)): t.attempt for t in heartbeat.launches}
         gone: list[LaunchKey] = []
         for key in self._open.of_worker(node_id):
             launch, watch = self._state.launches[key], self._watches[key]
-            is_running = launch.state is LaunchState.RUNNING and launch.attempt != named.get(key)
-            if is_running and key not in self._in_flight and watch.report is None:
+            is_named = launch.attempt == named.get(key)
+            if is_named and launch.state is LaunchState.COMMITTED and watch.ordered_at is not None:
+                watch.ordered_at = at.now
+            is_gone = launch.state is LaunchState.RUNNING and not is_named
+            if is_gone and key not in self._in_flight and watch.report is None:
                 watch.gone = f"{node_id} no longer knows the run"
                 gone.append(key)
         return self._stop_given_up(session, node_id, named) + self._review(at, gone)

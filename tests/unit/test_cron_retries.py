@@ -122,6 +122,23 @@ def test_a_run_that_a_heartbeat_does_not_name_is_lost(retry: RetryPolicy) -> Non
     assert told == "w1 no longer knows the run"
 
 
+@pytest.mark.parametrize("retry", RetryPolicy)
+def test_an_order_that_waits_at_its_worker_is_not_given_up(retry: RetryPolicy) -> None:
+    """While heartbeats name an order, nobody else gets the launch; once they do not, it goes on after the timeout."""
+    harness = ordered(start=False, retry=retry)
+    for _ in range(40):
+        harness.heartbeat("w1", harness.launch(60))
+        harness.advance(0.5)
+    assert attempts(harness) == [(1, "w1", "COMMITTED")]
+    for _ in range(8):
+        harness.heartbeat("w1")
+        harness.advance(0.5)
+    assert attempts(harness) == [(1, "w1", "COMMITTED")]
+    harness.advance(0.5)
+    assert attempts(harness)[0] == (1, "w1", "LOST")
+    assert len(harness.orders) == (1 if retry is RetryPolicy.NEVER else 2)
+
+
 def test_a_result_on_its_way_is_not_lost_by_a_heartbeat() -> None:
     """While a result waits to be committed, a heartbeat without the run changes nothing."""
     harness = ordered(start=True)
