@@ -48,7 +48,7 @@ class Watch:
     ready_since: Monotonic | None = None
     """WAITING: since when only a worker is missing."""
     ordered_at: Monotonic | None = None
-    """When the attempt was ordered in the worker's latest session, or last named by it; None when it was not ordered."""
+    """When the attempt was ordered in the worker's latest session, or last named by it; None before its order."""
     is_stop_sent: bool = False
     """True when the worker was told to stop it in its latest session."""
     report: Report | None = None
@@ -163,7 +163,7 @@ class LaunchTracker:
         return actions + self._review(at, keys)
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
-        """A worker names what it has: an order is there, a run that is not named is lost, what was given up shall stop."""
+        """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
         named = {(t.job_id, WallMs(t.scheduled_at_unix_ms)): t.attempt for t in heartbeat.launches}
         gone: list[LaunchKey] = []
         for key in self._open.of_worker(node_id):
