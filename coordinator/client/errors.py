@@ -38,6 +38,8 @@ _BY_NAME: dict[str, type[CoordinatorError]] = {
 _BY_NAME["StoreFull"] = errors.Overloaded
 _NEVER_CONNECTED = "failed to connect to all addresses"
 """What gRPC says when there was no connection to send the call on, so that nothing was sent."""
+_TOO_LARGE = "larger than max"
+"""What gRPC says, in either direction, of a message above the channel's limit."""
 _REASON_BY_STATUS = {status: reason for reason, status in Refused.STATUS_BY_REASON.items()}
 
 
@@ -89,6 +91,9 @@ def _error_of_status(status: grpc.StatusCode, details: str, address: str) -> Coo
             return errors.InvalidRequest(f"{address} does not know this call{said}; is it a master of this version?")
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return errors.InvalidRequest(f"{address} refused the request{said}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if _TOO_LARGE in details:
+            # To ask again would give the same. Answers to changes are small, so it was a question or the request itself.
+            return errors.InvalidRequest(f"{address}: a message is too large{said}; ask or send less at once")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.Overloaded(f"{address} has no room for the request{said}")
         case grpc.StatusCode.UNAVAILABLE if _NEVER_CONNECTED in details:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from coordinator.client.channels import channel_options, server_options
+from coordinator.client.channels import MESSAGE_BYTES_MAX, channel_options, server_options
 from coordinator.client.errors import detail_of, error_of, error_of_detail
 from coordinator.model import errors
 from coordinator.model.errors import CoordinatorError, NotLeader, RefusalReason, Refused
@@ -189,3 +189,28 @@ async def test_a_lost_connection_is_never_called_definite() -> None:
     rebuilt = error_of(lost, "127.0.0.1:7101")
     assert isinstance(rebuilt, errors.OutcomeUnknown)
     assert "127.0.0.1:7101" in str(rebuilt)
+
+
+@pytest.mark.parametrize("direction", ["request", "answer"])
+async def test_a_message_above_the_limit_is_not_asked_for_again(direction: str) -> None:
+    """A real channel refuses what is larger than it takes, in either direction: one clear line, and no retry."""
+    sizes = {"request": MESSAGE_BYTES_MAX + 1, "answer": 1}
+
+    async def answer(request: bytes, context: object) -> bytes:
+        return bytes(MESSAGE_BYTES_MAX + 1)
+
+    server = aio.server(options=[("grpc.max_send_message_length", -1)])
+    method = grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[arg-type]
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", {"large": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with aio.insecure_channel(f"127.0.0.1:{port}", options=channel_options()) as channel:
+            call: Any = channel.unary_unary("/t/large")
+            with pytest.raises(aio.AioRpcError) as caught:
+                await call(bytes(sizes[direction]))
+    finally:
+        await server.stop(None)
+    rebuilt = error_of(caught.value, "there")
+    assert isinstance(rebuilt, errors.InvalidRequest)
+    assert "ask or send less at once" in str(rebuilt)
