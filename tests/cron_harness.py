@@ -13,6 +13,7 @@ from coordinator.control.interface import (
     Action,
     Applied,
     Event,
+    HeartbeatReceived,
     LaunchReported,
     ProposalEnded,
     Propose,
@@ -20,6 +21,7 @@ from coordinator.control.interface import (
     SendToNode,
     SessionOpened,
     Step,
+    StopLaunch,
     Tokens,
 )
 from coordinator.machine.codec import job_spec_to_proto
@@ -49,6 +51,7 @@ class CronHarness:
         self.state = State()
         self.control: CronControl | None = None
         self.orders: list[SendLaunch] = []
+        self.stops: list[StopLaunch] = []
         self.receipts: list[session_pb2.LaunchReportReceipt] = []
         self.proposed: list[command_pb2.Command] = []
         self.held: deque[Propose] = deque()
@@ -102,10 +105,10 @@ class CronHarness:
 
     # The leader
 
-    def lead(self, order_timeout_s: float = 5.0) -> None:
+    def lead(self, order_timeout_s: float = 5.0, catch_up_per_s: float = 10.0) -> None:
         """A new leader begins; what the old one had not decided is forgotten."""
         self.held.clear()
-        settings = CronSettings(order_timeout_s=order_timeout_s)
+        settings = CronSettings(order_timeout_s=order_timeout_s, catch_up_per_s=catch_up_per_s)
         self.control = CronControl(self.state, settings, Tokens(), self.clock.monotonic(), self.clock.wall_ms())
         self.advance(0)
 
@@ -158,6 +161,8 @@ class CronHarness:
                 self.held.append(action)
             case SendLaunch():
                 self.orders.append(action)
+            case StopLaunch():
+                self.stops.append(action)
             case SendToNode(_, message):
                 self.receipts.append(message.launch_report_receipt)
             case _:
@@ -174,10 +179,30 @@ class CronHarness:
         """A worker reports."""
         self.feed(LaunchReported(session, node_id, report))
 
-    def finish(self, order: SendLaunch) -> None:
-        """The worker of an order runs it to its end."""
+    def heartbeat(self, node_id: str, *launches: Launch, session: int = 1) -> None:
+        """A worker's heartbeat names what it has."""
+        tokens = [
+            session_pb2.LaunchToken(
+                job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=launch.attempt
+            )
+            for launch in launches
+        ]
+        self.feed(HeartbeatReceived(session, node_id, session_pb2.Heartbeat(launches=tokens)))
+
+    def start(self, order: SendLaunch) -> None:
+        """The worker of an order starts it."""
         self.report(order.node_id, report_of(order.launch, LaunchState.RUNNING))
-        self.report(order.node_id, report_of(order.launch, LaunchState.SUCCEEDED))
+
+    def finish(self, order: SendLaunch, state: LaunchState = LaunchState.SUCCEEDED) -> None:
+        """The worker of an order runs it to its end."""
+        self.start(order)
+        self.report(order.node_id, report_of(order.launch, state))
+
+    def cancel(self, second: int, job_id: str = "tick", reason: str = "enough") -> None:
+        """Somebody wants a launch to stop."""
+        at_ms = START_MS + second * 1_000
+        cancel = command_pb2.CancelLaunch(job_id=job_id, scheduled_at_unix_ms=at_ms, reason=reason)
+        self.accept(cancel_launch=cancel)
 
     # What is seen
 

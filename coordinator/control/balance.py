@@ -35,7 +35,7 @@ from coordinator.machine.state import (
     ShardChanged,
     State,
 )
-from coordinator.model import Monotonic, Node, WallMs
+from coordinator.model import CronJob, Monotonic, Node, WallMs
 from coordinator.placement.plan import Plan, PlannedMove
 from coordinator.placement.planner import Planner
 
@@ -156,7 +156,7 @@ class BalanceControl:
 
     def _take_job(self, now: Monotonic, change: JobChanged) -> None:
         before, after = change.before, change.after
-        if before is None or after is None or (before.owner, before.backups) != (after.owner, after.backups):
+        if before is None or after is None or _where(before) != _where(after):
             self._ask_jobs(now)
 
     def _take_end(self, now: Monotonic, event: ProposalEnded) -> None:
@@ -268,6 +268,11 @@ def _what_matters(node: Node | None) -> tuple[object, ...] | None:
     if node is None:
         return None
     return (node.state, node.is_suspect, node.drain_requested, node.weight, node.zone, node.labels)
+
+
+def _where(job: CronJob) -> tuple[object, ...]:
+    """Where a job is, and what its place depends on."""
+    return (job.owner, job.backups, job.spec.required_labels)
 
 
 def _start_move(move: PlannedMove) -> command_pb2.StartMove:

@@ -4,15 +4,18 @@ Invariant, kept by the state machine: the scheduled times of one job are decided
 `decided_until` is the watermark. So whatever this controller proposes twice, late or after another leader did, is
 refused; it only has to see to it that every time *is* decided, with a launch or with a record that says why not.
 
-- At most one decision per job is on its way; different jobs do not wait for each other.
-- A time is on time while `wall - scheduled <= start_deadline_s`: launched, though late. An every-second job loses no
+- At most one decision per job is on its way; different jobs do not wait for each other. What is decided for many jobs
+  in one instant leaves as one log entry (server/leader.py).
+- A time is *due* at the scheduled time and the job's jitter. The scheduled time stays the identity and the watermark.
+- A time is on time while `wall - due <= start_deadline_s`: launched, though late. An every-second job loses no
   second to a change of leader. Older times belong to the catch-up policy (catch_up.py).
+- What an earlier launch that has not ended means for a time that is due is overlap.py's.
 - While no worker of the job serves, its due time waits for one until the deadline; then it is recorded as missed.
 - A wall clock that steps back launches nothing twice: the watermark is ahead of it. One that steps forward makes old
   times, which the catch-up policy treats. The wall clock is read again every WALL_CHECK_S at the latest.
 - A paused job (or all, by the settings) decides and records nothing; resuming moves the watermark to that moment.
 
-What follows the commit (orders, reports, lost workers) is launches.py.
+What follows the commit (waits, orders, reports, stops, lost workers) is launches.py.
 """
 
 from __future__ import annotations
@@ -22,22 +25,27 @@ from dataclasses import dataclass
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.config import CronSettings
-from coordinator.control.catch_up import CatchUpPlan, make_plan
+from coordinator.control.catch_up import CatchUpPlan, Slots, make_plan
 from coordinator.control.in_flight import InFlight
 from coordinator.control.interface import (
     Action,
     Applied,
     Event,
+    HeartbeatReceived,
     LaunchReported,
     ProposalEnded,
     SessionOpened,
     Step,
     Tokens,
 )
-from coordinator.control.launches import RETRY_S, LaunchTracker, Report, serving_workers
-from coordinator.control.schedule import Schedule, compile_schedule, format_wall
+from coordinator.control.job_workers import serving_workers, why_none_serves
+from coordinator.control.launch_reports import Report
+from coordinator.control.launches import RETRY_S, LaunchTracker
+from coordinator.control.overlap import Verdict, judge
+from coordinator.control.schedule import Schedule, compile_schedule
+from coordinator.control.timers import Moment
 from coordinator.machine.state import JobChanged, LaunchChanged, NodeChanged, SettingsChanged, State
-from coordinator.model import CronJob, CronJobSpec, LaunchState, Monotonic, OverlapPolicy, WallMs
+from coordinator.model import CronJob, CronJobSpec, LaunchState, Monotonic, WallMs
 from coordinator.model.errors import InvalidRequest
 
 WALL_CHECK_S = 1.0
@@ -56,8 +64,9 @@ class JobWatch:
     wake_ms: WallMs | None = None
     """Wall time of the next look; the heap's entry that equals it is the valid one."""
     after_ms: WallMs | None = None
-    """The watermark for which `due_ms` was computed."""
-    due_ms: WallMs | None = None
+    """The watermark for which `scheduled_ms` was computed."""
+    scheduled_ms: WallMs | None = None
+    """The next time to decide; due `jitter_ms` later."""
     plan: CatchUpPlan | None = None
     starved_ms: WallMs | None = None
     """The first due time since when no worker of the job served."""
@@ -70,11 +79,14 @@ class CronControl:
     def __init__(self, state: State, settings: CronSettings, tokens: Tokens, now: Monotonic, wall: WallMs) -> None:
         self._state = state
         self._since_ms = wall
-        self._last_now, self._last_wall = now, wall
+        self._last = Moment(now, wall)
         self._stepped: tuple[WallMs, WallMs] | None = None
         """From where to where the wall clock last stepped forward."""
         self._in_flight: InFlight[str] = InFlight(tokens)
-        self._launches = LaunchTracker(state, settings.order_timeout_s, tokens)
+        self._launches = LaunchTracker(
+            state, settings.order_timeout_s, tokens, self._last, lambda job_id: job_id in self._in_flight
+        )
+        self._slots = Slots(state.launches.values(), settings.catch_up_per_s, now, wall)
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
         self._backing_off: set[str] = set()
@@ -83,57 +95,60 @@ class CronControl:
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
         """Takes an event in."""
         actions: list[Action] = []
-        self._look_at_clocks(now, wall)
+        at = self._look_at_clocks(now, wall)
         match event:
             case Applied():
-                actions += self._on_applied(now, wall, event)
+                actions += self._on_applied(at, event)
             case SessionOpened(session, hello):
-                actions += self._launches.on_session(now, session, hello)
+                actions += self._launches.on_session(at, session, hello)
+            case HeartbeatReceived(session, node_id, heartbeat):
+                actions += self._launches.on_heartbeat(at, session, node_id, heartbeat)
             case LaunchReported(session, node_id, report):
-                actions += self._launches.on_report(now, Report(session, node_id, report))
+                actions += self._launches.on_report(at, Report(session, node_id, report))
             case ProposalEnded():
-                actions += self._on_proposal_ended(now, wall, event)
+                actions += self._on_proposal_ended(at, event)
             case _:
-                pass  # Heartbeats and the like are the membership controller's.
-        return self._step(now, wall, actions)
+                pass  # Closed sessions and the like are the membership controller's.
+        return self._step(at, actions)
 
     def on_advance(self, now: Monotonic, wall: WallMs) -> Step:
         """Takes the passing of time in."""
-        self._look_at_clocks(now, wall)
-        return self._step(now, wall, [])
+        return self._step(self._look_at_clocks(now, wall), [])
 
-    def _step(self, now: Monotonic, wall: WallMs, actions: list[Action]) -> Step:
+    def _step(self, at: Moment, actions: list[Action]) -> Step:
         """Does what is due, and says when to come again."""
         if not self._started:
             self._started = True
-            actions += self._launches.start(now)
-            actions += self._review_all(now, wall)
-        actions += self._launches.advance(now)
-        while self._due and self._due[0][0] <= wall:
+            actions += self._launches.review_all(at)
+            for job_id in sorted(self._state.jobs):
+                actions += self._review(at, job_id)
+        actions += self._launches.advance(at)
+        while self._due and self._due[0][0] <= at.wall:
             wake_ms, job_id = heapq.heappop(self._due)
             watch = self._jobs.get(job_id)
             if watch is not None and watch.wake_ms == wake_ms:
                 watch.wake_ms = None
-                actions += self._review(now, wall, job_id)
+                actions += self._review(at, job_id)
         for job_id in sorted(self._backing_off):
-            actions += self._review(now, wall, job_id)
-        return Step(tuple(actions), self._next_wake(now, wall))
+            actions += self._review(at, job_id)
+        return Step(tuple(actions), self._next_wake(at))
 
-    def _next_wake(self, now: Monotonic, wall: WallMs) -> Monotonic:
-        times = [now + WALL_CHECK_S]
+    def _next_wake(self, at: Moment) -> Monotonic:
+        times = [at.now + WALL_CHECK_S]
         if self._due:
-            times.append(now + (self._due[0][0] - wall) / 1_000)
+            times.append(at.now + (self._due[0][0] - at.wall) / 1_000)
         launches_at = self._launches.wake_at()
         if launches_at is not None:
             times.append(launches_at)
         for job_id in self._backing_off:
             until = self._jobs[job_id].backoff_until
-            times.append(now if until is None else until)
-        return Monotonic(max(now, min(times)))
+            times.append(at.now if until is None else until)
+        return Monotonic(max(at.now, min(times)))
 
-    def _on_applied(self, now: Monotonic, wall: WallMs, event: Applied) -> list[Action]:
+    def _on_applied(self, at: Moment, event: Applied) -> list[Action]:
         self._state = event.state
         touched: dict[str, None] = dict.fromkeys(self._in_flight.on_state(event.state.index))
+        freed = list(touched)
         launch_changes: list[LaunchChanged] = []
         review_all = review_launches = False
         for change in event.changes:
@@ -147,34 +162,39 @@ class CronControl:
                         touched[job.id] = None
                     if before is not None and after is None:
                         self._launches.forget_job(before.id)
+                    elif before is not None and after is not None and _has_moved_on(before, after):
+                        freed.append(after.id)
                 case NodeChanged():
                     review_launches = True
                 case SettingsChanged():
                     review_all = True
                 case _:
                     pass  # Shards and moves.
-        actions = self._launches.on_applied(now, event.state, launch_changes)
+        actions = self._launches.on_applied(at, event.state, launch_changes)
         if review_launches:
-            actions += self._launches.review_all(now)
+            actions += self._launches.review_all(at)
             touched.update(dict.fromkeys(id for id, watch in self._jobs.items() if watch.starved_ms is not None))
+        else:
+            for job_id in freed:
+                actions += self._launches.review_job(at, job_id)
         for job_id in sorted(self._state.jobs) if review_all else touched:
-            actions += self._review(now, wall, job_id)
+            actions += self._review(at, job_id)
         return actions
 
-    def _on_proposal_ended(self, now: Monotonic, wall: WallMs, event: ProposalEnded) -> list[Action]:
+    def _on_proposal_ended(self, at: Moment, event: ProposalEnded) -> list[Action]:
         ended = self._in_flight.on_ended(event, self._state.index)
         if ended is not None:
             watch = self._jobs.get(ended.subject)
             if watch is not None and not ended.applied:
-                watch.backoff_until = Monotonic(now + RETRY_S)
-            return self._review(now, wall, ended.subject)
+                watch.backoff_until = Monotonic(at.now + RETRY_S)
+            return [*self._launches.review_waiting(at, ended.subject), *self._review(at, ended.subject)]
         launch_ended = self._launches.in_flight().on_ended(event, self._state.index)
-        return [] if launch_ended is None else self._launches.on_ended(now, launch_ended)
+        if launch_ended is None:
+            return []
+        # A decision of its job may have waited for this end.
+        return [*self._launches.on_ended(at, launch_ended), *self._review(at, launch_ended.subject[0])]
 
-    def _review_all(self, now: Monotonic, wall: WallMs) -> list[Action]:
-        return [action for job_id in sorted(self._state.jobs) for action in self._review(now, wall, job_id)]
-
-    def _review(self, now: Monotonic, wall: WallMs, job_id: str) -> list[Action]:
+    def _review(self, at: Moment, job_id: str) -> list[Action]:
         """Looks at one job: proposes the next decision, or notes when to look again."""
         job = self._state.jobs.get(job_id)
         if job is None:
@@ -182,31 +202,35 @@ class CronControl:
             self._backing_off.discard(job_id)
             return []
         watch = self._job_watch(job)
-        if job_id in self._in_flight or self._is_backing_off(now, job_id, watch):
+        if job_id in self._in_flight or self._is_backing_off(at.now, job_id, watch):
             return []
         if job.paused or self._state.settings.cron_paused or watch.schedule is None:
             watch.plan = watch.starved_ms = watch.wake_ms = None
             return []
         if watch.after_ms != job.decided_until_ms:
             watch.after_ms = job.decided_until_ms
-            watch.due_ms = watch.schedule.next_after(job.decided_until_ms)
-        due_ms = watch.due_ms
-        if due_ms is None or due_ms > wall:
+            watch.scheduled_ms = watch.schedule.next_after(job.decided_until_ms)
+        scheduled_ms = watch.scheduled_ms
+        due_ms = None if scheduled_ms is None else WallMs(scheduled_ms + job.spec.jitter_ms)
+        if scheduled_ms is None or due_ms is None or due_ms > at.wall:
             watch.plan = watch.starved_ms = None
             self._wake(job_id, watch, due_ms)
             return []
-        command = self._decide(wall, job, watch, watch.schedule, due_ms)
+        if self._launches.is_beginning(job_id):
+            return []  # Its end is followed by another look.
+        command = self._decide(at, job, watch, watch.schedule, scheduled_ms)
         if command is None:
             return []
         command.cause = f"cron/{job_id}/{self._state.index}"
         return [self._in_flight.propose(job_id, command)]
 
     def _decide(
-        self, wall: WallMs, job: CronJob, watch: JobWatch, schedule: Schedule, due_ms: WallMs
+        self, at: Moment, job: CronJob, watch: JobWatch, schedule: Schedule, scheduled_ms: WallMs
     ) -> command_pb2.Command | None:
         """The command for a time that is due; None while it waits for a worker."""
+        wall, due_ms = at.wall, WallMs(scheduled_ms + job.spec.jitter_ms)
         deadline_ms = round(job.spec.start_deadline_s * 1_000)
-        if watch.plan is not None and due_ms > watch.plan.until_ms:
+        if watch.plan is not None and scheduled_ms > watch.plan.until_ms:
             watch.plan = None
         workers = serving_workers(self._state, job)
         if workers:
@@ -215,22 +239,24 @@ class CronControl:
         if watch.plan is None and wall - due_ms > deadline_ms and not is_starved:
             watch.plan = make_plan(schedule, job.spec, job.decided_until_ms, wall, self._absence(due_ms, deadline_ms))
         plan = watch.plan
-        if plan is not None and due_ms not in plan.launch:
-            if plan.shared_until_ms is not None and due_ms <= plan.shared_until_ms:
+        if plan is not None and scheduled_ms in plan.launch:
+            slot_ms = self._slots.take(at.now, wall)
+            return _commit_waiting(job, scheduled_ms, "waits for its turn after an outage", slot_ms)
+        if plan is not None:
+            if plan.shared_until_ms is not None and scheduled_ms <= plan.shared_until_ms:
                 return _no_launch(job.id, plan.shared_until_ms, LaunchState.MISSED, plan.shared_reason)
-            return _no_launch(job.id, due_ms, LaunchState.MISSED, plan.reason)
-        if job.spec.overlap is OverlapPolicy.SKIP:
-            earlier = self._launches.open_launch(job.id)
-            if earlier is not None:
-                doing = "still running" if earlier.state is LaunchState.RUNNING else "not started yet"
-                at = format_wall(earlier.scheduled_at_ms)[11:]
-                reason = f"previous launch of {at} {doing} on {earlier.worker}"
-                return _no_launch(job.id, due_ms, LaunchState.SKIPPED, reason)
+            return _no_launch(job.id, scheduled_ms, LaunchState.MISSED, plan.reason)
+        judgement = judge(job.spec, self._launches.open_launches(job.id))
+        if judgement.verdict is Verdict.SKIP:
+            return _no_launch(job.id, scheduled_ms, LaunchState.SKIPPED, judgement.reason)
+        if judgement.verdict is Verdict.WAIT:
+            return _commit_waiting(job, scheduled_ms, judgement.reason)
         if workers:
-            return _commit(job.id, due_ms, workers[0])
-        waits_until_ms = WallMs(max(due_ms, plan.made_ms if plan is not None else 0) + deadline_ms)
+            return _commit(job, scheduled_ms, workers[0])
+        waits_until_ms = WallMs(due_ms + deadline_ms)
         if wall > waits_until_ms:
-            return _no_launch(job.id, due_ms, LaunchState.MISSED, f"no worker can run it: {self._workers_text(job)}")
+            reason = f"no worker can run it: {why_none_serves(self._state, job)}"
+            return _no_launch(job.id, scheduled_ms, LaunchState.MISSED, reason)
         if watch.starved_ms is None:
             watch.starved_ms = due_ms
         self._wake(job.id, watch, WallMs(waits_until_ms + 1))
@@ -243,17 +269,6 @@ class CronControl:
         if self._stepped is not None and self._stepped[0] <= due_ms <= self._stepped[1]:
             return "the wall clock stepped forward over it"
         return "the leader did not come to it in time"
-
-    def _workers_text(self, job: CronJob) -> str:
-        candidates = [worker for worker in (job.owner, *job.backups) if worker]
-        if not candidates:
-            return "it has no owner"
-        words = []
-        for worker in candidates:
-            node = self._state.nodes.get(worker)
-            state = "gone" if node is None else "not heard" if node.is_suspect else node.state.name.lower()
-            words.append(f"{worker} is {state}")
-        return ", ".join(words)
 
     def _job_watch(self, job: CronJob) -> JobWatch:
         """The job's soft state, made anew when its definition is another one."""
@@ -282,21 +297,37 @@ class CronControl:
         if wake_ms is not None:
             heapq.heappush(self._due, (wake_ms, job_id))
 
-    def _look_at_clocks(self, now: Monotonic, wall: WallMs) -> None:
-        gained_ms = (wall - self._last_wall) - (now - self._last_now) * 1_000
+    def _look_at_clocks(self, now: Monotonic, wall: WallMs) -> Moment:
+        gained_ms = (wall - self._last.wall) - (now - self._last.now) * 1_000
         if gained_ms >= STEP_MS_MIN:
-            self._stepped = (self._last_wall, wall)
-        self._last_now, self._last_wall = now, wall
+            self._stepped = (self._last.wall, wall)
+        self._last = Moment(now, wall)
+        return self._last
 
 
-def _commit(job_id: str, scheduled_at_ms: WallMs, worker: str) -> command_pb2.Command:
+def _has_moved_on(before: CronJob, after: CronJob) -> bool:
+    """True when something changed that launches on their way depend on: what the job is, and who runs it."""
+    return (before.spec, before.owner, before.backups) != (after.spec, after.owner, after.backups)
+
+
+def _commit(job: CronJob, scheduled_at_ms: WallMs, worker: str) -> command_pb2.Command:
     commit = command_pb2.CommitLaunch(
-        job_id=job_id,
+        job_id=job.id,
         scheduled_at_unix_ms=scheduled_at_ms,
         worker=worker,
         trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
+        due_unix_ms=scheduled_at_ms + job.spec.jitter_ms,
     )
     return command_pb2.Command(commit_launch=commit)
+
+
+def _commit_waiting(
+    job: CronJob, scheduled_at_ms: WallMs, reason: str, not_before_ms: int = 0
+) -> command_pb2.Command:
+    command = _commit(job, scheduled_at_ms, "")
+    command.commit_launch.reason = reason
+    command.commit_launch.not_before_unix_ms = not_before_ms
+    return command
 
 
 def _no_launch(job_id: str, scheduled_at_ms: WallMs, state: LaunchState, reason: str) -> command_pb2.Command:

@@ -157,6 +157,18 @@ class SendLaunch:
 
 
 @dataclass(frozen=True, slots=True)
+class StopLaunch:
+    """Tell a worker to stop an attempt, or never to start it; dropped when it has no session."""
+
+    node_id: str
+    job_id: str
+    scheduled_at_ms: WallMs
+    attempt: int
+    reason: str
+    """For people."""
+
+
+@dataclass(frozen=True, slots=True)
 class CloseSession:
     """Send a Farewell and end the stream."""
 
@@ -165,7 +177,7 @@ class CloseSession:
     final: bool = False
 
 
-Action = Propose | SendToNode | SendAssignment | SendLaunch | CloseSession
+Action = Propose | SendToNode | SendAssignment | SendLaunch | StopLaunch | CloseSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,210 +1,276 @@
-"""Launches that have not ended: ordered, confirmed, ended, or lost. A passive machine; part of CronControl.
+"""Launches that have not ended: begun, ordered, confirmed, ended, stopped, lost. A passive machine; part of CronControl.
 
 The intent is in the replicated state before anything leaves this master, so a launch is *ordered* any number of times
 and the worker starts a token `(job, scheduled time, attempt)` once. What the worker reports is committed before it gets
 a receipt; without a receipt it reports again. The order rules:
 
-- At most one proposal per launch is on its way; its end is followed by a fresh look at the state.
-- A new attempt is made only for ON_LOST, within `attempts_max`. A COMMITTED attempt goes on when its worker is not
-  heard or did not confirm within `order_timeout_s`; a RUNNING one only when it surely ended: the worker is DOWN or gone
-  (its lease ended), or it came back without knowing the run (a worker kills, at its start, what outlived it).
-- A launch without a next attempt is not called lost while its worker may still tell: for that, suspicion is not enough.
-- While no worker can take the next attempt, one is waited for as long as the job's start deadline, then it is LOST.
+- At most one proposal per launch is on its way; its end is followed by a fresh look at the state. The begin of a
+  WAITING launch and a decision of its job are never on their way at once: both rely on what has not ended (overlap.py).
+- A COMMITTED attempt is lost when its worker is not heard (and another one serves) or did not confirm within
+  `order_timeout_s`; a RUNNING one only when it surely ended: the worker is DOWN or gone (its lease ended), it came back
+  without knowing the run (a worker kills, at its start, what outlived it), or a heartbeat no longer names the run.
+- What follows an attempt is for retries.py to say. An attempt without a next one is not called lost while its worker
+  may still tell: for that, suspicion is not enough.
+- A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
+  is the first choice then. Once only a worker is missing, it is given up after the job's start deadline.
+- A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, again in each of its sessions, until
+  it reports. A worker whose heartbeat names an attempt that was given up is told to stop that one, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
+from coordinator.api.v1 import command_pb2, session_pb2
 from coordinator.control.in_flight import Ended, InFlight
-from coordinator.control.interface import Action, SendLaunch, SendToNode, Tokens
+from coordinator.control.interface import Action, SendLaunch, StopLaunch, Tokens
+from coordinator.control.job_workers import serving_workers, why_none_serves
+from coordinator.control.launch_reports import Report, judge, receipt, report_command, was_given_up
+from coordinator.control.open_launches import OpenLaunches
+from coordinator.control.overlap import may_begin, superseded
+from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms
+from coordinator.control.timers import Moment, Timers
 from coordinator.machine.state import LaunchChanged, LaunchKey, State
-from coordinator.model import CronJob, Launch, LaunchState, Monotonic, NodeState, RetryPolicy, WallMs
+from coordinator.model import CronJob, Launch, LaunchState, LaunchTrigger, Monotonic, NodeState, WallMs
 
 RETRY_S = 0.5
 """How long a launch or a job waits after a proposal that failed or was refused before it is decided again."""
 
-_FINAL_STATES = (
-    types_pb2.LAUNCH_STATE_SUCCEEDED,
-    types_pb2.LAUNCH_STATE_FAILED,
-    types_pb2.LAUNCH_STATE_TIMED_OUT,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a worker said of a launch, and on which session it waits for the receipt."""
-
-    session: int
-    node_id: str
-    message: session_pb2.LaunchReport
-
 
 @dataclass(slots=True)
 class Watch:
-    """Soft state of one launch that has not ended."""
+    """Soft state of one attempt, or of the wait for one."""
 
+    begin_at: Monotonic
+    """WAITING: nothing begins before; on the monotonic clock, so that a step of the wall clock changes nothing."""
+    ready_since: Monotonic | None = None
+    """WAITING: since when only a worker is missing."""
     ordered_at: Monotonic | None = None
-    """When the current attempt was first ordered in the worker's latest session; None when it was not."""
+    """When the attempt was first ordered in the worker's latest session; None when it was not."""
+    is_stop_sent: bool = False
+    """True when the worker was told to stop it in its latest session."""
     report: Report | None = None
     """The latest report that waits to be proposed."""
     proposed: Report | None = None
     """The report whose proposal is on its way."""
-    unknown_to_worker: bool = False
-    """True when its worker opened a session and did not name this running launch."""
-    lost_since: Monotonic | None = None
-    """Since when the next attempt waits for a worker."""
+    gone: str = ""
+    """Why the worker does not have this running launch any more; empty while it may."""
     backoff_until: Monotonic | None = None
     """Nothing is proposed before: the last proposal failed or was refused."""
-    wake_at: Monotonic | None = None
-    """When time alone changes something; set by every review."""
 
 
 class LaunchTracker:
-    """Follows the launches that have not ended; `wake_at` says when it wants `advance`."""
+    """Follows the launches that have not ended; `wake_at` says when it wants `advance`.
 
-    def __init__(self, state: State, order_timeout_s: float, tokens: Tokens) -> None:
+    `is_deciding` is true for a job that has a decision on its way.
+    """
+
+    def __init__(
+        self, state: State, order_timeout_s: float, tokens: Tokens, at: Moment, is_deciding: Callable[[str], bool]
+    ) -> None:
         self._state = state
         self._order_timeout_s = order_timeout_s
+        self._is_deciding = is_deciding
         self._in_flight: InFlight[LaunchKey] = InFlight(tokens)
         self._watches: dict[LaunchKey, Watch] = {}
-        self._open_of_job: dict[str, set[WallMs]] = {}
-        for key, launch in state.launches.items():
+        self._open = OpenLaunches()
+        self._timers: Timers[LaunchKey] = Timers()
+        self._stopped: dict[str, tuple[int, set[tuple[LaunchKey, int]]]] = {}
+        """By worker: the attempts that were given up and that it was told to stop, in which session."""
+        for launch in state.launches.values():
             if not launch.state.has_ended:
-                self._watch(key)
+                self._watch(at, launch)
 
-    def open_launch(self, job_id: str) -> Launch | None:
-        """The latest launch of a job that has not ended."""
-        times = self._open_of_job.get(job_id)
-        return self._state.launches.get((job_id, max(times))) if times else None
+    # What the owner asks
 
-    def start(self, now: Monotonic) -> list[Action]:
-        """A new leader: what is committed is ordered again, what was lost meanwhile is found."""
-        return self.review_all(now)
+    def open_launches(self, job_id: str) -> list[Launch]:
+        """The launches of a job that its schedule made and that have not ended, by scheduled time."""
+        return self._open.scheduled(self._state, job_id)
 
-    def on_applied(self, now: Monotonic, state: State, changes: Iterable[LaunchChanged]) -> list[Action]:
-        """Takes in a new state with what it did to launches."""
-        self._state = state
-        actions: list[Action] = []
-        touched: dict[LaunchKey, None] = dict.fromkeys(self._in_flight.on_state(state.index))
-        for change in changes:
-            key = change.after.key
-            touched[key] = None
-            if change.after.state.has_ended:
-                continue
-            before = change.before
-            if before is not None and before.attempt != change.after.attempt:
-                actions += _answer_waiting(self._watches.pop(key, None), change.after)
-            self._watch(key)
-        for key in touched:
-            actions += self.review(now, key)
-        return actions
-
-    def on_ended(self, now: Monotonic, ended: Ended[LaunchKey]) -> list[Action]:
-        """The outcome of one of its proposals is known."""
-        watch = self._watches.get(ended.subject)
-        if watch is None:
-            return []
-        actions: list[Action] = []
-        proposed, watch.proposed = watch.proposed, None
-        if proposed is not None and (ended.applied or ended.refusal):
-            actions.append(_receipt(proposed, ended.refusal))
-        elif proposed is not None and watch.report is None:
-            watch.report = proposed
-        if not ended.applied:
-            watch.backoff_until = Monotonic(now + RETRY_S)
-        return actions + self.review(now, ended.subject)
-
-    def on_report(self, now: Monotonic, report: Report) -> list[Action]:
-        """A worker says what became of a launch."""
-        key = (report.message.job_id, WallMs(report.message.scheduled_at_unix_ms))
-        verdict = _judge(self._state.launches.get(key), report)
-        if verdict is not None:
-            return [_receipt(report, verdict)]
-        watch = self._watch(key)
-        known = watch.report
-        if known is None or known.message.state not in _FINAL_STATES or report.message.state in _FINAL_STATES:
-            watch.report = report
-        return self.review(now, key)
-
-    def on_session(self, now: Monotonic, session: int, hello: session_pb2.Hello) -> list[Action]:
-        """A worker is here: its reports count, what it was not told is ordered, what it forgot is lost."""
-        node_id = hello.node.id
-        known = {(m.job_id, WallMs(m.scheduled_at_unix_ms), m.attempt) for m in hello.launches}
-        actions: list[Action] = []
-        for message in hello.launches:
-            actions += self.on_report(now, Report(session, node_id, message))
-        for key in sorted(self._watches):
-            launch = self._state.launches.get(key)
-            if launch is None or launch.worker != node_id or (*key, launch.attempt) in known:
-                continue
-            watch = self._watches[key]
-            if launch.state is LaunchState.COMMITTED:
-                watch.ordered_at = None
-            elif key not in self._in_flight and watch.report is None:
-                watch.unknown_to_worker = True
-            actions += self.review(now, key)
-        return actions
-
-    def review_all(self, now: Monotonic) -> list[Action]:
-        """Looks at every launch again, as after a change of a worker."""
-        return [action for key in sorted(self._watches) for action in self.review(now, key)]
-
-    def advance(self, now: Monotonic) -> list[Action]:
-        """Does what has become due."""
-        due = [key for key, watch in self._watches.items() if watch.wake_at is not None and watch.wake_at <= now]
-        return [action for key in sorted(due) for action in self.review(now, key)]
-
-    def wake_at(self) -> Monotonic | None:
-        """When `advance` has something to do at the latest."""
-        return min((watch.wake_at for watch in self._watches.values() if watch.wake_at is not None), default=None)
-
-    def forget_job(self, job_id: str) -> None:
-        """The job was deleted, and its launches with it."""
-        for scheduled_at_ms in self._open_of_job.pop(job_id, set()):
-            self._watches.pop((job_id, scheduled_at_ms), None)
+    def is_beginning(self, job_id: str) -> bool:
+        """True while something about a WAITING launch of the job is on its way."""
+        return any(key in self._in_flight for key in self._open.waiting_of_job(job_id))
 
     def in_flight(self) -> InFlight[LaunchKey]:
         """Its proposals, for the owner to sort ProposalEnded events."""
         return self._in_flight
 
-    def review(self, now: Monotonic, key: LaunchKey) -> list[Action]:
-        """Decides from the state what one launch needs now."""
+    def wake_at(self) -> Monotonic | None:
+        """When `advance` has something to do at the latest."""
+        return self._timers.next_wake()
+
+    # Events
+
+    def on_applied(self, at: Moment, state: State, changes: Iterable[LaunchChanged]) -> list[Action]:
+        """Takes in a new state with what it did to launches."""
+        self._state = state
+        actions: list[Action] = []
+        touched: dict[LaunchKey, None] = dict.fromkeys(self._in_flight.on_state(state.index))
+        for change in changes:
+            before, after = change.before, change.after
+            touched[after.key] = None
+            if after.state.has_ended:
+                continue
+            if before is not None and _step_of(before) != _step_of(after):
+                actions += _answer_all(self._watches.pop(after.key, None), after)
+            self._watch(at, after)
+        return actions + self._review(at, touched)
+
+    def on_ended(self, at: Moment, ended: Ended[LaunchKey]) -> list[Action]:
+        """The outcome of one of its proposals is known."""
+        watch = self._watches.get(ended.subject)
+        actions: list[Action] = []
+        if watch is not None:
+            proposed, watch.proposed = watch.proposed, None
+            if proposed is not None and (ended.applied or ended.refusal):
+                actions.append(receipt(proposed, ended.refusal))
+            elif proposed is not None and watch.report is None:
+                watch.report = proposed
+            if not ended.applied:
+                watch.backoff_until = Monotonic(at.now + RETRY_S)
+        return actions + self._review(at, (ended.subject,))
+
+    def on_report(self, at: Moment, report: Report) -> list[Action]:
+        """A worker says what became of a launch."""
+        launch = self._state.launches.get(report.key)
+        verdict = judge(launch, report)
+        if verdict is not None or launch is None:
+            return [receipt(report, verdict or "")]
+        watch = self._watch(at, launch)
+        if watch.report is None or not watch.report.is_final or report.is_final:
+            watch.report = report
+        return self._review(at, (report.key,))
+
+    def on_session(self, at: Moment, session: int, hello: session_pb2.Hello) -> list[Action]:
+        """A worker is here: its reports count, what it was not told it is told, what it forgot is lost."""
+        node_id = hello.node.id
+        known = {(m.job_id, WallMs(m.scheduled_at_unix_ms), m.attempt) for m in hello.launches}
+        actions: list[Action] = []
+        for message in hello.launches:
+            actions += self.on_report(at, Report(session, node_id, message))
+        keys = self._open.of_worker(node_id)
+        for key in keys:
+            launch, watch = self._state.launches[key], self._watches[key]
+            watch.is_stop_sent = False
+            if (*key, launch.attempt) in known:
+                continue
+            if launch.state is LaunchState.COMMITTED:
+                watch.ordered_at = None
+            elif key not in self._in_flight and watch.report is None:
+                watch.gone = f"{node_id} came back without the run"
+        return actions + self._review(at, keys)
+
+    def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
+        """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
+        named = {(t.job_id, WallMs(t.scheduled_at_unix_ms)): t.attempt for t in heartbeat.launches}
+        gone: list[LaunchKey] = []
+        for key in self._open.of_worker(node_id):
+            launch, watch = self._state.launches[key], self._watches[key]
+            is_running = launch.state is LaunchState.RUNNING and launch.attempt != named.get(key)
+            if is_running and key not in self._in_flight and watch.report is None:
+                watch.gone = f"{node_id} no longer knows the run"
+                gone.append(key)
+        return self._stop_given_up(session, node_id, named) + self._review(at, gone)
+
+    def advance(self, at: Moment) -> list[Action]:
+        """Does what has become due."""
+        return self._review(at, self._timers.take_due(at.now))
+
+    def review_all(self, at: Moment) -> list[Action]:
+        """Looks at every launch again, as at the start and after a change of a worker."""
+        return self._review(at, sorted(self._watches))
+
+    def review_job(self, at: Moment, job_id: str) -> list[Action]:
+        """Looks at a job's launches again: what the job is, or who runs it, has changed."""
+        return self._review(at, self._open.of_job(job_id))
+
+    def review_waiting(self, at: Moment, job_id: str) -> list[Action]:
+        """Begins those of a job's WAITING launches that may; tells those to stop that a later one replaces."""
+        keys = self._open.waiting_of_job(job_id)
+        job = self._state.jobs.get(job_id)
+        if not keys or job is None:
+            return []
+        open_launches = self.open_launches(job_id)
+        replaced, why = superseded(job.spec, open_launches)
+        actions: list[Action] = [self._cancel(launch, why) for launch in replaced if self._is_free(at, launch.key)]
+        if self._is_deciding(job_id):
+            return actions
+        manual = [launch for key in keys if (launch := self._state.launches[key]).trigger is LaunchTrigger.MANUAL]
+        for launch in (*may_begin(job.spec, open_launches), *manual):
+            if self._is_free(at, launch.key):
+                actions += self._begin(at, job, launch)
+        return actions
+
+    def forget_job(self, job_id: str) -> None:
+        """The job was deleted, and its launches with it."""
+        for key in self._open.of_job(job_id):
+            self._drop(key)
+
+    # Decisions
+
+    def _review(self, at: Moment, keys: Iterable[LaunchKey]) -> list[Action]:
+        """Decides from the state what each of these needs now, then what the waiting ones of their jobs do."""
+        actions: list[Action] = []
+        job_ids: dict[str, None] = {}
+        for key in keys:
+            job_ids[key[0]] = None
+            actions += self._review_one(at, key)
+        for job_id in job_ids:
+            actions += self.review_waiting(at, job_id)
+        return actions
+
+    def _review_one(self, at: Moment, key: LaunchKey) -> list[Action]:
         watch = self._watches.get(key)
         if watch is None:
             return []
         launch = self._state.launches.get(key)
         job = self._state.jobs.get(key[0])
         if launch is None or job is None or launch.state.has_ended:
-            return self._end(key, watch, launch)
-        watch.wake_at = None
-        if key in self._in_flight:
+            # Reports that wait are answered from the state that ended the launch.
+            return _answer_all(self._drop(key), launch)
+        if launch.state is LaunchState.WAITING or not self._is_free(at, key):
             return []
-        if watch.backoff_until is not None and now < watch.backoff_until:
-            watch.wake_at = watch.backoff_until
-            return []
-        watch.backoff_until = None
+        self._timers.set(key, None)
         if watch.report is not None:
-            report, watch.report = watch.report, None
-            verdict = _judge(launch, report)
-            if verdict is not None:
-                return [_receipt(report, verdict), *self.review(now, key)]
-            watch.proposed = report
-            return [self._in_flight.propose(key, _report_command(report.message, self._cause(launch)))]
-        reason = self._lost_reason(now, launch, watch, job)
+            return self._propose_report(at, job, launch, watch, watch.report)
+        reason = self._lost_reason(at.now, launch, watch, job)
         if reason is not None:
-            return self._lose(now, launch, watch, job, reason)
-        watch.lost_since = None
+            return [self._lose(at, launch, job, reason)]
+        if launch.cancel_reason:
+            if watch.is_stop_sent:
+                return []
+            watch.is_stop_sent = True
+            return [StopLaunch(launch.worker, *key, launch.attempt, launch.cancel_reason)]
+        if launch.state is not LaunchState.COMMITTED:
+            return []
         actions: list[Action] = []
-        if launch.state is LaunchState.COMMITTED:
-            if watch.ordered_at is None:
-                watch.ordered_at = now
-                actions.append(SendLaunch(launch.worker, launch, job.spec))
-            deadline = Monotonic(watch.ordered_at + self._order_timeout_s)
-            watch.wake_at = deadline if deadline > now else None
+        if watch.ordered_at is None:
+            watch.ordered_at = at.now
+            actions.append(SendLaunch(launch.worker, launch, job.spec))
+        deadline = Monotonic(watch.ordered_at + self._order_timeout_s)
+        self._timers.set(key, deadline if deadline > at.now else None)
         return actions
+
+    def _is_free(self, at: Moment, key: LaunchKey) -> bool:
+        """True when something may be proposed for the launch now; sees to a later look when only time is missing."""
+        if key in self._in_flight:
+            return False
+        watch = self._watches[key]
+        if watch.backoff_until is not None and at.now < watch.backoff_until:
+            self._timers.set(key, watch.backoff_until)
+            return False
+        watch.backoff_until = None
+        return True
+
+    def _propose_report(self, at: Moment, job: CronJob, launch: Launch, watch: Watch, report: Report) -> list[Action]:
+        watch.report = None
+        verdict = judge(launch, report)
+        if verdict is not None:
+            return [receipt(report, verdict), *self._review_one(at, launch.key)]
+        watch.proposed = report
+        follows = may_follow_end(job.spec, launch, LaunchState(report.message.state))
+        return [self._propose(launch, report_command(report, retry_at_ms(job.spec, launch, at.wall) if follows else 0))]
 
     def _lost_reason(self, now: Monotonic, launch: Launch, watch: Watch, job: CronJob) -> str | None:
         """Why the current attempt counts as lost; None while it does not."""
@@ -212,127 +278,115 @@ class LaunchTracker:
         if node is None or node.state in (NodeState.DOWN, NodeState.LEFT):
             return f"{launch.worker} is {'gone' if node is None else node.state.name.lower()}"
         if launch.state is LaunchState.RUNNING:
-            return f"{launch.worker} came back without the run" if watch.unknown_to_worker else None
+            return watch.gone or None
+        if launch.cancel_reason:
+            return None
         if node.is_suspect:
-            may_go_on = _may_retry(launch, job) and self._next_worker(launch, job) not in ("", launch.worker)
+            may_go_on = may_follow_loss(job.spec, launch) and self._next_worker(launch, job) not in ("", launch.worker)
             return f"{launch.worker} is not heard and had not confirmed the start" if may_go_on else None
         if watch.ordered_at is not None and now >= watch.ordered_at + self._order_timeout_s:
             return f"{launch.worker} did not confirm the start within {self._order_timeout_s:g} s"
         return None
 
-    def _lose(self, now: Monotonic, launch: Launch, watch: Watch, job: CronJob, reason: str) -> list[Action]:
-        next_worker = ""
-        if _may_retry(launch, job):
-            next_worker = self._next_worker(launch, job)
-            if watch.lost_since is None:
-                watch.lost_since = now
-            if not next_worker and now < watch.lost_since + job.spec.start_deadline_s:
-                watch.wake_at = Monotonic(watch.lost_since + job.spec.start_deadline_s)
-                return []
-            if not next_worker:
-                reason += "; no worker could take the next attempt"
-        elif job.spec.retry is RetryPolicy.ON_LOST:
-            reason += f"; attempt {launch.attempt} was the last"
-        command = command_pb2.Command(
-            cause=self._cause(launch),
-            lose_launch=command_pb2.LoseLaunch(
-                job_id=launch.job_id,
-                scheduled_at_unix_ms=launch.scheduled_at_ms,
-                attempt=launch.attempt,
-                next_worker=next_worker,
-                reason=reason,
-            ),
+    def _lose(self, at: Moment, launch: Launch, job: CronJob, reason: str) -> Action:
+        lose = command_pb2.LoseLaunch(
+            job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=launch.attempt
         )
-        return [self._in_flight.propose(launch.key, command)]
+        if launch.cancel_reason:
+            reason += f"; it had been told to stop: {launch.cancel_reason}"
+        elif may_follow_loss(job.spec, launch):
+            if launch.state is LaunchState.RUNNING:
+                lose.retry_at_unix_ms = retry_at_ms(job.spec, launch, at.wall)
+            else:
+                lose.next_worker = self._next_worker(launch, job)
+                lose.retry_at_unix_ms = 0 if lose.next_worker else at.wall
+        elif is_last(job.spec, launch):
+            reason += f"; attempt {launch.attempt} was the last"
+        lose.reason = reason
+        return self._propose(launch, command_pb2.Command(lose_launch=lose))
+
+    def _begin(self, at: Moment, job: CronJob, launch: Launch) -> list[Action]:
+        """The next attempt of a launch that waits, unless it is too early or nobody serves."""
+        key, watch = launch.key, self._watches[launch.key]
+        if at.now < watch.begin_at:
+            self._timers.set(key, watch.begin_at)
+            return []
+        worker = self._next_worker(launch, job)
+        if worker:
+            assign = command_pb2.AssignLaunch(
+                job_id=key[0], scheduled_at_unix_ms=key[1], attempt=launch.attempt, worker=worker
+            )
+            return [self._propose(launch, command_pb2.Command(assign_launch=assign))]
+        if watch.ready_since is None:
+            watch.ready_since = at.now
+        deadline = Monotonic(watch.ready_since + job.spec.start_deadline_s)
+        if at.now < deadline:
+            self._timers.set(key, deadline)
+            return []
+        lose = command_pb2.LoseLaunch(job_id=key[0], scheduled_at_unix_ms=key[1], attempt=launch.attempt)
+        what = "take the next attempt" if launch.attempt else "run it"
+        lose.reason = f"no worker could {what}: {why_none_serves(self._state, job)}"
+        return [self._propose(launch, command_pb2.Command(lose_launch=lose))]
+
+    def _cancel(self, launch: Launch, reason: str) -> Action:
+        cancel = command_pb2.CancelLaunch(
+            job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, reason=reason
+        )
+        return self._propose(launch, command_pb2.Command(cancel_launch=cancel))
+
+    def _stop_given_up(self, session: int, node_id: str, named: dict[LaunchKey, int]) -> list[Action]:
+        """Stops for attempts that a worker has and that were given up; each once per session."""
+        told_in, told = self._stopped.get(node_id, (session, set()))
+        told = told & set(named.items()) if told_in == session else set()
+        actions: list[Action] = []
+        for key, attempt in named.items():
+            launch = self._state.launches.get(key)
+            if launch is not None and (key, attempt) not in told and was_given_up(launch, attempt):
+                told.add((key, attempt))
+                actions.append(StopLaunch(node_id, *key, attempt, f"attempt {attempt} was given up"))
+        if told:
+            self._stopped[node_id] = (session, told)
+        else:
+            self._stopped.pop(node_id, None)
+        return actions
 
     def _next_worker(self, launch: Launch, job: CronJob) -> str:
-        """Another serving worker of the job, else the same one while it serves, else none."""
+        """The first worker of the job that serves, after a loss another one if there is any; empty when none serves."""
         serving = serving_workers(self._state, job)
-        others = [worker for worker in serving if worker != launch.worker]
+        lost_on = launch.worker
+        if launch.state is LaunchState.WAITING and launch.earlier_attempts:
+            last = launch.earlier_attempts[-1]
+            lost_on = last.worker if last.state is LaunchState.LOST else ""
+        others = [worker for worker in serving if worker != lost_on]
         return (others or serving or [""])[0]
 
-    def _end(self, key: LaunchKey, watch: Watch, launch: Launch | None) -> list[Action]:
-        """Stops watching. Reports that wait are answered from the state that ended the launch."""
-        del self._watches[key]
-        times = self._open_of_job.get(key[0])
-        if times is not None:
-            times.discard(key[1])
-            if not times:
-                del self._open_of_job[key[0]]
-        return _answer_waiting(watch, launch)
+    # Bookkeeping
 
-    def _watch(self, key: LaunchKey) -> Watch:
-        self._open_of_job.setdefault(key[0], set()).add(key[1])
-        return self._watches.setdefault(key, Watch())
+    def _propose(self, launch: Launch, command: command_pb2.Command) -> Action:
+        command.cause = launch.cause or f"cron/{launch.job_id}/{self._state.index}"
+        return self._in_flight.propose(launch.key, command)
 
-    def _cause(self, launch: Launch) -> str:
-        return launch.cause or f"cron/{launch.job_id}/{self._state.index}"
+    def _watch(self, at: Moment, launch: Launch) -> Watch:
+        self._open.put(launch)
+        watch = self._watches.get(launch.key)
+        if watch is None:
+            wait_s = max(0, launch.not_before_ms - at.wall) / 1_000
+            watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_s))
+            self._timers.set(launch.key, None)
+        return watch
 
-
-def serving_workers(state: State, job: CronJob) -> list[str]:
-    """The job's owner and backups that can run something now, in this order."""
-    candidates = [worker for worker in (job.owner, *job.backups) if worker]
-    return [worker for worker in candidates if (node := state.nodes.get(worker)) is not None and node.is_serving]
+    def _drop(self, key: LaunchKey) -> Watch | None:
+        self._open.drop(key)
+        self._timers.set(key, None)
+        return self._watches.pop(key, None)
 
 
-def _may_retry(launch: Launch, job: CronJob) -> bool:
-    return job.spec.retry is RetryPolicy.ON_LOST and launch.attempt < job.spec.attempts_max
+def _step_of(launch: Launch) -> tuple[int, bool]:
+    """What changes when an attempt begins, and when one is over."""
+    return (launch.attempt, launch.state is LaunchState.WAITING)
 
 
-def _judge(launch: Launch | None, report: Report) -> str | None:
-    """The refusal for a report's receipt, empty when it is committed already; None when it must be proposed."""
-    message = report.message
-    if launch is None:
-        return "this launch is not known; it was deleted, or is too old to be kept"
-    if message.attempt != launch.attempt:
-        return f"attempt {message.attempt} was given up; attempt {launch.attempt} counts"
-    if report.node_id != launch.worker:
-        return f"this attempt belongs to {launch.worker}"
-    if message.state == launch.state.value:
-        return ""
-    if launch.state.has_ended:
-        return f"the launch has ended as {launch.state.name}"
-    if message.state == types_pb2.LAUNCH_STATE_RUNNING or message.state in _FINAL_STATES:
-        return None
-    return f"a worker cannot report the state {message.state}"
-
-
-def _answer_waiting(watch: Watch | None, launch: Launch | None) -> list[Action]:
+def _answer_all(watch: Watch | None, launch: Launch | None) -> list[Action]:
     """Receipts for the reports that an attempt leaves behind, from the state that ended it."""
     waiting = () if watch is None else (watch.proposed, watch.report)
-    return [_receipt(report, _judge(launch, report) or "") for report in waiting if report is not None]
-
-
-def _report_command(message: session_pb2.LaunchReport, cause: str) -> command_pb2.Command:
-    if message.state == types_pb2.LAUNCH_STATE_RUNNING:
-        start = command_pb2.StartLaunch(
-            job_id=message.job_id,
-            scheduled_at_unix_ms=message.scheduled_at_unix_ms,
-            attempt=message.attempt,
-            started_unix_ms=message.started_unix_ms,
-        )
-        return command_pb2.Command(cause=cause, start_launch=start)
-    finish = command_pb2.FinishLaunch(
-        job_id=message.job_id,
-        scheduled_at_unix_ms=message.scheduled_at_unix_ms,
-        attempt=message.attempt,
-        state=message.state,
-        reason=message.reason,
-        started_unix_ms=message.started_unix_ms,
-        finished_unix_ms=message.finished_unix_ms,
-        exit_status=message.exit_status,
-        output=message.output,
-    )
-    return command_pb2.Command(cause=cause, finish_launch=finish)
-
-
-def _receipt(report: Report, refusal: str) -> SendToNode:
-    message = report.message
-    receipt = session_pb2.LaunchReportReceipt(
-        job_id=message.job_id,
-        scheduled_at_unix_ms=message.scheduled_at_unix_ms,
-        attempt=message.attempt,
-        state=message.state,
-        refusal=refusal,
-    )
-    return SendToNode(report.session, session_pb2.OpenResponse(launch_report_receipt=receipt))
+    return [receipt(report, judge(launch, report) or "") for report in waiting if report is not None]

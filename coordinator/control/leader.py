@@ -3,12 +3,13 @@
 Order rules
 - A session speaks to the other controllers only once it is welcomed, so nothing is sent to a worker before its Welcome;
   and only while it is the worker's current one, so a session that was replaced cannot speak for the new process.
-- Within a step, what membership wants comes first, assignments come before launch orders.
+- Within a step, what membership wants comes first, assignments come before launch orders and stops.
 - A worker is sent its assignment after the Welcome and whenever it has become another one. Changes that come close
   together are sent as one: the first at once, the next after a pause that grows with what the worker holds, since an
   assignment is always whole.
 
-Heartbeats are by far the most frequent events; only membership is shown them.
+Heartbeats are by far the most frequent events; only membership is shown them, and the cron controller those of current
+sessions, for the launches that they name.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from coordinator.control.interface import (
     SessionClosed,
     SessionOpened,
     Step,
+    StopLaunch,
     Tokens,
 )
 from coordinator.control.membership import Membership
@@ -95,6 +97,7 @@ class LeaderControl:
         stalls = Stalls()
         self._balance = BalanceControl(state, config.placement, tokens, now, crowded=relief.crowded, stalls=stalls)
         self._replicas = ReplicaControl(state, self._reports, tokens, now, config.raft.command_bytes_max)
+        self._cron = CronControl(state, config.cron, tokens, now, wall)
         self._others: tuple[Controller, ...] = (
             self._founding,
             self._replicas,
@@ -102,7 +105,7 @@ class LeaderControl:
             self._balance,
             ReshapeControl(state, config.placement, self._figures, tokens),
             relief,
-            CronControl(state, config.cron, tokens, now, wall),
+            self._cron,
         )
         self._wakes: list[Monotonic | None] = [now] * (1 + len(self._others))
         """When membership and each of the others wants to be called."""
@@ -168,6 +171,8 @@ class LeaderControl:
         self._keep(actions, 0, self._membership.on_event(now, wall, event))
         if is_for_others:
             self._tell_others(now, wall, event, actions)
+        elif isinstance(event, HeartbeatReceived) and self._membership.is_current(event.node_id, event.session):
+            self._keep(actions, len(self._others), self._cron.on_event(now, wall, event))
         return self._finish(now, wall, actions)
 
     def on_advance(self, now: Monotonic, wall: WallMs) -> Step:
@@ -205,8 +210,8 @@ class LeaderControl:
             self._reports.take(opened)
             self._tell_others(now, wall, opened, actions)
         assignments, send_at = self._send_assignments(now)
-        orders = [action for action in actions if isinstance(action, SendLaunch)]
-        first = [action for action in actions if not isinstance(action, SendLaunch)]
+        orders = [action for action in actions if isinstance(action, SendLaunch | StopLaunch)]
+        first = [action for action in actions if not isinstance(action, SendLaunch | StopLaunch)]
         heard = [order for order in orders if self._membership.session_of(order.node_id) is not None]
         return Step((*first, *assignments, *heard), earliest(*self._wakes, send_at))
 

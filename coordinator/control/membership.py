@@ -86,7 +86,7 @@ class Membership:
         self._healthy: frozenset[str] | None = None
         self._contacts: dict[str, Contact] = {}
         self._welcomed: list[SessionOpened] = []
-        self._timers = Timers()
+        self._timers = Timers[str]()
         self._planned_wake: Monotonic | None = None
         self._no_verdict_before = now
         for node_id in state.nodes:

@@ -71,7 +71,7 @@ class MoveControl:
         self._stalls = stalls if stalls is not None else Stalls()
         self._proposals = Proposals("moves", tokens)
         self._seen: dict[int, _Seen] = {}
-        self._timers = Timers()
+        self._timers = Timers[str]()
         for move in state.moves.values():
             self._timers.set(str(move.id), now)
 

@@ -7,8 +7,19 @@ the earliest time at which something could be due, and renews it when it rings: 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from coordinator.model import Monotonic
+from coordinator.model import Monotonic, WallMs
+
+Subject = TypeVar("Subject", bound=Hashable)
+
+
+class Moment(NamedTuple):
+    """One reading of both clocks: `now` for what lasts, `wall` for schedules and for people."""
+
+    now: Monotonic
+    wall: WallMs
 
 
 def earliest(*times: Monotonic | None) -> Monotonic | None:
@@ -17,14 +28,17 @@ def earliest(*times: Monotonic | None) -> Monotonic | None:
     return min(given) if given else None
 
 
-class Timers:
-    """One time for each subject. Invariant: the first entry of the heap that is still meant is the earliest due."""
+class Timers(Generic[Subject]):
+    """One time for each subject; subjects can be sorted.
+
+    Invariant: the first entry of the heap that is still meant is the earliest due.
+    """
 
     def __init__(self) -> None:
-        self._due: dict[str, Monotonic] = {}
-        self._heap: list[tuple[Monotonic, str]] = []
+        self._due: dict[Subject, Monotonic] = {}
+        self._heap: list[tuple[Monotonic, Any]] = []
 
-    def set(self, subject: str, due: Monotonic | None) -> None:
+    def set(self, subject: Subject, due: Monotonic | None) -> None:
         """Replaces the subject's time; None clears it."""
         if due is None:
             self._due.pop(subject, None)
@@ -32,9 +46,9 @@ class Timers:
             self._due[subject] = due
             heapq.heappush(self._heap, (due, subject))
 
-    def take_due(self, now: Monotonic) -> list[str]:
+    def take_due(self, now: Monotonic) -> list[Subject]:
         """Subjects whose time has come, in its order; their timers are cleared."""
-        due: list[str] = []
+        due: list[Subject] = []
         while self._heap and self._heap[0][0] <= now:
             time, subject = heapq.heappop(self._heap)
             if self._due.get(subject) == time:

@@ -62,8 +62,10 @@ def commit_launch(draft: Draft, command: command_pb2.CommitLaunch) -> None:
         # Schedules know whole seconds only, so a manual launch beside them never takes the identity of a scheduled one.
         while scheduled_at_ms % 1_000 == 0 or (job.id, WallMs(scheduled_at_ms)) in draft.launches:
             scheduled_at_ms += 1
+        due_ms = command.due_unix_ms or draft.time_ms
     else:
         scheduled_at_ms = command.scheduled_at_unix_ms
+        due_ms = command.due_unix_ms or scheduled_at_ms
         job = _require_undecided(draft, command.job_id, scheduled_at_ms)
         if job.paused or draft.settings.cron_paused:
             raise Refused(RefusalReason.PRECONDITION, f"job {job.id} is paused")
@@ -80,7 +82,7 @@ def commit_launch(draft: Draft, command: command_pb2.CommitLaunch) -> None:
             reason="" if command.worker else command.reason,
             committed_ms=draft.time_ms,
             cause=draft.cause,
-            due_ms=WallMs(command.due_unix_ms or scheduled_at_ms),
+            due_ms=WallMs(due_ms),
             not_before_ms=WallMs(0 if command.worker else command.not_before_unix_ms),
         )
     )

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from coordinator.model.clock import NEVER_MS, WallMs
+from coordinator.model.keys import key_hash
 
 
 class OverlapPolicy(enum.Enum):
@@ -91,6 +92,12 @@ class CronJobSpec:
     retry_backoff_s_max: float = 300.0
     description: str = ""
 
+    @property
+    def jitter_ms(self) -> int:
+        """How long after each scheduled time the job starts: always the same, below `jitter_s`, from the job's id."""
+        below_ms = round(self.jitter_s * 1_000)
+        return key_hash(self.id) % below_ms if below_ms > 0 else 0
+
 
 @dataclass(frozen=True, slots=True)
 class CronJob:
@@ -151,3 +158,10 @@ class Launch:
     def key(self) -> tuple[str, WallMs]:
         """The identity of the launch."""
         return (self.job_id, self.scheduled_at_ms)
+
+    @property
+    def lateness_ms(self) -> int | None:
+        """How long after it was due its first process started; None while none has. Below 0 when clocks differ."""
+        times = [attempt.started_ms for attempt in self.earlier_attempts] + [self.started_ms]
+        started_ms = next((time_ms for time_ms in times if time_ms), None)
+        return None if started_ms is None else started_ms - (self.due_ms or self.scheduled_at_ms)

@@ -53,3 +53,7 @@ class Node:
     def is_serving(self) -> bool:
         """True when it can answer for what it holds: admitted, and heard."""
         return self.state in (NodeState.ACTIVE, NodeState.DRAINING) and not self.is_suspect
+
+    def has_labels(self, required: tuple[tuple[str, str], ...]) -> bool:
+        """True when it has every one of these labels."""
+        return set(required) <= set(self.labels)

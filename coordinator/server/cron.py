@@ -13,7 +13,7 @@ from typing import Protocol
 
 from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, cron_pb2_grpc, types_pb2
 from coordinator.config_file import check_job_spec
-from coordinator.control.launches import serving_workers
+from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.schedule import compile_schedule, format_wall
 from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
 from coordinator.machine.state import State
@@ -121,10 +121,8 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
         job = _job(state, _required(request.job_id))
         workers = serving_workers(state, job)
         if not workers:
-            candidates = ", ".join(worker for worker in (job.owner, *job.backups) if worker) or "none"
             raise Refused(
-                RefusalReason.PRECONDITION,
-                f"no worker can run job {job.id!r} now: of its owner and backups ({candidates}) none serves",
+                RefusalReason.PRECONDITION, f"no worker can run job {job.id!r} now: {why_none_serves(state, job)}"
             )
         commit = command_pb2.CommitLaunch(
             job_id=job.id, worker=workers[0], trigger=types_pb2.LAUNCH_TRIGGER_MANUAL

@@ -258,6 +258,12 @@ class LeaderDriver:
                     launch=launch_to_proto(action.launch), spec=job_spec_to_proto(action.spec)
                 )
                 self._hub.send_to_node(action.node_id, session_pb2.OpenResponse(launch_order=order))
+            case interface.StopLaunch():
+                token = session_pb2.LaunchToken(
+                    job_id=action.job_id, scheduled_at_unix_ms=action.scheduled_at_ms, attempt=action.attempt
+                )
+                stop = session_pb2.LaunchStop(token=token, reason=action.reason)
+                self._hub.send_to_node(action.node_id, session_pb2.OpenResponse(launch_stop=stop))
             case interface.CloseSession():
                 self._hub.close(action.session, action.reason, action.final)
             case _:

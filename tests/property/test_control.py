@@ -150,7 +150,7 @@ def test_the_index_equals_a_full_scan_and_nobody_is_left_untold(steps: list[tupl
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 20), st.integers(0, 3))))
 def test_timers_ring_like_a_plain_table(steps: list[tuple[str, int | None, int]]) -> None:
     """Set, replace, clear and ring: the heap behaves as a dictionary that is scanned."""
-    timers = Timers()
+    timers = Timers[str]()
     table: dict[str, float] = {}
     now = 0.0
     for subject, due, elapsed in steps:

@@ -232,7 +232,7 @@ class Leader:
                     self._hub.send(action.session, action.message)
             case interface.SendAssignment():
                 self._hub.send_assignment(action.session)
-            case interface.SendLaunch():
+            case interface.SendLaunch() | interface.StopLaunch():
                 raise AssertionError("there are no cron jobs here")
             case interface.CloseSession():
                 self._hub.close(action.session, action.reason, action.final)

@@ -38,6 +38,8 @@ class FakeWorker:
         self.has_left = False
         self.is_stopping = False
         self.launched: list[tuple[str, int, int]] = []
+        self._known: set[tuple[str, int, int]] = set()
+        """Launches from their order to the receipt of their end."""
         self._sequence = 0
         self._sent_at: dict[int, float] = {}
         self._unread: list[tuple[int, session_pb2.OpenResponse]] = []
@@ -146,6 +148,8 @@ class FakeWorker:
         elif kind == "launch_report_receipt":
             receipt = message.launch_report_receipt
             said = self._unsaid.get((receipt.job_id, receipt.scheduled_at_unix_ms))
+            if receipt.state != types_pb2.LAUNCH_STATE_RUNNING or receipt.refusal:
+                self._known.discard((receipt.job_id, receipt.scheduled_at_unix_ms, receipt.attempt))
             if said is not None and (said.attempt, said.state) == (receipt.attempt, receipt.state):
                 del self._unsaid[receipt.job_id, receipt.scheduled_at_unix_ms]
         elif kind == "farewell" and (message.farewell.final or self.is_stopping):
@@ -157,7 +161,10 @@ class FakeWorker:
         if not self.is_silent:
             self._sequence += 1
             self._sent_at[self._sequence] = self.world.now
-            heartbeat = session_pb2.Heartbeat(sequence=self._sequence, applied_generation=self.generation)
+            tokens = [session_pb2.LaunchToken(job_id=j, scheduled_at_unix_ms=t, attempt=a) for j, t, a in self._known]
+            heartbeat = session_pb2.Heartbeat(
+                sequence=self._sequence, applied_generation=self.generation, launches=tokens
+            )
             self.world.report(self, interface.HeartbeatReceived(session, self.id, heartbeat))
         self._later(self.world.config.session.heartbeat_s, lambda: self._beat(session))
 
@@ -228,6 +235,7 @@ class FakeWorker:
         if token in self.launched:
             return
         self.launched.append(token)
+        self._known.add(token)
         report = session_pb2.LaunchReport(
             job_id=launch.job_id,
             scheduled_at_unix_ms=launch.scheduled_at_unix_ms,

@@ -152,6 +152,12 @@ class World:
                 )
                 session = self.workers[action.node_id].session
                 self._send(session, session_pb2.OpenResponse(launch_order=order))
+            case interface.StopLaunch():
+                token = session_pb2.LaunchToken(
+                    job_id=action.job_id, scheduled_at_unix_ms=action.scheduled_at_ms, attempt=action.attempt
+                )
+                stop = session_pb2.LaunchStop(token=token, reason=action.reason)
+                self._send(self.workers[action.node_id].session, session_pb2.OpenResponse(launch_stop=stop))
             case interface.CloseSession():
                 farewell = session_pb2.Farewell(reason=action.reason, final=action.final)
                 self._send(action.session, session_pb2.OpenResponse(farewell=farewell))

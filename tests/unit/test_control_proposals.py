@@ -100,7 +100,7 @@ def test_the_ends_of_others_are_not_taken() -> None:
 
 def test_timers_ring_once_at_their_last_time() -> None:
     """A timer that was replaced or cleared does not ring for its old time."""
-    timers = Timers()
+    timers = Timers[str]()
     timers.set("a", Monotonic(5.0))
     timers.set("b", Monotonic(3.0))
     timers.set("a", Monotonic(4.0))

@@ -49,6 +49,7 @@ def test_commits_before_it_orders() -> None:
         scheduled_at_unix_ms=START_MS + 1_000,
         worker="w1",
         trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
+        due_unix_ms=START_MS + 1_000,
     )
     assert proposal.command.commit_launch == expected
     assert proposal.command.cause.startswith("cron/tick/")
@@ -172,7 +173,7 @@ def test_an_edit_takes_effect_at_once() -> None:
 
 def test_a_leader_gap_within_the_start_deadline_loses_nothing() -> None:
     """Every second of a gap that is shorter than the start deadline is launched, late."""
-    harness = CronHarness(every_second(overlap=OverlapPolicy.ALLOW))
+    harness = CronHarness(every_second(overlap=OverlapPolicy.ALLOW, overlap_limit=100))
     harness.lead()
     harness.advance(3)
     harness.control = None
@@ -198,6 +199,7 @@ def test_catch_up(policy: CatchUpPolicy, window_s: float, limit: int, launched: 
     harness = CronHarness(minutely(catch_up=policy, catch_up_window_s=window_s, catch_up_limit=limit))
     harness.clock.advance(630)
     harness.lead()
+    harness.advance(1)
     story = harness.story()
     assert [second for second, _ in story] == list(range(60, 601, 60))
     assert [second for second, state in story if state == "COMMITTED"] == launched
@@ -345,6 +347,10 @@ def test_a_suspect_worker_loses_what_it_did_not_start() -> None:
     assert (harness.launch(1).worker, harness.launch(1).state) == ("w1", LaunchState.RUNNING)
     assert (harness.launch(2).worker, harness.launch(2).attempt) == ("w2", 2)
     harness.expire("w1")
+    assert (harness.launch(1).state, harness.launch(1).attempt) == (LaunchState.WAITING, 1)
+    harness.report("w1", report_of(order.launch, LaunchState.SUCCEEDED))
+    assert harness.receipts[-1].refusal == "attempt 1 was given up; attempt 2 counts"
+    harness.advance(1.1)
     assert (harness.launch(1).worker, harness.launch(1).attempt) == ("w2", 2)
     harness.report("w1", report_of(order.launch, LaunchState.SUCCEEDED))
     assert harness.receipts[-1].refusal == "attempt 1 was given up; attempt 2 counts"
@@ -358,11 +364,11 @@ def test_a_lost_run_waits_for_a_worker_for_its_start_deadline() -> None:
     harness.advance(60)
     harness.report("w1", report_of(harness.orders[0].launch, LaunchState.RUNNING))
     harness.expire("w1")
-    harness.advance(19)
-    assert harness.launch(60).state is LaunchState.RUNNING
-    harness.advance(2)
+    harness.advance(20.8)  # The pause of about a second comes first.
+    assert harness.launch(60).state is LaunchState.WAITING
+    harness.advance(0.4)
     assert harness.launch(60).state is LaunchState.LOST
-    assert harness.launch(60).reason == "w1 is down; no worker could take the next attempt"
+    assert harness.launch(60).reason == "w1 is down; no worker could take the next attempt: w1 is down"
 
 
 def test_a_lost_run_goes_to_the_first_worker_that_appears() -> None:
@@ -474,8 +480,11 @@ def test_a_worker_that_comes_back_without_the_run_has_lost_it() -> None:
     harness.open_session("w1", running)
     assert harness.launch(60).attempt == 1
     harness.open_session("w1")
+    assert harness.launch(60).state is LaunchState.WAITING
+    harness.advance(1.1)
     launch = harness.launch(60)
-    assert (launch.attempt, launch.worker, launch.reason) == (2, "w2", "w1 came back without the run")
+    assert (launch.attempt, launch.worker) == (2, "w2")
+    assert launch.earlier_attempts[0].reason == "w1 came back without the run"
 
 
 def test_a_new_leader_orders_what_is_committed_and_finds_what_was_lost() -> None:
@@ -487,7 +496,10 @@ def test_a_new_leader_orders_what_is_committed_and_finds_what_was_lost() -> None
     harness.expire("w1")
     harness.orders.clear()
     harness.lead()
-    assert [(o.node_id, o.launch.attempt) for o in harness.orders] == [("w2", 2), ("w2", 2)]
+    assert [(o.node_id, o.launch.attempt) for o in harness.orders] == [("w2", 2)]  # It had not begun: at once.
+    harness.advance(1.1)
+    tokens = [(o.node_id, o.launch.scheduled_at_ms - START_MS, o.launch.attempt) for o in harness.orders]
+    assert tokens == [("w2", 2_000, 2), ("w2", 3_000, 1), ("w2", 1_000, 2)]
 
 
 def test_a_deleted_job_is_forgotten() -> None:

@@ -1,0 +1,36 @@
+"""Which workers can run a job now, and in words why none can. Pure."""
+
+from __future__ import annotations
+
+from coordinator.machine.state import State
+from coordinator.model import CronJob, NodeState
+
+
+def serving_workers(state: State, job: CronJob) -> list[str]:
+    """The job's owner and backups that can run something now and have its labels, in this order."""
+    found = []
+    for name in (job.owner, *job.backups):
+        node = state.nodes.get(name) if name else None
+        if node is not None and node.is_serving and node.has_labels(job.spec.required_labels):
+            found.append(name)
+    return found
+
+
+def why_none_serves(state: State, job: CronJob) -> str:
+    """Why `serving_workers` is empty: how each worker is that could run the job, or that there is none."""
+    if job.spec.required_labels:
+        labels = ", ".join(f"{name}={value}" for name, value in job.spec.required_labels)
+        known = [node for node in state.nodes.values() if node.state is not NodeState.LEFT]
+        if not any(node.has_labels(job.spec.required_labels) for node in known):
+            return f"no worker has the labels {labels}"
+    candidates = [name for name in (job.owner, *job.backups) if name]
+    return ", ".join(_how_it_is(state, job, name) for name in candidates) or "it has no owner"
+
+
+def _how_it_is(state: State, job: CronJob, name: str) -> str:
+    node = state.nodes.get(name)
+    if node is None:
+        return f"{name} is gone"
+    if not node.has_labels(job.spec.required_labels):
+        return f"{name} has not the labels"
+    return f"{name} is {'not heard' if node.is_suspect else node.state.name.lower()}"

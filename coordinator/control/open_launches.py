@@ -1,0 +1,71 @@
+"""The launches that have not ended, by job and by worker: soft state of the launch tracker, made from the state.
+
+Invariant: a key is in `by_job`, and in exactly one of `by_worker` (a begun attempt) and `waiting` (none at present).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from coordinator.machine.state import LaunchKey, State
+from coordinator.model import Launch, LaunchState, LaunchTrigger, WallMs
+
+Member = TypeVar("Member")
+
+
+class OpenLaunches:
+    """An index over launches of the state; whoever changes the state tells it."""
+
+    def __init__(self) -> None:
+        self._by_job: dict[str, set[WallMs]] = {}
+        self._waiting: dict[str, set[WallMs]] = {}
+        self._by_worker: dict[str, set[LaunchKey]] = {}
+        self._worker_of: dict[LaunchKey, str] = {}
+
+    def put(self, launch: Launch) -> None:
+        """Files a launch that has not ended as it is now."""
+        key = launch.key
+        self.drop(key)
+        self._by_job.setdefault(key[0], set()).add(key[1])
+        if launch.state is LaunchState.WAITING:
+            self._waiting.setdefault(key[0], set()).add(key[1])
+        else:
+            self._by_worker.setdefault(launch.worker, set()).add(key)
+            self._worker_of[key] = launch.worker
+
+    def drop(self, key: LaunchKey) -> None:
+        """Forgets a launch, known or not."""
+        _discard(self._by_job, key[0], key[1])
+        _discard(self._waiting, key[0], key[1])
+        worker = self._worker_of.pop(key, None)
+        if worker is not None:
+            _discard(self._by_worker, worker, key)
+
+    def of_job(self, job_id: str) -> list[LaunchKey]:
+        """All of a job, by scheduled time."""
+        return [(job_id, scheduled_at_ms) for scheduled_at_ms in sorted(self._by_job.get(job_id, ()))]
+
+    def waiting_of_job(self, job_id: str) -> list[LaunchKey]:
+        """Those of a job that wait, by scheduled time."""
+        return [(job_id, scheduled_at_ms) for scheduled_at_ms in sorted(self._waiting.get(job_id, ()))]
+
+    def of_worker(self, node_id: str) -> list[LaunchKey]:
+        """Those whose present attempt is a worker's, sorted."""
+        return sorted(self._by_worker.get(node_id, ()))
+
+    def scheduled(self, state: State, job_id: str) -> list[Launch]:
+        """Those of a job that its schedule made, by scheduled time."""
+        return [launch for launch in _found(state, self.of_job(job_id)) if launch.trigger is LaunchTrigger.SCHEDULE]
+
+
+def _found(state: State, keys: Iterable[LaunchKey]) -> Iterable[Launch]:
+    return (launch for key in keys if (launch := state.launches.get(key)) is not None and not launch.state.has_ended)
+
+
+def _discard(sets: dict[str, set[Member]], name: str, member: Member) -> None:
+    members = sets.get(name)
+    if members is not None:
+        members.discard(member)
+        if not members:
+            del sets[name]
