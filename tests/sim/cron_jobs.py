@@ -37,7 +37,7 @@ class Choice:
     has_jitter: bool = False
 
 
-CHOICE = Choice()
+CHOICE = Choice(tuple(OverlapPolicy), tuple(RetryPolicy), has_jitter=True)
 
 
 @lru_cache(maxsize=1)

@@ -172,7 +172,7 @@ class Leader:
             case interface.SessionClosed() | interface.GoodbyeReceived() | interface.LaunchReported():
                 return self.membership.is_current(event.node_id, event.session)
             case interface.HeartbeatReceived():
-                return self.membership.session_of(event.node_id) == event.session
+                return self.membership.is_current(event.node_id, event.session)
             case _:
                 return True
 
@@ -208,9 +208,9 @@ class Leader:
     def _finish(self, actions: list[interface.Action]) -> None:
         for opened in self.membership.take_welcomed():
             actions += self._tell_cron(opened)
-        orders = [action for action in actions if isinstance(action, interface.SendLaunch)]
+        orders = [action for action in actions if isinstance(action, interface.SendLaunch | interface.StopLaunch)]
         for action in actions:
-            if self.is_alive and not isinstance(action, interface.SendLaunch):
+            if self.is_alive and not isinstance(action, interface.SendLaunch | interface.StopLaunch):
                 self._act(action)
         for order in orders:
             if self.is_alive:
@@ -237,6 +237,15 @@ class Leader:
                 if session is not None:
                     net.send_down(session, self._order(action.launch, action.spec))
                     self.world.hook("ordered")
+            case interface.StopLaunch():
+                session = self.membership.session_of(action.node_id)
+                if session is not None:
+                    token = session_pb2.LaunchToken(
+                        job_id=action.job_id, scheduled_at_unix_ms=action.scheduled_at_ms, attempt=action.attempt
+                    )
+                    stop = session_pb2.LaunchStop(token=token, reason=action.reason)
+                    net.send_down(session, session_pb2.OpenResponse(launch_stop=stop))
+                    self.world.counts["stops"] += 1
             case interface.CloseSession():
                 farewell = session_pb2.Farewell(reason=action.reason, final=action.final)
                 net.send_down(action.session, session_pb2.OpenResponse(farewell=farewell))

@@ -140,7 +140,11 @@ class Network:
         stream.leader.take(stream.session, stream.process.worker.id, request)
 
     def _arrives_down(self, stream: Stream, response: session_pb2.OpenResponse) -> None:
-        if not stream.has_worker_left:
+        if stream.has_worker_left:
+            return
+        if response.HasField("launch_stop"):
+            stream.process.stopped(stream, response.launch_stop)
+        else:
             stream.process.on_event(session_interface.Received(stream.number, response))
 
     def _master_learns(self, stream: Stream) -> None:

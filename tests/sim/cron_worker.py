@@ -26,6 +26,7 @@ Token = tuple[str, int, int]
 """Job, scheduled time, attempt."""
 GRACE_S = 5.0
 LAUNCHES_MAX = 16
+CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 JOURNAL_MAX = 300
 """A leader orders a token again for seconds only, so this is long."""
 FINAL = (
@@ -213,6 +214,15 @@ class Process:
         else:
             self._do(lambda: self._step(self.session.on_event(self.world.time.session_now, event)))
 
+    def stopped(self, stream: Stream, stop: session_pb2.LaunchStop) -> None:
+        """A stop came in; the driver hands it to the launcher while the session is open."""
+
+        def take() -> None:
+            if stream is self.stream and self.session.phase is session_interface.Phase.OPEN:
+                self._take_stop(stop)
+
+        self._do(take)
+
     def stream_opened(self, number: int) -> None:
         """A connection is up."""
         self._do(lambda: self.on_event(session_interface.StreamOpened(number, tuple(self._pending()))))
@@ -344,7 +354,7 @@ class Process:
     def _begin(self, token: Token) -> None:
         """The disk has the token: the process may start."""
         order = self.orders.get(token)
-        if order is None or order.stop_state or order.run is not None:
+        if order is None or order.run is not None:
             return
         if self.world.promises.journals_before_start:
             self.worker.journal[token] = Entry()
@@ -446,6 +456,29 @@ class Process:
         if self.is_alive:
             self._report(report)
             self.world.worker_hook("reported", self.worker)
+
+    def _take_stop(self, stop: session_pb2.LaunchStop) -> None:
+        """Ends a run, or sees to it that it never starts; either way the answer is on disk before it is sent."""
+        token = (stop.token.job_id, stop.token.scheduled_at_unix_ms, stop.token.attempt)
+        order, entry = self.orders.get(token), self.worker.journal.get(token)
+        if order is not None and order.run is not None:
+            self._stop_run(order, stop.reason, CANCELLED)
+            return
+        if entry is not None and entry.report is not None:
+            self._report(entry.report)
+            return
+        if token in self._queue:
+            self._queue.remove(token)
+        self.orders.pop(token, None)
+        report = session_pb2.LaunchReport(
+            job_id=token[0],
+            scheduled_at_unix_ms=token[1],
+            attempt=token[2],
+            state=types_pb2.LAUNCH_STATE_CANCELLED,
+            finished_unix_ms=self.world.true_ms,
+            reason=stop.reason,
+        )
+        self._later(self._rng.uniform(0.000_2, 0.005), partial(self._finish, token, report))
 
     def _forget(self, token: Token) -> None:
         self.orders.pop(token, None)

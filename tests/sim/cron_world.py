@@ -31,7 +31,7 @@ from tests.sim.cron_leader import Flight, Leader
 from tests.sim.cron_net import Network
 from tests.sim.cron_oracle import Oracle
 from tests.sim.cron_time import Time
-from tests.sim.cron_worker import FINAL, Promises, Worker
+from tests.sim.cron_worker import FINAL, Promises, Token, Worker
 from tests.sim.raft_world import SeedFailed
 
 FREEZE_EVERY_S = 3.0
@@ -234,7 +234,12 @@ class World:
         if process.is_paused or worker.id in self.net.cut:
             return is_out and not process.has_lease()
         is_in = record is not None and record.state in (NodeState.ACTIVE, NodeState.DRAINING) and not record.is_suspect
-        return is_in and process.is_well()
+        return is_in and process.is_well() and all(self._counts(token) for token in process.orders)
+
+    def _counts(self, token: Token) -> bool:
+        """True for an attempt that goes on; one that was given up is stopped by the next heartbeat."""
+        launch = self.state.launches.get((token[0], WallMs(token[1])))
+        return launch is not None and launch.attempt == token[2] and not launch.state.has_ended
 
     def is_well(self) -> bool:
         """True when no fault is left but clocks that are wrong."""
