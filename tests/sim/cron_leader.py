@@ -154,7 +154,7 @@ class Leader:
         if isinstance(event, interface.Applied):
             self._index.take(event.state, event.changes)
         concerns_cron = self._concerns_cron(event)
-        step = self.membership.on_event(time.session_now, self.master.wall, event)
+        step = self.membership.on_event(time.session_now, WallMs(0), event)  # It does not look at the wall clock.
         self._session_alarm.want(step.next_wake)
         actions = list(step.actions)
         if isinstance(event, interface.Applied | interface.ProposalEnded):
@@ -183,7 +183,7 @@ class Leader:
 
     def _advance_membership(self) -> None:
         if self.is_alive:
-            step = self.membership.on_advance(self.world.time.session_now, self.master.wall)
+            step = self.membership.on_advance(self.world.time.session_now, WallMs(0))
             self._session_alarm.want(step.next_wake)
             self._finish(list(step.actions))
 
@@ -208,6 +208,8 @@ class Leader:
     def _finish(self, actions: list[interface.Action]) -> None:
         for opened in self.membership.take_welcomed():
             actions += self._tell_cron(opened)
+        if not actions:
+            return
         orders = [action for action in actions if isinstance(action, interface.SendLaunch | interface.StopLaunch)]
         for action in actions:
             if self.is_alive and not isinstance(action, interface.SendLaunch | interface.StopLaunch):

@@ -10,12 +10,14 @@ process only starts for an intent that the log had before, on the worker that it
 
 Every end. A run whose worker lost its lease while it ran is no success; neither is one that did not end as one.
 
-At once. Of a job whose overlap policy is not ALLOW, two processes never run at the same time while both count: from the
-start of a run to its end, the end of its worker's lease, or the entry that gave the attempt up, whichever comes first.
-(What counts no more may still be in its grace, or unheard of behind a partition: nobody can know better.) Launches that
-somebody triggers by hand stand beside the schedule and are not counted.
+At once. Of a job whose overlap policy is not ALLOW, two processes never run at the same time while both count. A run
+counts from its start to its end or the end of its worker's lease, whichever comes first; and one whose start no leader
+knew, only until the entry that gave the attempt up. (What counts no more may be in its grace, belong to an agent that is
+paused or dead, or be unheard of behind a partition until its lease ends: the one who waited for it would wait for ever.)
+Launches that somebody triggers by hand stand beside the schedule and are not counted.
 
-When it was well. On a cluster where all is well a launch starts within LATE_S_MAX of its time; LIVE_S_MAX after the last
+When it was well. On a cluster where all is well a launch starts within LATE_S_MAX of its time, unless it waited for an
+earlier one or for one of the slots of its worker; LIVE_S_MAX after the last
 fault every time is launched again.
 """
 
@@ -23,7 +25,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -186,23 +188,22 @@ class Oracle:
 
     def _on_launch(self, change: LaunchChanged) -> None:
         before, after = change.before, change.after
-        key = (after.job_id, int(after.scheduled_at_ms))
+        key: Key = (after.job_id, int(after.scheduled_at_ms))
         self.launches[key] = after
         job_id, scheduled_at_ms = key
         if after.state is LaunchState.WAITING:
             self._waited.add(key)
         if after.attempt and after.worker:
             self.worker_of[(job_id, scheduled_at_ms, after.attempt)] = after.worker
-        if before is not None and before.attempt and (after.attempt != before.attempt or after.state.has_ended):
-            self.given_up_at.setdefault((job_id, scheduled_at_ms, before.attempt), self._world.time.now)
-        elif before is not None and after.state is LaunchState.WAITING and before.attempt:
-            self.given_up_at.setdefault((job_id, scheduled_at_ms, before.attempt), self._world.time.now)
+        if before is not None and before.state is LaunchState.COMMITTED and after.state is not LaunchState.RUNNING:
+            self.given_up_at[(job_id, scheduled_at_ms, before.attempt)] = self._world.time.now
         if after.state.has_ended and after.state not in (LaunchState.SUCCEEDED, LaunchState.FAILED):
             assert after.reason, f"{job_id} at {show(scheduled_at_ms)} ended as {after.state.name} without a reason"
         if after.state.has_ended:
             self._world.counts[f"ended {after.state.name}"] += 1
         book = self.books.get(job_id)
-        if book is not None and after.attempt > 1:
+        is_next = before is not None and before.attempt != after.attempt
+        if book is not None and is_next and after.attempt > 1:
             limit = 1 if book.spec.retry is RetryPolicy.NEVER else book.spec.attempts_max
             assert after.attempt <= limit, f"{job_id} at {show(scheduled_at_ms)}: attempt {after.attempt} of {limit}"
 
@@ -211,24 +212,26 @@ class Oracle:
     def started(self, run: Run) -> None:
         """A process was started."""
         token, key = run.token, run.token[:2]
-        name = f"{token[0]} at {show(token[1])}, attempt {token[2]}"
-        assert token not in self.runs, f"{name} starts twice, on {self.runs[token].worker} and on {run.worker}"
-        assert token in self.worker_of, f"{name} starts on {run.worker} and was never committed"
-        assert self.worker_of[token] == run.worker, f"{name} starts on {run.worker}, not on {self.worker_of[token]}"
+        first = self.runs.get(token)
+        assert first is None, f"{_run_name(run)} starts twice, on {first and first.worker} and on {run.worker}"
+        worker = self.worker_of.get(token)
+        assert worker is not None, f"{_run_name(run)} starts on {run.worker} and was never committed"
+        assert worker == run.worker, f"{_run_name(run)} starts on {run.worker}, not on {worker}"
         self.runs[token] = run
         self._starts[key] = self._starts.get(key, 0) + 1
         if run.spec.retry == RetryPolicy.NEVER.value:
-            assert self._starts[key] == 1, f"{name}: {self._starts[key]} starts with policy never"
-        self._look_at_lateness(run, name)
+            assert self._starts[key] == 1, f"{_run_name(run)}: {self._starts[key]} starts with policy never"
+        self._look_at_lateness(run)
 
-    def _look_at_lateness(self, run: Run, name: str) -> None:
+    def _look_at_lateness(self, run: Run) -> None:
         world, launch = self._world, self.launches[run.token[:2]]
         if world.leader is None or launch.trigger is not LaunchTrigger.SCHEDULE:
             return
         late_s = (world.leader.master.wall - launch.due_ms) / 1_000
         was_well = world.well_since <= world.time.now - late_s - 0.5
-        if was_well and run.token[2] == 1 and run.token[:2] not in self._waited:
-            assert late_s <= LATE_S_MAX, f"{name} starts {late_s:.3f} s late, and all was well"
+        has_waited = run.token[:2] in self._waited or run.waited_s > LATE_S_MAX
+        if was_well and run.token[2] == 1 and not has_waited:
+            assert late_s <= LATE_S_MAX, f"{_run_name(run)} starts {late_s:.3f} s late, and all was well"
             self.late_s.append(late_s)
 
     # The end
@@ -276,7 +279,8 @@ class Oracle:
                 continue
             ends = (run.ended_at, run.lease_lost_at, self.given_up_at.get(token), now)
             end = min(moment for moment in ends if moment is not None)
-            by_job.setdefault(token[0], []).append((run.started_at, end, run))
+            if end > run.started_at:
+                by_job.setdefault(token[0], []).append((run.started_at, end, run))
         for job_id, spans in by_job.items():
             spans.sort(key=lambda span: span[0])
             for (_, first_end, first), (second_start, _, second) in zip(spans, spans[1:], strict=False):
@@ -290,7 +294,11 @@ class Oracle:
 
 def show(time_ms: int | None) -> str:
     """A wall time for people."""
-    return "never" if time_ms is None else f"{datetime.utcfromtimestamp(time_ms / 1_000):%m-%dT%H:%M:%S}Z"
+    return "never" if time_ms is None else f"{datetime.fromtimestamp(time_ms / 1_000, UTC):%m-%dT%H:%M:%S}Z"
+
+
+def _run_name(run: Run) -> str:
+    return f"{run.token[0]} at {show(run.token[1])}, attempt {run.token[2]},"
 
 
 def _name(message: command_pb2.CommitLaunch | command_pb2.RecordNoLaunch | command_pb2.FinishLaunch) -> str:

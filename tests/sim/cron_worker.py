@@ -65,6 +65,8 @@ class Run:
     """How long it would take."""
     state: int
     """How it would end by itself."""
+    waited_s: float = 0.0
+    """How long its order waited for a free slot."""
     ended_at: float | None = None
     lease_lost_at: float | None = None
     """When its worker first had no lease, as far as that is before its end."""
@@ -365,7 +367,8 @@ class Process:
             self._forget(token)
             return
         wish_s, state = self.world.fate(self._rng, order.order.spec)
-        run = Run(token, self.worker.id, self.world.time.now, order.order.spec, wish_s, state)
+        now = self.world.time.now
+        run = Run(token, self.worker.id, now, order.order.spec, wish_s, state, now - order.received_at)
         order.run = run
         self.world.oracle.started(run)
         order.running = session_pb2.LaunchReport(
