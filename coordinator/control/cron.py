@@ -61,6 +61,7 @@ class JobWatch:
     spec: CronJobSpec
     schedule: Schedule | None
     """None for a schedule that cannot be read: checks before the proposal keep those out; it is never due."""
+    jitter_ms: int
     wake_ms: WallMs | None = None
     """Wall time of the next look; the heap's entry that equals it is the valid one."""
     after_ms: WallMs | None = None
@@ -71,6 +72,8 @@ class JobWatch:
     starved_ms: WallMs | None = None
     """The first due time since when no worker of the job served."""
     backoff_until: Monotonic | None = None
+    is_held_up: bool = False
+    """True while a time is due, and a launch of the job is just beginning."""
 
 
 class CronControl:
@@ -155,7 +158,9 @@ class CronControl:
             match change:
                 case LaunchChanged():
                     launch_changes.append(change)
-                    touched[change.after.job_id] = None
+                    watch = self._jobs.get(change.after.job_id)
+                    if watch is not None and watch.is_held_up:
+                        touched[change.after.job_id] = None
                 case JobChanged(before, after):
                     job = after or before
                     if job is not None:
@@ -191,8 +196,11 @@ class CronControl:
         launch_ended = self._launches.in_flight().on_ended(event, self._state.index)
         if launch_ended is None:
             return []
-        # A decision of its job may have waited for this end.
-        return [*self._launches.on_ended(at, launch_ended), *self._review(at, launch_ended.subject[0])]
+        actions = self._launches.on_ended(at, launch_ended)
+        watch = self._jobs.get(launch_ended.subject[0])
+        if watch is not None and watch.is_held_up:
+            actions += self._review(at, launch_ended.subject[0])
+        return actions
 
     def _review(self, at: Moment, job_id: str) -> list[Action]:
         """Looks at one job: proposes the next decision, or notes when to look again."""
@@ -211,13 +219,14 @@ class CronControl:
             watch.after_ms = job.decided_until_ms
             watch.scheduled_ms = watch.schedule.next_after(job.decided_until_ms)
         scheduled_ms = watch.scheduled_ms
-        due_ms = None if scheduled_ms is None else WallMs(scheduled_ms + job.spec.jitter_ms)
+        due_ms = None if scheduled_ms is None else WallMs(scheduled_ms + watch.jitter_ms)
         if scheduled_ms is None or due_ms is None or due_ms > at.wall:
             watch.plan = watch.starved_ms = None
             self._wake(job_id, watch, due_ms)
             return []
-        if self._launches.is_beginning(job_id):
-            return []  # Its end is followed by another look.
+        watch.is_held_up = self._launches.is_beginning(job_id)
+        if watch.is_held_up:
+            return []
         command = self._decide(at, job, watch, watch.schedule, scheduled_ms)
         if command is None:
             return []
@@ -228,7 +237,7 @@ class CronControl:
         self, at: Moment, job: CronJob, watch: JobWatch, schedule: Schedule, scheduled_ms: WallMs
     ) -> command_pb2.Command | None:
         """The command for a time that is due; None while it waits for a worker."""
-        wall, due_ms = at.wall, WallMs(scheduled_ms + job.spec.jitter_ms)
+        wall, due_ms = at.wall, WallMs(scheduled_ms + watch.jitter_ms)
         deadline_ms = round(job.spec.start_deadline_s * 1_000)
         if watch.plan is not None and scheduled_ms > watch.plan.until_ms:
             watch.plan = None
@@ -278,7 +287,7 @@ class CronControl:
                 schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
             except InvalidRequest:
                 schedule = None
-            watch = JobWatch(job.spec, schedule)
+            watch = JobWatch(job.spec, schedule, job.spec.jitter_ms)
             self._jobs[job.id] = watch
         return watch
 

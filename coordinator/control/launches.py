@@ -1,4 +1,4 @@
-"""Launches that have not ended: begun, ordered, confirmed, ended, stopped, lost. A passive machine; part of CronControl.
+"""Launches that have not ended: begun, ordered, confirmed, ended, stopped, lost. A passive machine of CronControl.
 
 The intent is in the replicated state before anything leaves this master, so a launch is *ordered* any number of times
 and the worker starts a token `(job, scheduled time, attempt)` once. What the worker reports is committed before it gets

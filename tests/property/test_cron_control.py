@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.machine.state import LaunchChanged
-from coordinator.model import CatchUpPolicy, LaunchState, OverlapPolicy, RetryPolicy, WallMs
+from coordinator.api.v1 import command_pb2
+from coordinator.machine.state import Change, LaunchChanged
+from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy, WallMs
 from tests.cron_harness import START_MS, CronHarness, every_second, report_of
+
+ENDS = (LaunchState.SUCCEEDED, LaunchState.SUCCEEDED, LaunchState.FAILED, LaunchState.TIMED_OUT)
 
 
 def _leader_gap(harness: CronHarness, rng: random.Random, longest_s: float) -> None:
@@ -39,12 +43,53 @@ def _worker_fault(harness: CronHarness, rng: random.Random, incarnations: dict[s
 
 
 def _work(harness: CronHarness, rng: random.Random) -> None:
-    """Workers start and finish some of what was ordered, at times twice or late."""
+    """Workers start and end some of what was ordered, at times twice, late or badly; they stop what they shall stop."""
     for order in harness.orders[-20:]:
         if rng.random() < 0.5:
             harness.report(order.node_id, report_of(order.launch, LaunchState.RUNNING))
         if rng.random() < 0.3:
-            harness.report(order.node_id, report_of(order.launch, LaunchState.SUCCEEDED))
+            harness.report(order.node_id, report_of(order.launch, rng.choice(ENDS)))
+    for stop in harness.stops[-5:]:
+        launch = harness.state.launches.get((stop.job_id, stop.scheduled_at_ms))
+        if launch is not None and rng.random() < 0.4:
+            told = report_of(replace(launch, attempt=stop.attempt), LaunchState.CANCELLED)
+            harness.report(stop.node_id, told)
+    for worker in ("w1", "w2", "w3"):
+        if harness.state.nodes[worker].is_serving and rng.random() < 0.5:
+            mine = [launch for launch in _open(harness) if launch.worker == worker]
+            harness.heartbeat(worker, *(launch for launch in mine if rng.random() < 0.95))
+
+
+def _open(harness: CronHarness) -> list[Launch]:
+    return [launch for launch in harness.history() if not launch.state.has_ended]
+
+
+def _check_overlap(harness: CronHarness, spec: CronJobSpec) -> None:
+    """So many launches have begun and not ended as the policy allows, and so many wait in the queue."""
+    launches = _open(harness)
+    begun = [launch for launch in launches if launch.attempt > 0]
+    queued = [launch for launch in launches if launch.attempt == 0 and not launch.not_before_ms]
+    limit = spec.overlap_limit if spec.overlap is OverlapPolicy.ALLOW else 1
+    assert len(begun) <= limit, begun
+    if spec.overlap in (OverlapPolicy.ALLOW, OverlapPolicy.SKIP):
+        assert queued == []
+    elif spec.overlap is OverlapPolicy.QUEUE:
+        assert len(queued) <= spec.overlap_limit
+
+
+def _end_everything(harness: CronHarness, incarnations: dict[str, int]) -> None:
+    """Once all workers are there and end what they are given, every launch but the latest comes to its end."""
+    harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=True))
+    for worker in ("w1", "w2", "w3"):
+        incarnations[worker] += 1
+        harness.open_session(worker)
+        harness.add_worker(worker, incarnation=str(incarnations[worker]))
+    for _ in range(40):
+        for launch in _open(harness):
+            if launch.worker:
+                harness.report(launch.worker, report_of(launch, LaunchState.SUCCEEDED))
+        harness.advance(1)
+    assert _open(harness) == []
 
 
 def _settle(harness: CronHarness) -> None:
@@ -61,6 +106,8 @@ def _settle(harness: CronHarness) -> None:
     retry=st.sampled_from(RetryPolicy),
     gap_s=st.sampled_from((2.0, 40.0)),
     start_deadline_s=st.sampled_from((5.0, 60.0)),
+    overlap_limit=st.sampled_from((1, 3)),
+    jitter_s=st.sampled_from((0.0, 0.9, 4.0)),
 )
 def test_every_second_has_exactly_one_record(
     seed: int,
@@ -69,18 +116,30 @@ def test_every_second_has_exactly_one_record(
     retry: RetryPolicy,
     gap_s: float,
     start_deadline_s: float,
+    overlap_limit: int,
+    jitter_s: float,
 ) -> None:
-    """Whatever dies, each scheduled second is decided once and in order, and with `never` is started at most once."""
+    """Whatever dies, each scheduled second is decided once and in order, begins as the overlap policy allows, and ends;
+    with `never` it is started at most once."""
     rng = random.Random(seed)
-    spec = every_second(overlap=overlap, catch_up=catch_up, retry=retry, start_deadline_s=start_deadline_s)
+    spec = every_second(
+        overlap=overlap,
+        overlap_limit=overlap_limit,
+        catch_up=catch_up,
+        retry=retry,
+        start_deadline_s=start_deadline_s,
+        jitter_s=jitter_s,
+    )
     harness = CronHarness(spec)
     incarnations = {"w1": 1, "w2": 1, "w3": 1}
     decided: list[WallMs] = []
-    harness.on_changes = lambda changes: decided.extend(
-        change.after.scheduled_at_ms
-        for change in changes
-        if isinstance(change, LaunchChanged) and change.before is None
-    )
+
+    def on_changes(changes: tuple[Change, ...]) -> None:
+        made = [change for change in changes if isinstance(change, LaunchChanged) and change.before is None]
+        decided.extend(change.after.scheduled_at_ms for change in made)
+        _check_overlap(harness, spec)
+
+    harness.on_changes = on_changes
     harness.lead()
     for _ in range(60):
         harness.hold = rng.random() < 0.3
@@ -92,6 +151,9 @@ def test_every_second_has_exactly_one_record(
             _worker_fault(harness, rng, incarnations)
         elif fault < 0.25:
             harness.clock.step_wall(rng.uniform(-3, 3))
+        elif fault < 0.3 and (launches := _open(harness)):
+            at_ms = rng.choice(launches).scheduled_at_ms
+            harness.accept(cancel_launch=command_pb2.CancelLaunch(job_id="tick", scheduled_at_unix_ms=at_ms))
         if harness.held and rng.random() < 0.1:
             harness.release(lose=True)
         _settle(harness)
@@ -100,8 +162,9 @@ def test_every_second_has_exactly_one_record(
     _settle(harness)
 
     assert decided == [START_MS + 1_000 * second for second in range(1, len(decided) + 1)]
-    assert harness.clock.wall_ms() - decided[-1] <= 5_000 + start_deadline_s * 1_000
+    assert harness.clock.wall_ms() - decided[-1] <= 5_000 + (start_deadline_s + jitter_s) * 1_000
     tokens = {(order.launch.key, order.launch.attempt): order.node_id for order in harness.orders}
     assert all(tokens[(order.launch.key, order.launch.attempt)] == order.node_id for order in harness.orders)
+    _end_everything(harness, incarnations)
     if retry is RetryPolicy.NEVER:
         assert all(order.launch.attempt == 1 for order in harness.orders)

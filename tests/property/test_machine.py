@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.machine.machine import apply
 from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
-from coordinator.machine.state import State
+from coordinator.machine.state import LaunchChanged, State
 from coordinator.machine.validate import validate, validate_step
-from coordinator.model import WallMs
+from coordinator.model import LaunchState, WallMs
 from tests.machine_driver import START_MS
 
 NAMES = ["a", "b", "c", "d"]
@@ -19,7 +21,13 @@ incarnations = st.sampled_from(["1", "2"])
 shard_ids = st.integers(1, 12)
 move_ids = st.integers(1, 12)
 jobs = st.sampled_from(["j", "k"])
-times = st.integers(START_MS, START_MS + 60_000)
+OPEN, PRESENT = -1, 99
+"""As scheduled time: that of a launch of the job that has not ended; as attempt: the launch's present one."""
+times = st.integers(0, 12).map(lambda number: START_MS + number * 5_000)
+open_times = st.one_of(st.just(OPEN), times)
+attempts = st.sampled_from([PRESENT, PRESENT, 0, 1, 2])
+later = st.sampled_from([0, START_MS + 90_000])
+maybe_names = st.sampled_from(["", *NAMES])
 rules = st.builds(
     lambda heirs, workers: command_pb2.LossRules(heirs=heirs, quarantine_workers=workers, quarantine_window_ms=20_000),
     st.dictionaries(shard_ids, names, max_size=2),
@@ -69,15 +77,34 @@ def commands() -> st.SearchStrategy[command_pb2.Command]:
             job_id=j, paused=p)), jobs, st.booleans()),
         st.builds(lambda j, o: command_pb2.Command(assign_jobs=command_pb2.AssignJobs(assignments=[
             command_pb2.AssignJobs.Assignment(job_id=j, owner=o)])), jobs, names),
-        st.builds(lambda j, t, w, k: command_pb2.Command(commit_launch=command_pb2.CommitLaunch(
-            job_id=j, scheduled_at_unix_ms=t, worker=w, trigger=k)), jobs, times, names, st.integers(1, 2)),
-        st.builds(lambda j, t: command_pb2.Command(record_no_launch=command_pb2.RecordNoLaunch(
-            job_id=j, scheduled_at_unix_ms=t, state=types_pb2.LAUNCH_STATE_MISSED)), jobs, times),
-        st.builds(lambda j, t, a: command_pb2.Command(finish_launch=command_pb2.FinishLaunch(
-            job_id=j, scheduled_at_unix_ms=t, attempt=a, state=types_pb2.LAUNCH_STATE_FAILED)), jobs, times,
-            st.integers(1, 2)),
         st.builds(lambda r: command_pb2.Command(request_id=r, barrier=command_pb2.Barrier()),
                   st.sampled_from(["r1", "r2"])),
+        launch_commands(),
+    )  # fmt: skip
+
+
+def launch_commands() -> st.SearchStrategy[command_pb2.Command]:
+    """Commands about launches, most of them about one that has not ended."""
+    return st.one_of(
+        st.builds(lambda j, t, w, k, n: command_pb2.Command(commit_launch=command_pb2.CommitLaunch(
+            job_id=j, scheduled_at_unix_ms=t, worker=w, trigger=k, not_before_unix_ms=n)), jobs, times, maybe_names,
+            st.integers(1, 2), later),
+        st.builds(lambda j, t: command_pb2.Command(record_no_launch=command_pb2.RecordNoLaunch(
+            job_id=j, scheduled_at_unix_ms=t, state=types_pb2.LAUNCH_STATE_MISSED)), jobs, times),
+        st.builds(lambda j, t, a, w: command_pb2.Command(assign_launch=command_pb2.AssignLaunch(
+            job_id=j, scheduled_at_unix_ms=t, attempt=a, worker=w)), jobs, open_times, attempts, names),
+        st.builds(lambda j, t, a: command_pb2.Command(start_launch=command_pb2.StartLaunch(
+            job_id=j, scheduled_at_unix_ms=t, attempt=a)), jobs, open_times, attempts),
+        st.builds(lambda j, t, a, s, r: command_pb2.Command(finish_launch=command_pb2.FinishLaunch(
+            job_id=j, scheduled_at_unix_ms=t, attempt=a, state=s, retry_at_unix_ms=r)), jobs, open_times, attempts,
+            st.sampled_from([3, 4, 5, 10]), later),
+        st.builds(lambda j, t, a, w, r: command_pb2.Command(lose_launch=command_pb2.LoseLaunch(
+            job_id=j, scheduled_at_unix_ms=t, attempt=a, next_worker=w, retry_at_unix_ms=r)), jobs, open_times,
+            attempts, maybe_names, later),
+        st.builds(lambda j, t: command_pb2.Command(cancel_launch=command_pb2.CancelLaunch(
+            job_id=j, scheduled_at_unix_ms=t)), jobs, open_times),
+        st.builds(lambda p: command_pb2.Command(change_settings=command_pb2.ChangeSettings(settings=types_pb2.Settings(
+            replicas=2, cron_paused=p))), st.booleans()),
     )  # fmt: skip
 
 
@@ -100,7 +127,20 @@ def with_epoch(state: State, command: command_pb2.Command) -> command_pb2.Comman
         for formed in command.form_shards.shards:
             shard = state.shards.get(formed.shard_id)
             formed.epoch = shard.epoch if shard else 0
+    elif operation in ("assign_launch", "start_launch", "finish_launch", "lose_launch", "cancel_launch"):
+        _aim(state, getattr(command, operation))
     return command
+
+
+def _aim(state: State, body: Any) -> None:
+    """Has a command about a launch mean the job's first one that has not ended, and its present attempt."""
+    kept = [state.launches[(body.job_id, at_ms)] for at_ms in state.launch_times.get(body.job_id, ())]
+    if body.scheduled_at_unix_ms == OPEN:
+        first = next((launch for launch in kept if not launch.state.has_ended), None)
+        body.scheduled_at_unix_ms = first.scheduled_at_ms if first else 0
+    meant = next((launch for launch in kept if launch.scheduled_at_ms == body.scheduled_at_unix_ms), None)
+    if not isinstance(body, command_pb2.CancelLaunch) and body.attempt == PRESENT:
+        body.attempt = meant.attempt if meant else 0
 
 
 def beginning() -> list[command_pb2.Command]:
@@ -150,3 +190,34 @@ def test_no_shard_loses_its_last_copy(entries: list[command_pb2.Command]) -> Non
         state = apply(state, with_epoch(state, entry), number, WallMs(START_MS + number * 700)).state
         for shard in state.shards.values():
             assert shard.epoch == 0 or shard.in_sync
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(launch_commands(), min_size=10, max_size=60))
+def test_launches_go_only_where_the_table_says(entries: list[command_pb2.Command]) -> None:
+    """Shows that no command takes a launch back, past its end, to a second start of a token, or past a cancellation."""
+    state = State()
+    made = [
+        command_pb2.Command(
+            apply_job=command_pb2.ApplyJob(spec=types_pb2.CronJobSpec(id=job, schedule="* * * * *", command=["true"]))
+        )
+        for job in ("j", "k")
+    ]
+    begun: set[tuple[str, int, int]] = set()
+    for number, entry in enumerate([*beginning(), *made, *entries], start=1):
+        transition = apply(state, with_epoch(state, entry), number, WallMs(START_MS + number * 700))
+        validate(transition.state)
+        validate_step(state, transition.state)
+        state = transition.state
+        for change in transition.changes:
+            if not isinstance(change, LaunchChanged):
+                continue
+            before, after = change.before, change.after
+            assert before is None or not before.state.has_ended, f"{before} has ended and became {after}"
+            assert before is None or after.attempt - before.attempt in (0, 1), f"{before} became {after}"
+            has_new_attempt = before is None or after.attempt > before.attempt
+            assert not (before and before.cancel_reason and has_new_attempt), f"{before} was cancelled: {after}"
+            if after.state is LaunchState.COMMITTED and has_new_attempt:
+                token = (after.job_id, after.scheduled_at_ms, after.attempt)
+                assert token not in begun, f"{token} begins twice"
+                begun.add(token)

@@ -1,0 +1,201 @@
+"""Catch-up after an outage: what is made up for, and that it never floods; the leader's cron controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from coordinator.api.v1 import command_pb2, types_pb2
+from coordinator.control.catch_up import Slots
+from coordinator.machine.codec import job_spec_to_proto
+from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, Monotonic, OverlapPolicy, WallMs
+from tests.cron_harness import START_MS, CronHarness
+
+ONE_AT_A_TIME = (OverlapPolicy.SKIP, OverlapPolicy.QUEUE, OverlapPolicy.CANCEL_PREVIOUS)
+
+
+def minutely(job_id: str = "tick", **fields: object) -> CronJobSpec:
+    """A minutely job that makes up for every time of an hour."""
+    defaults: dict[str, object] = {
+        "catch_up": CatchUpPolicy.ALL,
+        "catch_up_limit": 60,
+        "overlap": OverlapPolicy.ALLOW,
+        "overlap_limit": 100,
+    }
+    return CronJobSpec(id=job_id, schedule="* * * * *", command=("true",), **defaults | fields)  # type: ignore[arg-type]
+
+
+def order_times(harness: CronHarness, seconds: float) -> list[int]:
+    """Lets time pass in steps of 10 ms; the wall times at which something was ordered."""
+    times: list[int] = []
+    for _ in range(round(seconds * 100)):
+        before = len(harness.orders)
+        harness.advance(0.01)
+        times += [harness.clock.wall_ms()] * (len(harness.orders) - before)
+    return times
+
+
+def gaps(times: Sequence[int]) -> list[int]:
+    """Times between neighbours."""
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def test_an_outage_of_many_jobs_does_not_end_in_a_flood() -> None:
+    """Twenty jobs that missed ten minutes start two launches per second in all, each once."""
+    specs = [minutely(f"job_{number:02}") for number in range(20)]
+    harness = CronHarness(*specs)
+    harness.clock.advance(659)  # 9 times of each job are older than the start deadline, one is on time.
+    harness.lead(order_timeout_s=1_000.0, catch_up_per_s=2.0)
+    assert len(harness.orders) == 20 + 1  # Those on time are not held up.
+    waiting = [launch for launch in harness.state.launches.values() if launch.state is LaunchState.WAITING]
+    assert len(waiting) == 20 * 9 - 1
+    assert all(launch.reason == "waits for its turn after an outage" for launch in waiting)
+    starts = order_times(harness, 91)
+    made_up = [o for o in harness.orders if o.launch.due_ms < START_MS + 600_000]
+    assert len(made_up) == len({o.launch.key for o in made_up}) == 20 * 9
+    on_time = {o.launch.committed_ms for o in harness.orders} - {START_MS + 659_000}
+    paced = [t for t in starts if t not in on_time]
+    assert min(gaps(paced)) >= 490
+
+
+def test_pacing_goes_on_under_the_next_leader() -> None:
+    """A leader that dies within a catch-up leaves slots in the state: the next one keeps to them, and goes on after."""
+    harness = CronHarness(minutely())
+    harness.clock.advance(650)
+    harness.lead(order_timeout_s=1_000.0, catch_up_per_s=1.0)
+    slots = [launch.not_before_ms for launch in harness.history() if launch.not_before_ms]
+    assert gaps(slots) == [1_000] * 7  # Nine, of which the first has begun.
+    starts = order_times(harness, 3.5)
+    harness.control = None
+    harness.clock.advance(1.7)
+    harness.orders.clear()
+    harness.lead(order_timeout_s=1_000.0, catch_up_per_s=1.0)
+    assert harness.control is not None
+    waiting = [launch for launch in harness.history() if launch.state is LaunchState.WAITING]
+    assert [launch.not_before_ms for launch in waiting] == slots[-len(waiting) :]
+    harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(minutely("next")), source="api"))
+    harness.clock.step_wall(300)  # Another job has something to make up for: after the turns that wait already.
+    harness.assign("next", "w1")
+    harness.advance(0)
+    first = harness.history("next")[0]
+    assert first.not_before_ms - 300_000 == slots[-1] + 1_000
+    starts = order_times(harness, 3.5)  # Then a minute is full, and what is on time is not paced.
+    assert len(starts) == 3
+    assert min(gaps(starts)) >= 990
+
+
+def test_slots_are_apart_whatever_the_wall_clock_does() -> None:
+    """Slots follow the monotonic clock: a step of the wall clock moves their wall times, not their distance."""
+    slots = Slots((), 4.0, Monotonic(100.0), WallMs(START_MS))
+    assert [slots.take(Monotonic(100.0), WallMs(START_MS)) - START_MS for _ in range(3)] == [0, 250, 500]
+    assert slots.take(Monotonic(100.0), WallMs(START_MS - 3_600_000)) - START_MS == 750 - 3_600_000
+    assert slots.take(Monotonic(200.0), WallMs(START_MS)) == START_MS
+
+
+def test_slots_go_on_after_the_latest_that_waits() -> None:
+    """Only launches that wait for their turn count: not retries, and not slots that have passed."""
+    turn = Launch("a", WallMs(START_MS), 0, state=LaunchState.WAITING, not_before_ms=WallMs(START_MS + 5_000))
+    retry = Launch("b", WallMs(START_MS), 1, state=LaunchState.WAITING, not_before_ms=WallMs(START_MS + 90_000))
+    assert Slots((turn, retry), 2.0, Monotonic(1.0), WallMs(START_MS)).take(Monotonic(1.0), WallMs(START_MS)) == (
+        START_MS + 5_500
+    )
+    late = WallMs(START_MS + 60_000)
+    assert Slots((turn,), 2.0, Monotonic(1.0), late).take(Monotonic(1.0), late) == late
+
+
+@pytest.mark.parametrize("overlap", ONE_AT_A_TIME)
+def test_a_catch_up_runs_one_after_the_other(overlap: OverlapPolicy) -> None:
+    """With policies that allow one run, what is made up for is never skipped: each begins when the one before ended."""
+    harness = CronHarness(minutely(overlap=overlap, catch_up_limit=4))
+    harness.clock.advance(590)
+    harness.lead(order_timeout_s=1_000.0)
+    harness.advance(5)
+    made_up = [launch for launch in harness.history() if launch.due_ms and launch.due_ms < START_MS + 540_000]
+    made_up = [launch for launch in made_up if launch.state is not LaunchState.MISSED]
+    if overlap is OverlapPolicy.CANCEL_PREVIOUS:
+        # The time that is on time replaces what has not begun.
+        assert {launch.state for launch in made_up} <= {LaunchState.CANCELLED, LaunchState.COMMITTED}
+        return
+    assert len(made_up) == 4
+    for _ in range(10):
+        running = [launch for launch in harness.history() if launch.state is LaunchState.COMMITTED]
+        assert len(running) <= 1
+        for order in harness.orders:
+            if harness.state.launches[order.launch.key].state is LaunchState.COMMITTED:
+                harness.finish(order)
+        harness.advance(0.5)
+    ended = [harness.state.launches[launch.key].state for launch in made_up]
+    assert ended == [LaunchState.SUCCEEDED] * 4
+
+
+def test_what_is_on_time_goes_before_a_turn_with_skip() -> None:
+    """A time that is due is not skipped because an old one waits for its turn; the old one waits for its end."""
+    harness = CronHarness(minutely(catch_up=CatchUpPolicy.LATEST, overlap=OverlapPolicy.SKIP), minutely("other"))
+    harness.clock.advance(659)
+    harness.lead(order_timeout_s=1_000.0, catch_up_per_s=0.1)
+    harness.advance(1.5)
+    story = harness.story()
+    assert story[-1] == (660, "COMMITTED") or story[-2] == (600, "COMMITTED")
+    states = dict(story)
+    assert states[540] in ("WAITING", "COMMITTED")
+    assert list(states.values()).count("COMMITTED") == 1
+
+
+def test_a_turn_that_finds_no_worker_is_missed_after_its_deadline() -> None:
+    """The start deadline of a launch that waits for its turn counts from its slot."""
+    harness = CronHarness(
+        minutely(catch_up=CatchUpPolicy.LATEST, start_deadline_s=10.0), minutely("first"), workers=("w1",)
+    )
+    harness.suspect("w1")
+    harness.clock.advance(650)
+    harness.accept(delete_job=command_pb2.DeleteJob(job_id="first"))
+    harness.lead(order_timeout_s=1_000.0)
+    harness.advance(9.9)
+    assert harness.launch(600).state is LaunchState.WAITING
+    harness.advance(0.2)
+    assert harness.launch(600).state is LaunchState.MISSED
+    assert harness.launch(600).reason == "no worker could run it: w1 is not heard"
+
+
+def test_a_pause_or_an_edit_within_a_catch_up() -> None:
+    """A pause drops what waits for its turn; an edit keeps it, and makes up for nothing by the new schedule."""
+    for change in ("pause", "edit"):
+        harness = CronHarness(minutely(catch_up_limit=5))
+        harness.clock.advance(659)
+        harness.lead(order_timeout_s=1_000.0, catch_up_per_s=0.5)
+        waiting = [launch for launch in harness.history() if launch.state is LaunchState.WAITING]
+        assert len(waiting) == 4
+        if change == "pause":
+            harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=True))
+            harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=False))
+        else:
+            edited = types_pb2.CronJobSpec(
+                id="tick",
+                schedule="*/5 * * * * *",
+                command=["true"],
+                overlap=types_pb2.OVERLAP_POLICY_ALLOW,
+                overlap_limit=100,
+                catch_up=types_pb2.CATCH_UP_POLICY_ALL,
+            )
+            harness.accept(apply_job=command_pb2.ApplyJob(spec=edited))
+        before = len(harness.history())
+        harness.advance(0.5)
+        assert len(harness.history()) == before
+        harness.advance(12)
+        states = {harness.state.launches[launch.key].state for launch in waiting}
+        assert states == {LaunchState.CANCELLED if change == "pause" else LaunchState.COMMITTED}
+
+
+def test_jitter_counts_for_what_is_too_old() -> None:
+    """A time is old when its jittered start is beyond the deadline; the window of the catch-up is as for all jobs."""
+    spec = minutely(jitter_s=30.0, catch_up=CatchUpPolicy.NONE, start_deadline_s=20.0)
+    harness = CronHarness(spec)
+    harness.clock.advance(60 + spec.jitter_ms / 1_000 + 20)
+    harness.lead()
+    assert harness.story() == [(60, "COMMITTED")]
+    harness = CronHarness(spec)
+    harness.clock.advance(60 + spec.jitter_ms / 1_000 + 20.001)
+    harness.lead()
+    assert harness.story() == [(60, "MISSED")]
