@@ -32,8 +32,6 @@ LEADER_MOMENTS = (
 """Before and after the commit of an intent, after dispatch, while it runs, after completion, before the receipt."""
 WORKER_MOMENTS = ("order taken", "journaled", "started", "ended", "finished", "reported")
 """Before the start, between journal and start, during the run, after it, before and after the report."""
-QUIET_S = 5_400.0
-"""At the end of a seed, without faults."""
 STEPS_UNTIL_S = 4 * 3_600.0
 """Clocks are left alone for so long before the end, so that no watermark is ahead of the quiet time."""
 
@@ -44,6 +42,8 @@ class Plan:
 
     seconds: float = SLICE_S
     fault_every_s: float = 3_600.0
+    quiet_s: float = 5_400.0
+    """At the end, without faults."""
     kinds: tuple[str, ...] = ()
     jobs: Callable[[CronJobSpec], CronJobSpec] | None = None
     """What is made of each job, beside the seed's choice."""
@@ -76,7 +76,7 @@ class Faults:
 
     def schedule(self) -> None:
         """Draws when faults come."""
-        at, end = self.world.time.now + 60.0, self.world.time.now + self._plan.seconds - QUIET_S
+        at, end = self.world.time.now + 60.0, self.world.time.now + self._plan.seconds - self._plan.quiet_s
         while (at := at + self.rng.expovariate(1 / self._plan.fault_every_s)) < end:
             self.world.time.at(at, self._strike)
 
@@ -372,7 +372,7 @@ def run_seed(seed: int, plan: Plan | None = None, promises: Promises | None = No
         end = world.time.now + plan.seconds
         faults = Faults(world, plan)
         faults.schedule()
-        world.time.run_until(end - QUIET_S)
+        world.time.run_until(end - plan.quiet_s)
         faults.calm()
         world.time.run_until(world.time.now + 20.0)
         world.oracle.calm()

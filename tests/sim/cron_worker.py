@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from coordinator.api.v1 import session_pb2, types_pb2
 from tests.sim.cron_time import Alarm
 from worker_agent import session_interface
-from worker_agent.session import WorkerSession
+from worker_agent.session import NO_LEASE, WorkerSession
 
 if TYPE_CHECKING:
     from tests.sim.cron_net import Stream
@@ -164,6 +164,7 @@ class Process:
         self._deferred: list[Callable[[], object]] = []
         self._queue: list[Token] = []
         self._is_stopping = False
+        self._lease_seen = NO_LEASE
         node = types_pb2.Node(
             id=worker.id,
             zone=worker.zone,
@@ -252,9 +253,12 @@ class Process:
                 return
             self._act(action)
         self._alarm.want(step.next_wake)
+        if self.session.lease_until != self._lease_seen:
+            self._lease_seen = self.session.lease_until
+            self._lease_alarm.want(max(self._lease_seen, self.world.time.session_now))
 
     def _act(self, action: session_interface.Action) -> None:
-        net, time = self.world.net, self.world.time
+        net = self.world.net
         match action:
             case session_interface.FindMasters():
                 found = session_interface.MastersFound(tuple(sorted(self.world.masters)))
@@ -273,7 +277,6 @@ class Process:
                 self._name_launches(heartbeat)
                 if self.stream is not None:
                     net.send_up(self.stream, session_pb2.OpenRequest(heartbeat=heartbeat))
-                self._lease_alarm.want(max(self.session.lease_until, time.session_now))
             case session_interface.GatherReports():
                 ready = session_interface.ReportsReady(launches=tuple(self._pending()))
                 self._later(0.0, lambda: self.on_event(ready))
@@ -447,6 +450,7 @@ class Process:
             started_unix_ms=self.orders[token].running.started_unix_ms,  # type: ignore[union-attr]
             finished_unix_ms=self.world.true_ms,
             reason=run.stopping,
+            exit_status=0 if state == FINAL[0] else 1,
         )
         self._later(self._rng.uniform(0.000_2, 0.005), partial(self._finish, token, report))
 

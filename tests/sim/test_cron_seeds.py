@@ -128,8 +128,8 @@ class Row:
 
     @property
     def plan(self) -> Plan:
-        """Four hours with a fault every three minutes."""
-        return Plan(seconds=4 * 3_600.0, fault_every_s=180.0, kinds=self.kinds, jobs=self.jobs)
+        """An hour and a half with a fault every two minutes."""
+        return Plan(seconds=5_400.0, fault_every_s=120.0, quiet_s=600.0, kinds=self.kinds, jobs=self.jobs)
 
 
 def _leave_watermark(monkeypatch: pytest.MonkeyPatch) -> None:
