@@ -1,8 +1,8 @@
-"""Which moments a schedule is due at, found by walking every minute; shares nothing with coordinator/control/schedule.py.
+"""Which moments a schedule is due at, found by walking every minute; shares nothing with control/schedule.py.
 
-The walk goes over real minutes, so a stretch of local time that comes twice is simply walked twice. DESIGN.md section 8:
-set times that fall into a gap are due when it ends, once, and those that come twice the first time only; intervals (`*`
-or `*/n` in the minute or the hour) are due at each real minute that matches. Zones change on whole minutes since 1972.
+The walk goes over real minutes, so a stretch of local time that comes twice is simply walked twice. DESIGN.md, section
+8: set times that fall into a gap are due when it ends, once, and those that come twice the first time only; intervals
+(`*` or `*/n` in the minute or the hour) are due at each real minute that matches. Zones change on whole minutes.
 """
 
 from __future__ import annotations

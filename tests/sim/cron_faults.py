@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from coordinator.api.v1 import command_pb2, types_pb2
-from coordinator.control.launches import serving_workers
+from coordinator.control.job_workers import serving_workers
 from coordinator.machine.codec import job_spec_to_proto, settings_to_proto
 from coordinator.model import CronJobSpec, NodeState
 from tests.sim.cron_jobs import EDITS, SLICE_S, draw_policies
@@ -244,8 +244,10 @@ class Faults:
 
     def _operate(self) -> None:
         what = self.rng.choice(
-            (self._pause_job, self._pause_all, self._edit, self._trigger, self._trigger, self._cancel, self._cancel)
-            + (self._drain, self._join, self._stop_worker, self._delete_job)
+            (
+                *(self._pause_job, self._pause_all, self._edit, self._trigger, self._trigger, self._cancel),
+                *(self._cancel, self._drain, self._join, self._stop_worker, self._delete_job),
+            )
         )
         self.world.note(f"operator: {what.__name__}")
         what()

@@ -42,7 +42,7 @@ CHOICE = Choice(tuple(OverlapPolicy), tuple(RetryPolicy), has_jitter=True)
 
 @lru_cache(maxsize=1)
 def load_config() -> ClusterConfig:
-    """The repository's configuration, with a heartbeat that a simulation can pay: every 3 s instead of twice a second."""
+    """The repository's configuration, with a heartbeat that can be paid: every 3 s instead of twice a second."""
     config = config_file.load(Path(__file__).parents[2] / "cluster.toml")
     return replace(config, session=SessionSettings(heartbeat_s=3.0, suspect_s=6.0), cron=replace(config.cron, jobs=()))
 

@@ -200,7 +200,7 @@ class Leader:
             self._finish(list(step.actions))
 
     def look_at_clock(self) -> None:
-        """The look at the wall clock that the controller asks for every second; played after a step of the clock only."""
+        """The look at the wall clock that the controller asks for every second; played after steps only."""
         self._advance_cron()
 
     # Actions

@@ -1,7 +1,7 @@
 """Streams between workers and masters: in order, with delays, broken as a whole, held back by partitions.
 
-What is sent into a partition waits, as TCP would send it again, and arrives when it heals unless the stream was given up
-meanwhile: so old orders and old reports turn up late, which is what fencing tokens are for.
+What is sent into a partition waits, as TCP would send it again, and arrives when it heals unless the stream was given
+up meanwhile: so old orders and old reports turn up late, which is what fencing tokens are for.
 """
 
 from __future__ import annotations

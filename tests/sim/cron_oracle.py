@@ -1,9 +1,9 @@
 """What must hold in the cron world, judged from the log's entries and from what processes really did.
 
-Every scheduled time. The entries decide the times of a job in ascending order; the next decision must be of the very next
-time that the calendar (cron_calendar.py, not the schedules under test) gives after the one before, so that none is left
-out, doubled or invented. A record that stands for many times must say for how many and from which on, and both must be
-true. Only an edit and a resume may leave times out: those up to the log time of their entry.
+Every scheduled time. The entries decide the times of a job in ascending order; the next decision must be of the very
+next time that the calendar (cron_calendar.py, not the schedules under test) gives after the one before, so that none is
+left out, doubled or invented. A record that stands for many times must say for how many and from which on, and both
+must be true. Only an edit and a resume may leave times out: those up to the log time of their entry.
 
 Every start. A token starts once. With NEVER one process at most is started for a scheduled time, over all workers. A
 process only starts for an intent that the log had before, on the worker that it names.
@@ -12,13 +12,13 @@ Every end. A run whose worker lost its lease while it ran is no success; neither
 
 At once. Of a job whose overlap policy is not ALLOW, two processes never run at the same time while both count. A run
 counts from its start to its end or the end of its worker's lease, whichever comes first; and one whose start no leader
-knew, only until the entry that gave the attempt up. (What counts no more may be in its grace, belong to an agent that is
-paused or dead, or be unheard of behind a partition until its lease ends: the one who waited for it would wait for ever.)
+knew, only until the entry that gave the attempt up. (What counts no more may be in its grace, belong to an agent that
+is paused or dead, or be unheard of behind a partition until its lease ends: who waited for it might wait for ever.)
 Launches that somebody triggers by hand stand beside the schedule and are not counted.
 
 When it was well. On a cluster where all is well a launch starts within LATE_S_MAX of its time, unless it waited for an
-earlier one or for one of the slots of its worker; LIVE_S_MAX after the last
-fault every time is launched again.
+earlier one or for one of the slots of its worker. LIVE_S_MAX after the last fault no time is missed any more, and in
+the end nothing is left that neither ends nor waits for anything.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2
@@ -144,10 +145,14 @@ class Oracle:
             return
         book = self.books[commit.job_id]
         scheduled_at_ms = commit.scheduled_at_unix_ms
-        assert not (book.is_paused or self._is_all_paused), f"{commit.job_id} is launched and paused"
+        is_paused = book.is_paused or self._is_all_paused
+        assert not is_paused, f"{commit.job_id} is launched and paused"
         self._decide_next(commit.job_id, book, scheduled_at_ms)
         book.launched.append(scheduled_at_ms)
-        assert wall >= scheduled_at_ms, f"{_name(commit)} is committed {scheduled_at_ms - wall} ms before its time"
+        due_ms = commit.due_unix_ms or scheduled_at_ms
+        is_within_jitter = 0 <= due_ms - scheduled_at_ms <= round(book.spec.jitter_s * 1_000)
+        assert is_within_jitter, f"{_name(commit)} is due {due_ms - scheduled_at_ms} ms later"
+        assert wall >= due_ms, f"{_name(commit)} is committed {due_ms - wall} ms before its time"
 
     def _decide_next(self, job_id: str, book: Book, scheduled_at_ms: int) -> None:
         expected = book.calendar.next_after(book.decided_until_ms)
@@ -217,6 +222,9 @@ class Oracle:
         worker = self.worker_of.get(token)
         assert worker is not None, f"{_run_name(run)} starts on {run.worker} and was never committed"
         assert worker == run.worker, f"{_run_name(run)} starts on {run.worker}, not on {worker}"
+        launch = self.launches[key]
+        is_cancelled = launch.state is LaunchState.CANCELLED and launch.attempt == token[2]
+        assert not is_cancelled, f"{_run_name(run)} starts after the log has it as cancelled"
         self.runs[token] = run
         self._starts[key] = self._starts.get(key, 0) + 1
         if run.spec.retry == RetryPolicy.NEVER.value:
@@ -264,11 +272,16 @@ class Oracle:
         spec, now = self.books[key[0]].spec, self._world.time.now
         run = self.runs.get((*key, launch.attempt))
         if launch.state is LaunchState.WAITING:
-            return  # For what is open itself, or for its time.
+            others = (it for it in self.launches.values() if it.job_id == key[0] and it.key != launch.key)
+            waits_for_other = any(not it.state.has_ended for it in others)
+            is_time = launch.not_before_ms < self._world.true_ms - 60_000
+            assert waits_for_other or not is_time, f"{key[0]} at {show(key[1])} waits for nothing"
+            return
         since = now - (run.started_at if run is not None else now - 60.0)
         is_late = run is None and self._world.true_ms - launch.committed_ms > 60_000
         is_long = run is not None and since > max(spec.timeout_s, run.spec.timeout_s) + LIVE_S_MAX
-        assert not is_late and not is_long, f"{key[0]} at {show(key[1])} is {launch.state.name} for good on {launch.worker}"
+        is_stuck = is_late or is_long
+        assert not is_stuck, f"{key[0]} at {show(key[1])} is {launch.state.name} for good on {launch.worker}"
 
     def _check_overlaps(self) -> None:
         now = self._world.time.now
@@ -283,7 +296,7 @@ class Oracle:
                 by_job.setdefault(token[0], []).append((run.started_at, end, run))
         for job_id, spans in by_job.items():
             spans.sort(key=lambda span: span[0])
-            for (_, first_end, first), (second_start, _, second) in zip(spans, spans[1:], strict=False):
+            for (_, first_end, first), (second_start, _, second) in pairwise(spans):
                 assert second_start >= first_end, (
                     f"{job_id}: {show(first.token[1])}/{first.token[2]} on {first.worker} still runs when"
                     f" {show(second.token[1])}/{second.token[2]} starts on {second.worker}"

@@ -1,4 +1,4 @@
-"""A worker of the cron world: the real session machine, and a launcher that keeps the promises of worker_agent/launcher.py.
+"""A worker of the cron world: the real session machine, and a launcher with the promises of worker_agent/launcher.py.
 
 What a kill leaves: the journal as it was synced, and processes of runs without an agent, which the next agent kills
 before it says Hello. What is promised: a token is in the journal before its process starts, its result before it is

@@ -1,9 +1,9 @@
 """A cluster that only has cron jobs, for as long as a slice of the year, in one thread and decided by one seed.
 
-Real: CronControl with its LaunchTracker, the membership controller, the placement of jobs, the state machine, the workers'
-session machines. Played: the log (an order of commands that may lose proposals and answers; what a dead leader had on its
-way is committed up to some point), elections, wall clocks that differ and step, streams (cron_net.py), launchers
-(cron_worker.py), faults (cron_faults.py). What must hold is in cron_oracle.py, which believes none of these.
+Real: CronControl with its LaunchTracker, the membership controller, the placement of jobs, the state machine, the
+workers' session machines. Played: the log (an order of commands that may lose proposals and answers; what a dead leader
+had on its way is committed up to some point), elections, wall clocks that differ and step, streams (cron_net.py),
+launchers (cron_worker.py), faults (cron_faults.py). What must hold is in cron_oracle.py, which believes none of these.
 
 Time jumps. Heartbeats are played around faults only (cron_time.py says why that is the same); CronControl's look at the
 wall clock once a second is played after steps of that clock only, since between steps it does nothing.
