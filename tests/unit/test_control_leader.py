@@ -8,7 +8,9 @@ from dataclasses import replace
 from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
 from coordinator.config import ClusterConfig, CronSettings, DiscoverySettings, PlacementSettings
 from coordinator.control.interface import (
+    Action,
     DiscoveryReported,
+    HeartbeatReceived,
     LaunchReported,
     Propose,
     SendAssignment,
@@ -16,6 +18,7 @@ from coordinator.control.interface import (
     SendToNode,
     SessionClosed,
     SessionOpened,
+    StopLaunch,
 )
 from coordinator.control.leader import PAUSE_S_MIN, LeaderControl
 from coordinator.model import CronJobSpec, NodeState
@@ -199,6 +202,30 @@ def test_a_replaced_session_does_not_speak_for_its_worker() -> None:
     scene.settle(scene.tell(SessionOpened(9, hello("w1"))))
     report = session_pb2.LaunchReport(job_id="loop", scheduled_at_unix_ms=1, attempt=1)
     assert scene.tell(LaunchReported(1, "w1", report)) == []
+
+
+def test_only_the_heartbeats_of_the_current_session_lose_runs() -> None:
+    """A run that a heartbeat does not name is lost, and a stop goes to its worker; a replaced session says nothing."""
+    scene = founded("w1", "w2")
+    manual = command_pb2.CommitLaunch(job_id="loop", worker="w1", trigger=types_pb2.LAUNCH_TRIGGER_MANUAL)
+    scene.settle(scene.run(commit_launch=manual))
+    [launch] = scene.machine.state.launches.values()
+    token = session_pb2.LaunchToken(job_id="loop", scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=1)
+    report = session_pb2.LaunchReport(
+        job_id="loop", scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=1, state=types_pb2.LAUNCH_STATE_RUNNING
+    )
+    scene.settle(scene.tell(SessionOpened(9, hello("w1"))))
+    scene.settle(scene.tell(LaunchReported(9, "w1", report)))
+
+    def beat(session: int, *launches: session_pb2.LaunchToken) -> list[Action]:
+        named = session_pb2.Heartbeat(sequence=5, launches=launches)
+        return scene.tell(HeartbeatReceived(session, "w1", named))
+
+    cancel = command_pb2.CancelLaunch(job_id="loop", scheduled_at_unix_ms=launch.scheduled_at_ms, reason="enough")
+    [stop] = only(scene.run(cancel_launch=cancel), StopLaunch)
+    assert (stop.node_id, stop.attempt, stop.reason) == ("w1", 1, "enough")
+    assert operations(beat(1)) == operations(beat(9, token)) == []
+    assert operations(beat(9)) == ["lose_launch"]
 
 
 def test_with_consul_a_new_worker_waits_for_consul() -> None:
