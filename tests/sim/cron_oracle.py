@@ -100,7 +100,7 @@ class Oracle:
             case "apply_job":
                 self._on_job(state, command.apply_job.spec.id)
             case "delete_job":
-                del self.books[command.delete_job.job_id]
+                self._on_deleted(command.delete_job.job_id)
             case "set_job_paused":
                 self._on_paused(command.set_job_paused.job_id, command.set_job_paused.paused, state.time_ms)
             case "change_settings":
@@ -124,6 +124,13 @@ class Oracle:
         elif book.spec != spec:
             book.spec, book.calendar = spec, self._calendar_of(spec)
             book.decided_until_ms = max(book.decided_until_ms, state.time_ms)
+
+    def _on_deleted(self, job_id: str) -> None:
+        """What runs of it goes on to its end, and belongs to nothing any more."""
+        del self.books[job_id]
+        for token, run in self.runs.items():
+            if token[0] == job_id and run.ended_at is None:
+                self.given_up_at[token] = self._world.time.now
 
     def _calendar_of(self, spec: CronJobSpec) -> Calendar:
         return _calendar(spec.schedule, spec.time_zone, self._from_ms, self._until_ms)
@@ -264,7 +271,7 @@ class Oracle:
             ]
             assert not missed, f"{job_id}: {show(missed[0])} is missed and all is well"
         for key, launch in self.launches.items():
-            if not launch.state.has_ended and key[0] in self.books:
+            if not launch.state.has_ended and (key[0], WallMs(key[1])) in world.state.launches:
                 self._check_open(key, launch)
         self._check_overlaps()
 
