@@ -45,8 +45,8 @@ class Plan:
     quiet_s: float = 5_400.0
     """At the end, without faults."""
     kinds: tuple[str, ...] = ()
-    jobs: Callable[[CronJobSpec], CronJobSpec] | None = None
-    """What is made of each job, beside the seed's choice."""
+    jobs: Callable[[CronJobSpec], CronJobSpec | None] | None = None
+    """What is made of each job, beside the seed's choice; None leaves it out."""
 
 
 class Faults:

@@ -3,7 +3,8 @@
 Every scheduled time. The entries decide the times of a job in ascending order; the next decision must be of the very
 next time that the calendar (cron_calendar.py, not the schedules under test) gives after the one before, so that none is
 left out, doubled or invented. A record that stands for many times must say for how many and from which on, and both
-must be true. Only an edit and a resume may leave times out: those up to the log time of their entry.
+must be true. Only an edit and a resume may leave times out: those up to the log time of their entry. Nothing is launched
+before it is due, and later than its start deadline only as the catch-up policy wants it.
 
 Every start. A token starts once. With NEVER one process at most is started for a scheduled time, over all workers. A
 process only starts for an intent that the log had before, on the worker that it names.
@@ -32,7 +33,16 @@ from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.state import LaunchChanged, State, Transition
-from coordinator.model import CronJobSpec, Launch, LaunchState, LaunchTrigger, OverlapPolicy, RetryPolicy, WallMs
+from coordinator.model import (
+    CatchUpPolicy,
+    CronJobSpec,
+    Launch,
+    LaunchState,
+    LaunchTrigger,
+    OverlapPolicy,
+    RetryPolicy,
+    WallMs,
+)
 from tests.sim.cron_calendar import Calendar
 from tests.sim.cron_jobs import SLICE_S
 
@@ -160,6 +170,12 @@ class Oracle:
         is_within_jitter = 0 <= due_ms - scheduled_at_ms <= round(book.spec.jitter_s * 1_000)
         assert is_within_jitter, f"{_name(commit)} is due {due_ms - scheduled_at_ms} ms later"
         assert wall >= due_ms, f"{_name(commit)} is committed {due_ms - wall} ms before its time"
+        if commit.not_before_unix_ms:
+            assert book.spec.catch_up is not CatchUpPolicy.NONE, f"{_name(commit)} is caught up with policy none"
+            self._world.counts["caught up"] += 1
+        else:
+            late_s = (wall - due_ms) / 1_000
+            assert late_s <= book.spec.start_deadline_s, f"{_name(commit)} is committed {late_s:.3f} s late"
 
     def _decide_next(self, job_id: str, book: Book, scheduled_at_ms: int) -> None:
         expected = book.calendar.next_after(book.decided_until_ms)

@@ -101,7 +101,7 @@ class World:
 
     # The cluster's life
 
-    def found(self, change: Callable[[CronJobSpec], CronJobSpec] | None = None) -> None:
+    def found(self, change: Callable[[CronJobSpec], CronJobSpec | None] | None = None) -> None:
         """Three masters, some workers, the jobs, with what a plan makes of each."""
         for number in range(self.rng.randint(3, 5)):
             self.add_worker(f"w{number + 1}")
@@ -110,9 +110,10 @@ class World:
         self.operator(bootstrap_cluster=command_pb2.BootstrapCluster(cluster_id="cron", shards=1))
         for worker in self.workers.values():
             worker.start()
-        for spec in jobs_of(self.seed, self.rng):
-            spec = spec if change is None else change(spec)
-            self.operator(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="config"))
+        for drawn in jobs_of(self.seed, self.rng):
+            spec = drawn if change is None else change(drawn)
+            if spec is not None:
+                self.operator(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="config"))
 
     def add_worker(self, name: str) -> Worker:
         """A new machine, not started yet."""
