@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import pytest
 
 from coordinator.control import interface, launches
 from coordinator.machine.draft import Draft
-from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, OverlapPolicy, RetryPolicy
+from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy
 from tests.sim.cron_faults import LEADER_MOMENTS, WORKER_MOMENTS, Plan, run_seed
 from tests.sim.cron_leader import Leader
 from tests.sim.cron_oracle import LATE_S_MAX
@@ -191,6 +191,20 @@ def _lose_by_suspicion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches.LaunchTracker, "_lost_reason", lost_reason)
 
 
+def _begin_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever waits begins, beside what runs."""
+
+    def may_begin(spec: CronJobSpec, open_launches: Sequence[Launch]) -> list[Launch]:
+        return [launch for launch in open_launches if launch.state is LaunchState.WAITING]
+
+    monkeypatch.setattr(launches, "may_begin", may_begin)
+
+
+def _ignore_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader does not look at the launches that heartbeats name."""
+    monkeypatch.setattr(launches.LaunchTracker, "on_heartbeat", lambda *arguments: [])
+
+
 WITHOUT = {
     "watermark": Row(
         findings=("is decided, due next is",),
@@ -217,6 +231,22 @@ WITHOUT = {
         findings=("was never committed",),
         kinds=("leader_moment", "lossy_log"),
         switch_off=_order_before_commit,
+    ),
+    "kill_of_what_outlived_its_agent": Row(
+        findings=("still runs when",),
+        kinds=("worker", "worker_moment"),
+        promises=Promises(kills_what_outlived=False),
+    ),
+    "queue_one_at_a_time": Row(
+        findings=("still runs when",),
+        kinds=("worker",),
+        jobs=lambda spec: replace(_every_minute(spec), overlap=OverlapPolicy.QUEUE),
+        switch_off=_begin_all,
+    ),
+    "heartbeats_that_name_launches": Row(
+        findings=("is RUNNING for good",),
+        kinds=("partition", "paused_worker"),
+        switch_off=_ignore_heartbeats,
     ),
     "lost_only_without_lease": Row(
         findings=("still runs when",),
