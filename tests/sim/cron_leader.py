@@ -278,8 +278,20 @@ class Leader:
             ended = interface.ProposalEnded(action.token, None, NoLeader("lost"))
             self.world.time.after(self._rng.uniform(0.001, 0.02), partial(self.tell, ended))
             return
+        flight = Flight(action.token, action.command, self.master.wall)
         is_answered = chance >= faults.lost + faults.unknown
-        self.submit(Flight(action.token, action.command, self.master.wall), is_answered=is_answered)
+        if is_answered or chance < faults.lost + faults.unknown / 2:
+            self.submit(flight, is_answered=is_answered)
+        else:
+            self._submit_late(flight)
+
+    def _submit_late(self, flight: Flight) -> None:
+        """The leader is told that nobody knows; the command is committed after it may have proposed it again."""
+        ended = interface.ProposalEnded(flight.token, None, OutcomeUnknown("no answer in time"))
+        flight.token = 0
+        self._flights.append(flight)
+        self.world.time.after(self._rng.uniform(0.001, 0.02), partial(self.tell, ended))
+        self.world.time.after(self._rng.uniform(0.02, 3.0), partial(self._commit, flight, True))
 
     def submit(self, flight: Flight, *, is_answered: bool = True) -> None:
         """Puts a command into the log behind those before it."""

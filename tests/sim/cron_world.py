@@ -44,7 +44,7 @@ class LogFaults:
 
     lost: float = 0.0
     unknown: float = 0.0
-    """Committed, and the answer is lost."""
+    """Committed, and the answer is lost; half of them so late that the leader proposes them again."""
 
 
 @dataclass(slots=True, eq=False)
