@@ -70,7 +70,13 @@ def test_the_seeds_reach_what_they_are_for() -> None:
     ends = ("SUCCEEDED", "FAILED", "TIMED_OUT", "LOST", "MISSED", "SKIPPED", "CANCELLED")
     wanted += [f"ended {state}" for state in ends]
     wanted += ["drain_node", "change_settings", "set_job_paused", "delete_job", "assign_launch", "cancel_launch"]
-    wanted += ["stops", "refused commit_launch", "refused finish_launch", "caught up", "beside a run that counts no more"]
+    wanted += [
+        "stops",
+        "refused commit_launch",
+        "refused finish_launch",
+        "caught up",
+        "beside a run that counts no more",
+    ]
     missing = [name for name in wanted if not counts[name]]
     assert not missing, (missing, counts)
     late_s = sorted(late_s for world in worlds for late_s in world.oracle.late_s)
