@@ -57,6 +57,8 @@ class Calendar:
     def _walk(self, zone: str) -> list[int]:
         found: list[int] = []
         for minute_ms, local, is_second, skipped in walk_zone(zone, self.from_ms, self.until_ms):
+            if local.minute not in self._minutes and not skipped:
+                continue
             matches = self._matches(local)
             if self._is_interval:
                 if matches:
