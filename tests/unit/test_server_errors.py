@@ -200,7 +200,7 @@ async def test_a_message_above_the_limit_is_not_asked_for_again(direction: str) 
         return bytes(MESSAGE_BYTES_MAX + 1)
 
     server = aio.server(options=[("grpc.max_send_message_length", -1)])
-    method = grpc.unary_unary_rpc_method_handler(answer)  # type: ignore[arg-type]
+    method: Any = grpc.unary_unary_rpc_method_handler(answer)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", {"large": method}),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
