@@ -142,10 +142,7 @@ class Network:
     def _arrives_down(self, stream: Stream, response: session_pb2.OpenResponse) -> None:
         if stream.has_worker_left:
             return
-        if response.HasField("launch_stop"):
-            stream.process.stopped(stream, response.launch_stop)
-        else:
-            stream.process.on_event(session_interface.Received(stream.number, response))
+        stream.process.on_event(session_interface.Received(stream.number, response))
 
     def _master_learns(self, stream: Stream) -> None:
         self.streams.pop(stream.session, None)

@@ -218,15 +218,6 @@ class Process:
         else:
             self._do(lambda: self._step(self.session.on_event(self.world.time.session_now, event)))
 
-    def stopped(self, stream: Stream, stop: session_pb2.LaunchStop) -> None:
-        """A stop came in; the driver hands it to the launcher while the session is open."""
-
-        def take() -> None:
-            if stream is self.stream and self.session.phase is session_interface.Phase.OPEN:
-                self._take_stop(stop)
-
-        self._do(take)
-
     def stream_opened(self, number: int) -> None:
         """A connection is up."""
         self._do(lambda: self.on_event(session_interface.StreamOpened(number, tuple(self._pending()))))
@@ -287,6 +278,10 @@ class Process:
                 self._later(0.0, lambda: self.on_event(applied))
             case session_interface.Launch(order):
                 self._launch(order)
+            case session_interface.StopLaunch(stop):
+                self._take_stop(stop)
+            case session_interface.EndRuns():
+                self._end_runs()
             case session_interface.Receipt(receipt):
                 self._take_receipt(receipt)
             case session_interface.End():
@@ -301,7 +296,7 @@ class Process:
     # Lease
 
     def _look_at_lease(self) -> None:
-        """The lease may have ended: then every run is told to stop."""
+        """Notes for the oracle which runs have lost it, also while the agent is paused and does not know."""
         if not self.is_alive:
             return
         if self.has_lease():
@@ -310,9 +305,10 @@ class Process:
         for order in self.orders.values():
             if order.run is not None:
                 self.note_lease(order.run)
-        self._do(self._stop_without_lease)
 
-    def _stop_without_lease(self) -> None:
+    def _end_runs(self) -> None:
+        """The session says that the lease has ended: every run is told to stop."""
+        self._look_at_lease()
         if not self.world.promises.stops_without_lease:
             return
         for order in list(self.orders.values()):
@@ -352,7 +348,7 @@ class Process:
     def _fill_slots(self) -> None:
         while self._queue and len(self.orders) - len(self._queue) < LAUNCHES_MAX:
             token = self._queue.pop(0)
-            if self.world.time.now - self.orders[token].received_at >= self.world.config.cron.order_timeout_s:
+            if self.world.time.now - self.orders[token].received_at >= self.world.config.cron.order_timeout_s / 2:
                 del self.orders[token]
                 continue
             self._later(self._rng.uniform(0.000_2, 0.005), partial(self._begin, token))
