@@ -13,8 +13,8 @@ a receipt; without a receipt it reports again. The order rules:
   may still tell: for that, suspicion is not enough.
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
   is the first choice then. Once only a worker is missing, it is given up after the job's start deadline.
-- A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, again in each of its sessions, until
-  it reports. A worker whose heartbeat names an attempt that was given up is told to stop that one, too.
+- A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, again in each of its sessions, and
+  every `order_timeout_s` while no start is confirmed, until it reports. A worker whose heartbeat names an attempt that was given up is told to stop that one, too.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Watch:
     """WAITING: since when only a worker is missing."""
     ordered_at: Monotonic | None = None
     """When the attempt was first ordered in the worker's latest session; None when it was not."""
-    is_stop_sent: bool = False
-    """True when the worker was told to stop it in its latest session."""
+    stop_sent_at: Monotonic | None = None
+    """When the worker was told to stop it, last in its latest session; None when it was not."""
     report: Report | None = None
     """The latest report that waits to be proposed."""
     proposed: Report | None = None
@@ -152,7 +152,7 @@ class LaunchTracker:
         keys = self._open.of_worker(node_id)
         for key in keys:
             launch, watch = self._state.launches[key], self._watches[key]
-            watch.is_stop_sent = False
+            watch.stop_sent_at = None
             if (*key, launch.attempt) in known:
                 continue
             if launch.state is LaunchState.COMMITTED:
@@ -238,10 +238,7 @@ class LaunchTracker:
         if reason is not None:
             return [self._lose(at, launch, job, reason)]
         if launch.cancel_reason:
-            if watch.is_stop_sent:
-                return []
-            watch.is_stop_sent = True
-            return [StopLaunch(launch.worker, *key, launch.attempt, launch.cancel_reason)]
+            return self._stop(at, launch, watch)
         if launch.state is not LaunchState.COMMITTED:
             return []
         actions: list[Action] = []
@@ -251,6 +248,16 @@ class LaunchTracker:
         deadline = Monotonic(watch.ordered_at + self._order_timeout_s)
         self._timers.set(key, deadline if deadline > at.now else None)
         return actions
+
+    def _stop(self, at: Moment, launch: Launch, watch: Watch) -> list[Action]:
+        """Tells the worker, once while heartbeats show whether the run goes on, else again until it answers."""
+        again_at = None if watch.stop_sent_at is None else Monotonic(watch.stop_sent_at + self._order_timeout_s)
+        is_due = again_at is None or (launch.state is LaunchState.COMMITTED and at.now >= again_at)
+        if is_due:
+            watch.stop_sent_at, again_at = at.now, Monotonic(at.now + self._order_timeout_s)
+        if launch.state is LaunchState.COMMITTED:
+            self._timers.set(launch.key, again_at)
+        return [StopLaunch(launch.worker, *launch.key, launch.attempt, launch.cancel_reason)] if is_due else []
 
     def _is_free(self, at: Moment, key: LaunchKey) -> bool:
         """True when something may be proposed for the launch now; sees to a later look when only time is missing."""

@@ -270,11 +270,28 @@ def test_a_cancelled_order_is_stopped_and_never_ordered_again() -> None:
     harness = ordered(start=False)
     harness.cancel(60)
     harness.open_session("w1", session=2)
+    assert len(harness.stops) == 2
     harness.advance(20)
     assert len(harness.orders) == 1
-    assert len(harness.stops) == 2
     assert attempts(harness) == [(1, "w1", "COMMITTED")]
     harness.report("w1", report_of(harness.orders[0].launch, LaunchState.CANCELLED), session=2)
+    assert attempts(harness) == [(1, "w1", "CANCELLED")]
+
+
+def test_a_stop_that_nobody_answers_is_sent_again() -> None:
+    """A worker that could not note the stop, as on a full disk, hears it again in the same session until it answers."""
+    harness = ordered(start=False)
+    harness.cancel(60)
+    assert len(harness.stops) == 1
+    harness.advance(4.9)
+    assert len(harness.stops) == 1
+    harness.advance(0.2)
+    assert len(harness.stops) == 2
+    harness.advance(5)
+    assert harness.stops == [harness.stops[0]] * 3
+    harness.report("w1", report_of(harness.orders[0].launch, LaunchState.CANCELLED))
+    harness.advance(20)
+    assert len(harness.stops) == 3
     assert attempts(harness) == [(1, "w1", "CANCELLED")]
 
 
