@@ -166,17 +166,17 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
             raise Refused(RefusalReason.PRECONDITION, f"job {job.id!r} has no launch{which} that runs or waits")
         request_id = request.request_id or uuid.uuid4().hex
         reason = request.reason or "cancelled by hand"
-        cancels = [
-            command_pb2.CancelLaunch(job_id=job.id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
+        # Named by their times: what a second try with the same id finds open is less than what the first one found.
+        requests = [
+            (_cancel(job.id, scheduled_at_ms, reason, request_id), f"{request_id}/{scheduled_at_ms}")
             for scheduled_at_ms in times
         ]
-        await self._master.submit_all(
-            [
-                (command_pb2.Command(cause=request_id, cancel_launch=cancel), f"{request_id}/{number}")
-                for number, cancel in enumerate(cancels)
-            ],
-            context,
-        )
+        try:
+            await self._master.submit_all(requests, context)
+        except Refused as error:
+            if error.reason not in (RefusalReason.STALE, RefusalReason.NOT_FOUND):
+                raise
+            # One has ended by itself meanwhile; the others are told.
         state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
         launches = [state.launches.get((job.id, scheduled_at_ms)) for scheduled_at_ms in times]
         return cron_pb2.CancelLaunchesResponse(launches=[launch_to_proto(item) for item in launches if item])
@@ -197,6 +197,11 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
                 break
             response.launches.append(launch_to_proto(launch))
         return response
+
+
+def _cancel(job_id: str, scheduled_at_ms: WallMs, reason: str, cause: str) -> command_pb2.Command:
+    cancel = command_pb2.CancelLaunch(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
+    return command_pb2.Command(cause=cause, cancel_launch=cancel)
 
 
 def _job(state: State, job_id: str) -> CronJob:
@@ -247,7 +252,8 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
     view = cron_pb2.CronJobView(job=job_to_proto(job))
     if not job.paused and not state.settings.cron_paused:
         schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
-        moment = schedule.next_after(max(wall_ms, job.decided_until_ms))
+        # A time that has come and waits for its jitter has not been launched yet.
+        moment = schedule.next_after(max(WallMs(wall_ms - job.spec.jitter_ms), job.decided_until_ms))
         while moment is not None and len(view.next_unix_ms) < count:
             view.next_unix_ms.append(moment)
             moment = schedule.next_after(moment)

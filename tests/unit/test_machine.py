@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from typing import Any
+
 import pytest
 
 from coordinator.api.v1 import command_pb2, snapshot_pb2, types_pb2
@@ -363,7 +365,8 @@ def test_what_was_never_formed_is_cut_and_joined_at_once() -> None:
 
 
 def job(driver: MachineDriver, **fields: object) -> None:
-    spec = types_pb2.CronJobSpec(**{"id": "j", "schedule": "* * * * *", "command": ["true"], **fields})  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"id": "j", "schedule": "* * * * *", "command": ["true"], **fields}
+    spec = types_pb2.CronJobSpec(**asked)
     driver.accept(apply_job=command_pb2.ApplyJob(spec=spec, source="api"))
 
 
