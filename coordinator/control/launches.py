@@ -14,7 +14,8 @@ a receipt; without a receipt it reports again. The order rules:
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
   is the first choice then. Once only a worker is missing, it is given up after the job's start deadline.
 - A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, again in each of its sessions, and
-  every `order_timeout_s` while no start is confirmed, until it reports. A worker whose heartbeat names an attempt that was given up is told to stop that one, too.
+  every `order_timeout_s` while no start is confirmed, until it reports. A worker whose heartbeat names an attempt that
+  was given up is told to stop that one, too.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -336,6 +337,35 @@ async def test_a_trigger_without_a_worker_is_refused(service: CronService) -> No
     with pytest.raises(Refused, match="now: it has no owner") as refused:
         await service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="tick"), CALL)
     assert refused.value.reason is RefusalReason.PRECONDITION
+
+
+async def test_long_lists_leave_the_loop_its_turns(service: CronService, master: OneMaster) -> None:
+    """A thousand jobs with their histories are looked through a few at a time: the leader's heartbeats go on."""
+    await apply_jobs(service, *(spec(f"job_{number}") for number in range(100)))
+    for number in range(100):
+        for minute in range(1, 21):
+            record = command_pb2.RecordNoLaunch(
+                job_id=f"job_{number}",
+                scheduled_at_unix_ms=START_MS + minute * 60_000,
+                state=types_pb2.LAUNCH_STATE_SKIPPED,
+                reason="previous still running",
+            )
+            await master.run(record_no_launch=record)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count())
+    jobs = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
+    assert (len(jobs.jobs), turns >= 10) == (100, True)
+    turns = 0
+    launches = await service.ListLaunches(cron_pb2.ListLaunchesRequest(latest=5_000, missed=True), CALL)
+    assert (len(launches.launches), turns >= 10) == (2_000, True)
+    counter.cancel()
 
 
 async def test_unknown_jobs_are_not_found(service: CronService) -> None:
