@@ -30,7 +30,7 @@ from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.launch_reports import Report, judge, receipt, report_command, was_given_up
 from coordinator.control.open_launches import OpenLaunches
 from coordinator.control.overlap import may_begin, superseded
-from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms
+from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms, wait_left_ms
 from coordinator.control.timers import Moment, Timers
 from coordinator.machine.state import LaunchChanged, LaunchKey, State
 from coordinator.model import CronJob, Launch, LaunchState, LaunchTrigger, Monotonic, NodeState, WallMs
@@ -164,12 +164,12 @@ class LaunchTracker:
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
         """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
-        named = {(t.job_id, WallMs(t.scheduled_at_unix_ms)): t.attempt for t in heartbeat.launches}
+        named = dict.fromkeys(((t.job_id, WallMs(t.scheduled_at_unix_ms)), t.attempt) for t in heartbeat.launches)
         gone: list[LaunchKey] = []
         for key in self._open.of_worker(node_id):
             launch, watch = self._state.launches[key], self._watches[key]
-            is_running = launch.state is LaunchState.RUNNING and launch.attempt != named.get(key)
-            if is_running and key not in self._in_flight and watch.report is None:
+            is_gone = launch.state is LaunchState.RUNNING and (key, launch.attempt) not in named
+            if is_gone and key not in self._in_flight and watch.report is None:
                 watch.gone = f"{node_id} no longer knows the run"
                 gone.append(key)
         return self._stop_given_up(session, node_id, named) + self._review(at, gone)
@@ -342,12 +342,12 @@ class LaunchTracker:
         )
         return self._propose(launch, command_pb2.Command(cancel_launch=cancel))
 
-    def _stop_given_up(self, session: int, node_id: str, named: dict[LaunchKey, int]) -> list[Action]:
+    def _stop_given_up(self, session: int, node_id: str, named: Iterable[tuple[LaunchKey, int]]) -> list[Action]:
         """Stops for attempts that a worker has and that were given up; each once per session."""
         told_in, told = self._stopped.get(node_id, (session, set()))
-        told = told & set(named.items()) if told_in == session else set()
+        told = told & set(named) if told_in == session else set()
         actions: list[Action] = []
-        for key, attempt in named.items():
+        for key, attempt in named:
             launch = self._state.launches.get(key)
             if launch is not None and (key, attempt) not in told and was_given_up(launch, attempt):
                 told.add((key, attempt))
@@ -378,8 +378,8 @@ class LaunchTracker:
         self._open.put(launch)
         watch = self._watches.get(launch.key)
         if watch is None:
-            wait_s = max(0, launch.not_before_ms - at.wall) / 1_000
-            watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_s))
+            wait_ms = wait_left_ms(self._state.jobs.get(launch.job_id), launch, at.wall)
+            watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_ms / 1_000))
             self._timers.set(launch.key, None)
         return watch
 
