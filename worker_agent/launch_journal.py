@@ -13,7 +13,8 @@ not be written did not happen. Only a receipt counts at once and is never waited
 
 A last line that a crash cut short is dropped: what it announced had not happened yet. Any other line that cannot be
 read stops the agent (Damaged): starting something twice is worse. The file is rewritten when it has grown to several
-times TOKENS_KEPT, and after a write that failed; what is dropped are the oldest launches that were receipted.
+times TOKENS_KEPT, and after a write that failed; what is dropped are the oldest launches that were receipted, and the
+output of all that were: the masters have it.
 
 `CommitQueue` is the way in for the event loop: changes that come while the disk is busy share its next sync, so a sync
 of 5 ms bounds what a launch waits, not how many of them there are in a second.
@@ -187,6 +188,8 @@ class LaunchJournal:
                 if (entry := self._entries.get(token)) is not None:
                     entry.receipted = True
                     self._unreceipted.pop(token, None)
+                    if entry.report is not None and entry.report.output:
+                        entry.report = _without_output(entry.report)
             case _:
                 assert_never(change)
 
@@ -287,6 +290,14 @@ class CommitQueue:
 def _log_failure(future: asyncio.Future[None]) -> None:
     if not future.cancelled() and (error := future.exception()) is not None:
         _log.warning("a receipt could not be written, so its launch is reported again after a restart: %s", error)
+
+
+def _without_output(report: session_pb2.LaunchReport) -> session_pb2.LaunchReport:
+    """A copy: the report itself may be on its way."""
+    copied = session_pb2.LaunchReport()
+    copied.CopyFrom(report)
+    copied.ClearField("output")
+    return copied
 
 
 def _changes(entry: Entry) -> list[Change]:

@@ -112,7 +112,8 @@ class Launcher:
         """Orders that wait, run, or are being cancelled, by token."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Those that have a slot."""
-        self._cancels: set[asyncio.Task[None]] = set()
+        self._cancels: dict[str, asyncio.Task[None]] = {}
+        """Tokens of which is being noted that they never start."""
         self._finder = RunFinder()
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
@@ -147,7 +148,7 @@ class Launcher:
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
         """Takes an order; the run goes on by itself. A token that is known already is reported again, never started."""
         key = key_of(order.launch)
-        if self._stopping:
+        if self._stopping or key.token in self._cancels:
             return
         run = self._runs.get(key.token)
         if run is not None:
@@ -170,7 +171,7 @@ class Launcher:
     async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
         """Ends a launch, or sees to it that it never starts; what became of it is reported, once more if need be."""
         key, reason = key_of(stop.token), stop.reason or "cancelled"
-        if self._stopping:
+        if self._stopping or key.token in self._cancels:
             return
         run = self._runs.get(key.token)
         if run is not None:
@@ -239,7 +240,7 @@ class Launcher:
         self._stopping = True
         await self.stop_all("the worker agent stops", grace_s)
         while self._cancels:
-            await asyncio.wait(self._cancels)
+            await asyncio.wait(self._cancels.values())
         if self._commits is not None:
             await self._commits.close()
         await self.outputs.close()
@@ -291,21 +292,15 @@ class Launcher:
         run_id = uuid.uuid4().hex
         await self._committing().commit(Begin(run.token, run_id))
         report = _report(run.key)
-        process = None
-        if not run.stop.is_set():
-            report.started_unix_ms = self._clock.wall_ms()
-            process = await self._begin(run, run_id, report)
+        process = await self._begin(run, run_id, report)
         if process is not None:
             run.running = _report(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
             self._on_report(run.running)
             try:
                 await self._see_through(run, process, report)
             except BaseException:
-                await asyncio.to_thread(kill_runs, {run_id})
-                await process.wait()
+                await process.stop(0.0)
                 raise
-        elif run.stop.is_set():
-            report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
         if run.abandoned:
             _log.warning("launch %s was ended: %s", run.token, run.abandoned)
             self._committing().settle(run.token)
@@ -315,7 +310,7 @@ class Launcher:
         self._on_report(report)
 
     async def _begin(self, run: _Run, run_id: str, report: session_pb2.LaunchReport) -> RunProcess | None:
-        """Starts the process; None, with the reason in the report, when it cannot be started."""
+        """Starts the process; None, with the reason in the report, when it cannot or may not be started."""
         spec = run.order.spec
         arguments = arguments_of(spec)
         try:
@@ -323,11 +318,18 @@ class Launcher:
                 raise ValueError(refusal)
             environment = environment_of(run.order, self._worker_id)
             async with self._starting:
+                if not self._has_lease():
+                    run.abandoned, run.is_void = run.abandoned or "the session lease ended before its start", True
+                if run.abandoned or run.cancelled:
+                    report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
+                    return None
+                report.started_unix_ms = self._clock.wall_ms()
                 process = await RunProcess.start(arguments, environment, run_id, run.output, self._finder)
         except (OSError, ValueError) as error:
             report.state = types_pb2.LAUNCH_STATE_FAILED
             report.reason = f"could not start {arguments[0]!r}: {error}"
             report.exit_status = NOT_STARTED_STATUS
+            report.started_unix_ms = self._clock.wall_ms()
             return None
         run.output.on_full = lambda is_full: process.set_reading(not is_full)
         return process
@@ -362,8 +364,8 @@ class Launcher:
     def _spawn_cancel(self, key: LaunchKey, reason: str) -> None:
         """Notes durably that a token without a process never gets one, then reports it; beside other orders."""
         task = asyncio.create_task(self._cancel(key, reason), name=f"cancel {key.token}")
-        self._cancels.add(task)
-        task.add_done_callback(self._cancels.discard)
+        self._cancels[key.token] = task
+        task.add_done_callback(lambda _: self._cancels.pop(key.token))
 
     async def _cancel(self, key: LaunchKey, reason: str) -> None:
         report = _report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason, finished_unix_ms=self._clock.wall_ms())

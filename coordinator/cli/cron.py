@@ -71,6 +71,8 @@ cron.add_command(logs)
 def delete(session: Session, job: str) -> None:
     """Forget a job and its history. A run that goes on is not stopped.
 
+    A job of cluster.toml comes back with the next leader; take it out of the file of every master.
+
     \b
     Example:
       clusterctl cron delete nightly_report

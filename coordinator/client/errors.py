@@ -92,7 +92,7 @@ def _error_of_status(status: grpc.StatusCode, details: str, address: str) -> Coo
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE:
             return errors.InvalidRequest(f"{address} refused the request{said}")
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _TOO_LARGE in details:
-            # To ask again would give the same. Answers to changes are small, so it was a question or the request itself.
+            # To ask again would give the same. Answers to changes are small, so it was a question, or the request.
             return errors.InvalidRequest(f"{address}: a message is too large{said}; ask or send less at once")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return errors.Overloaded(f"{address} has no room for the request{said}")

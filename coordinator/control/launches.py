@@ -6,16 +6,15 @@ a receipt; without a receipt it reports again. The order rules:
 
 - At most one proposal per launch is on its way; its end is followed by a fresh look at the state. The begin of a
   WAITING launch and a decision of its job are never on their way at once: both rely on what has not ended (overlap.py).
-- A COMMITTED attempt is lost when its worker is not heard (and another one serves), or neither confirmed the start nor
-  named the order in a heartbeat for `order_timeout_s`: an order that waits at an overloaded worker is no lost one. A
-  RUNNING attempt is lost only when it surely ended: the worker is DOWN or gone (its lease ended), it came back without
-  knowing the run (a worker kills, at its start, what outlived it), or a heartbeat no longer names the run.
-- What follows an attempt is for retries.py to say. An attempt without a next one is not called lost while its worker
-  may still tell: for that, suspicion is not enough.
+- A COMMITTED attempt is lost when its worker is not heard (and another one serves), or neither confirms the start nor
+  names the order in a heartbeat for `order_timeout_s`: an order that waits at a busy worker is not lost. A RUNNING one
+  only when it surely ended: the worker is DOWN or gone (its lease ended), or it no longer names the run, in a Hello (a
+  worker kills, at its start, what outlived it) or a heartbeat. What follows is for retries.py to say; an attempt
+  without a next one is not called lost while its worker may still tell: for that, suspicion is not enough.
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
   is the first choice then. Once only a worker is missing, it is given up after the job's start deadline.
-- A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, again in each of its sessions, until
-  it reports. A worker whose heartbeat names an attempt that was given up is told to stop that one, too.
+- A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, in each of its sessions and every
+  `order_timeout_s` while no start is confirmed, until it reports; so for attempts that were given up and are named.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.launch_reports import Report, judge, receipt, report_command, was_given_up
 from coordinator.control.open_launches import OpenLaunches
 from coordinator.control.overlap import may_begin, superseded
-from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms
+from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms, wait_left_ms
 from coordinator.control.timers import Moment, Timers
 from coordinator.machine.state import LaunchChanged, LaunchKey, State
 from coordinator.model import CronJob, Launch, LaunchState, LaunchTrigger, Monotonic, NodeState, WallMs
@@ -49,8 +48,8 @@ class Watch:
     """WAITING: since when only a worker is missing."""
     ordered_at: Monotonic | None = None
     """When the attempt was ordered in the worker's latest session, or last named by it; None before its order."""
-    is_stop_sent: bool = False
-    """True when the worker was told to stop it in its latest session."""
+    stop_sent_at: Monotonic | None = None
+    """When the worker was told to stop it, last in its latest session; None when it was not."""
     report: Report | None = None
     """The latest report that waits to be proposed."""
     proposed: Report | None = None
@@ -153,7 +152,7 @@ class LaunchTracker:
         keys = self._open.of_worker(node_id)
         for key in keys:
             launch, watch = self._state.launches[key], self._watches[key]
-            watch.is_stop_sent = False
+            watch.stop_sent_at = None
             if (*key, launch.attempt) in known:
                 continue
             if launch.state is LaunchState.COMMITTED:
@@ -164,11 +163,11 @@ class LaunchTracker:
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
         """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
-        named = {(t.job_id, WallMs(t.scheduled_at_unix_ms)): t.attempt for t in heartbeat.launches}
-        gone: list[LaunchKey] = []
+        named = dict.fromkeys(((t.job_id, WallMs(t.scheduled_at_unix_ms)), t.attempt) for t in heartbeat.launches)
+        gone = []
         for key in self._open.of_worker(node_id):
             launch, watch = self._state.launches[key], self._watches[key]
-            is_named = launch.attempt == named.get(key)
+            is_named = (key, launch.attempt) in named
             if is_named and launch.state is LaunchState.COMMITTED and watch.ordered_at is not None:
                 watch.ordered_at = at.now
             is_gone = launch.state is LaunchState.RUNNING and not is_named
@@ -242,10 +241,7 @@ class LaunchTracker:
         if reason is not None:
             return [self._lose(at, launch, job, reason)]
         if launch.cancel_reason:
-            if watch.is_stop_sent:
-                return []
-            watch.is_stop_sent = True
-            return [StopLaunch(launch.worker, *key, launch.attempt, launch.cancel_reason)]
+            return self._stop(at, launch, watch)
         if launch.state is not LaunchState.COMMITTED:
             return []
         actions: list[Action] = []
@@ -255,6 +251,16 @@ class LaunchTracker:
         deadline = Monotonic(watch.ordered_at + self._order_timeout_s)
         self._timers.set(key, deadline if deadline > at.now else None)
         return actions
+
+    def _stop(self, at: Moment, launch: Launch, watch: Watch) -> list[Action]:
+        """Tells the worker, once while heartbeats show whether the run goes on, else again until it answers."""
+        again_at = None if watch.stop_sent_at is None else Monotonic(watch.stop_sent_at + self._order_timeout_s)
+        is_due = again_at is None or (launch.state is LaunchState.COMMITTED and at.now >= again_at)
+        if is_due:
+            watch.stop_sent_at, again_at = at.now, Monotonic(at.now + self._order_timeout_s)
+        if launch.state is LaunchState.COMMITTED:
+            self._timers.set(launch.key, again_at)
+        return [StopLaunch(launch.worker, *launch.key, launch.attempt, launch.cancel_reason)] if is_due else []
 
     def _is_free(self, at: Moment, key: LaunchKey) -> bool:
         """True when something may be proposed for the launch now; sees to a later look when only time is missing."""
@@ -338,21 +344,17 @@ class LaunchTracker:
         )
         return self._propose(launch, command_pb2.Command(cancel_launch=cancel))
 
-    def _stop_given_up(self, session: int, node_id: str, named: dict[LaunchKey, int]) -> list[Action]:
+    def _stop_given_up(self, session: int, node_id: str, named: Iterable[tuple[LaunchKey, int]]) -> list[Action]:
         """Stops for attempts that a worker has and that were given up; each once per session."""
         told_in, told = self._stopped.get(node_id, (session, set()))
-        told = told & set(named.items()) if told_in == session else set()
-        actions: list[Action] = []
-        for key, attempt in named.items():
-            launch = self._state.launches.get(key)
-            if launch is not None and (key, attempt) not in told and was_given_up(launch, attempt):
-                told.add((key, attempt))
-                actions.append(StopLaunch(node_id, *key, attempt, f"attempt {attempt} was given up"))
-        if told:
-            self._stopped[node_id] = (session, told)
-        else:
-            self._stopped.pop(node_id, None)
-        return actions
+        told = told & set(named) if told_in == session else set()
+        launches = self._state.launches
+        new = [(key, attempt) for key, attempt in named if (key, attempt) not in told and key in launches]
+        new = [(key, attempt) for key, attempt in new if was_given_up(launches[key], attempt)]
+        self._stopped.pop(node_id, None)
+        if told or new:
+            self._stopped[node_id] = (session, told | set(new))
+        return [StopLaunch(node_id, *key, attempt, f"attempt {attempt} was given up") for key, attempt in new]
 
     def _next_worker(self, launch: Launch, job: CronJob) -> str:
         """The first worker of the job that serves, after a loss another one if there is any; empty when none serves."""
@@ -374,8 +376,8 @@ class LaunchTracker:
         self._open.put(launch)
         watch = self._watches.get(launch.key)
         if watch is None:
-            wait_s = max(0, launch.not_before_ms - at.wall) / 1_000
-            watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_s))
+            wait_ms = wait_left_ms(self._state.jobs.get(launch.job_id), launch, at.wall)
+            watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_ms / 1_000))
             self._timers.set(launch.key, None)
         return watch
 

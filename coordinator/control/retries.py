@@ -14,7 +14,7 @@ the token: jobs that failed together do not come back together, and every leader
 
 from __future__ import annotations
 
-from coordinator.model import HASH_SPACE, CronJobSpec, Launch, LaunchState, RetryPolicy, WallMs, key_hash
+from coordinator.model import HASH_SPACE, CronJob, CronJobSpec, Launch, LaunchState, RetryPolicy, WallMs, key_hash
 
 SPREAD = 0.1
 """A pause is so much longer or shorter at most, as a part of it."""
@@ -47,6 +47,12 @@ def pause_ms(spec: CronJobSpec, launch: Launch) -> int:
 def retry_at_ms(spec: CronJobSpec, launch: Launch, wall: WallMs) -> WallMs:
     """When the next attempt may begin, were the present one to end now."""
     return WallMs(wall + pause_ms(spec, launch))
+
+
+def wait_left_ms(job: CronJob | None, launch: Launch, wall: WallMs) -> int:
+    """How long a launch waits yet; a retry a whole pause at most, wherever the wall clock was when it began."""
+    left_ms = max(0, launch.not_before_ms - wall)
+    return min(left_ms, pause_ms(job.spec, launch)) if job is not None and launch.attempt else left_ms
 
 
 def _has_another(spec: CronJobSpec, launch: Launch) -> bool:

@@ -1,8 +1,9 @@
 """Commands about cron jobs: what they are, who owns them. Their launches are launches.py's.
 
-`decided_until` is the job's watermark: scheduled times up to it have been decided. An edit and a resume move it to the
-time of their log entry, so they never launch retroactively; for the same reason a pause ends what the schedule has
-committed and nobody has begun.
+`decided_until` is the job's watermark: scheduled times up to it have been decided. A change of the schedule or its zone
+and a resume move it to the time of their log entry, so they never launch retroactively; for the same reason a pause
+ends what the schedule has committed and nobody has begun. Any other edit leaves it where it is: the times are the same,
+and those that wait for their jitter, for a worker or for a leader are still to be decided, by the new rules.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from coordinator.machine.codec import job_spec_from_proto
 from coordinator.machine.draft import Draft
 from coordinator.machine.launches import drop_waiting
 from coordinator.machine.nodes import check_name
-from coordinator.model import CronJob, CronJobSpec
+from coordinator.model import NEVER_MS, CronJob, CronJobSpec
 from coordinator.model.errors import RefusalReason, Refused
 
 
@@ -58,12 +59,14 @@ def apply_job(draft: Draft, command: command_pb2.ApplyJob) -> None:
         )
         draft.record("cron", spec.id, f"created: {spec.schedule} ({spec.time_zone})")
     elif before.spec != spec:
+        has_same_times = (before.spec.schedule, before.spec.time_zone) == (spec.schedule, spec.time_zone)
+        decided_until_ms = max(before.decided_until_ms, NEVER_MS if has_same_times else draft.time_ms)
         draft.put_job(
             replace(
                 before,
                 spec=spec,
                 source=command.source or "api",
-                decided_until_ms=max(before.decided_until_ms, draft.time_ms),
+                decided_until_ms=decided_until_ms,
                 updated_ms=draft.time_ms,
             )
         )

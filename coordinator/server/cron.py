@@ -28,6 +28,9 @@ LATEST_DEFAULT = 100
 LATEST_MAX = 10_000
 JOBS_MAX = 1_000
 """Most definitions in one ApplyJobs."""
+JOBS_PER_TURN = 10
+"""So many jobs are looked at before the event loop has its turn: with 200 launches each they take some 2 ms."""
+LAUNCHES_PER_TURN = 200
 _NEVER_RAN = (LaunchState.MISSED, LaunchState.SKIPPED, LaunchState.CANCELLED)
 """Of a launch that made no attempt."""
 _ON_A_WORKER = (LaunchState.COMMITTED, LaunchState.RUNNING)
@@ -75,8 +78,12 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
         state = await self._master.read(request.consistency, context)
         jobs = [_job(state, request.job_id)] if request.job_id else [state.jobs[id] for id in sorted(state.jobs)]
         wall_ms = self._master.clock.wall_ms()
-        views = [_view(state, job, wall_ms, request.next or 1) for job in jobs]
-        return cron_pb2.ListJobsResponse(jobs=views, cron_paused=state.settings.cron_paused)
+        response = cron_pb2.ListJobsResponse(cron_paused=state.settings.cron_paused)
+        for number, job in enumerate(jobs, start=1):
+            response.jobs.append(_view(state, job, wall_ms, request.next or 1))
+            if number % JOBS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return response
 
     async def ApplyJobs(self, request: cron_pb2.ApplyJobsRequest, context: Call) -> cron_pb2.ApplyJobsResponse:
         """Creates or replaces jobs, in few log entries. All are checked before the first is applied, each by itself."""
@@ -166,17 +173,17 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
             raise Refused(RefusalReason.PRECONDITION, f"job {job.id!r} has no launch{which} that runs or waits")
         request_id = request.request_id or uuid.uuid4().hex
         reason = request.reason or "cancelled by hand"
-        cancels = [
-            command_pb2.CancelLaunch(job_id=job.id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
+        # Named by their times: what a second try with the same id finds open is less than what the first one found.
+        requests = [
+            (_cancel(job.id, scheduled_at_ms, reason, request_id), f"{request_id}/{scheduled_at_ms}")
             for scheduled_at_ms in times
         ]
-        await self._master.submit_all(
-            [
-                (command_pb2.Command(cause=request_id, cancel_launch=cancel), f"{request_id}/{number}")
-                for number, cancel in enumerate(cancels)
-            ],
-            context,
-        )
+        try:
+            await self._master.submit_all(requests, context)
+        except Refused as error:
+            if error.reason not in (RefusalReason.STALE, RefusalReason.NOT_FOUND):
+                raise
+            # One has ended by itself meanwhile; the others are told.
         state = await self._master.read(cluster_pb2.CONSISTENCY_LINEARIZABLE, context)
         launches = [state.launches.get((job.id, scheduled_at_ms)) for scheduled_at_ms in times]
         return cron_pb2.CancelLaunchesResponse(launches=[launch_to_proto(item) for item in launches if item])
@@ -190,13 +197,22 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
         state = await self._master.read(request.consistency, context)
         job_ids = [_job(state, request.job_id).id] if request.job_id else sorted(state.jobs)
         since_ms = request.since_unix_ms
-        histories = [_history(state, job_id, since_ms, only_missed=request.missed) for job_id in job_ids]
+        histories = [_history(state, job_id, since_ms) for job_id in job_ids]
+        latest_first = heapq.merge(*histories, key=lambda launch: (-launch.scheduled_at_ms, launch.job_id))
         response = cron_pb2.ListLaunchesResponse()
-        for launch in heapq.merge(*histories, key=lambda launch: (-launch.scheduled_at_ms, launch.job_id)):
+        for number, launch in enumerate(latest_first, start=1):
             if len(response.launches) == (request.latest or LATEST_DEFAULT):
                 break
-            response.launches.append(launch_to_proto(launch))
+            if not request.missed or _did_not_run(launch):
+                response.launches.append(launch_to_proto(launch))
+            if number % LAUNCHES_PER_TURN == 0:
+                await asyncio.sleep(0)
         return response
+
+
+def _cancel(job_id: str, scheduled_at_ms: WallMs, reason: str, cause: str) -> command_pb2.Command:
+    cancel = command_pb2.CancelLaunch(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
+    return command_pb2.Command(cause=cause, cancel_launch=cancel)
 
 
 def _job(state: State, job_id: str) -> CronJob:
@@ -247,26 +263,31 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
     view = cron_pb2.CronJobView(job=job_to_proto(job))
     if not job.paused and not state.settings.cron_paused:
         schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
-        moment = schedule.next_after(max(wall_ms, job.decided_until_ms))
+        # A time that has come and waits for its jitter has not been launched yet.
+        moment = schedule.next_after(max(WallMs(wall_ms - job.spec.jitter_ms), job.decided_until_ms))
         while moment is not None and len(view.next_unix_ms) < count:
             view.next_unix_ms.append(moment)
             moment = schedule.next_after(moment)
     latest = next(_history(state, job.id), None)
     if latest is not None:
         view.latest.CopyFrom(launch_to_proto(latest))
+    lateness_ms: int | None = None
     for launch in _history(state, job.id):
-        view.waiting += launch.state is LaunchState.WAITING
-        view.running += launch.state in _ON_A_WORKER
-        if launch.lateness_ms is not None and not view.HasField("lateness_ms"):
-            view.lateness_ms = launch.lateness_ms
+        if not launch.state.has_ended:
+            view.waiting += launch.state is LaunchState.WAITING
+            view.running += launch.state in _ON_A_WORKER
+        if lateness_ms is None and (lateness_ms := launch.lateness_ms) is not None:
+            view.lateness_ms = lateness_ms
     return view
 
 
-def _history(state: State, job_id: str, since_ms: int = 0, *, only_missed: bool = False) -> Iterator[Launch]:
+def _history(state: State, job_id: str, since_ms: int = 0) -> Iterator[Launch]:
     """A job's launches, the latest scheduled time first."""
     for scheduled_at_ms in reversed(state.launch_times.get(job_id, ())):
         if scheduled_at_ms < since_ms:
             return
-        launch = state.launches[(job_id, scheduled_at_ms)]
-        if not only_missed or (launch.state in _NEVER_RAN and launch.attempt == 0):
-            yield launch
+        yield state.launches[(job_id, scheduled_at_ms)]
+
+
+def _did_not_run(launch: Launch) -> bool:
+    return launch.state in _NEVER_RAN and launch.attempt == 0

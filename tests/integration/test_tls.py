@@ -197,8 +197,8 @@ async def failure_of(channel: Any, method: str) -> aio.AioRpcError | None:
     """How a call with an empty message fails; None when it is answered."""
     try:
         if method in STREAMS_IN + STREAMS_OUT:
-            # The message leaves together with the call, also where a stream of them is expected: grpc's client loses the
-            # status of a call that is refused while it writes.
+            # The message leaves together with the call, also where a stream of them is expected: grpc's client loses
+            # the status of a call that is refused while it writes.
             events = channel.unary_stream(method)(b"", timeout=TIMEOUT_S)
             await events.read()
             events.cancel()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.api.v1 import command_pb2
+from coordinator.machine.codec import job_spec_to_proto
 from coordinator.machine.state import Change, LaunchChanged
 from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy, WallMs
 from tests.cron_harness import START_MS, CronHarness, every_second, report_of
@@ -154,6 +155,9 @@ def test_every_second_has_exactly_one_record(
         elif fault < 0.3 and (launches := _open(harness)):
             at_ms = rng.choice(launches).scheduled_at_ms
             harness.accept(cancel_launch=command_pb2.CancelLaunch(job_id="tick", scheduled_at_unix_ms=at_ms))
+        elif fault < 0.34:
+            edited = replace(spec, description=f"edited {rng.random()}")
+            harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(edited)))
         if harness.held and rng.random() < 0.1:
             harness.release(lose=True)
         _settle(harness)

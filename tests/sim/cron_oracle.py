@@ -3,8 +3,8 @@
 Every scheduled time. The entries decide the times of a job in ascending order; the next decision must be of the very
 next time that the calendar (cron_calendar.py, not the schedules under test) gives after the one before, so that none is
 left out, doubled or invented. A record that stands for many times must say for how many and from which on, and both
-must be true. Only an edit and a resume may leave times out: those up to the log time of their entry. Nothing is
-launched before it is due, and later than its start deadline only as the catch-up policy wants it.
+must be true. Only another schedule or zone and a resume may leave times out: those up to the log time of their entry.
+Nothing is launched before it is due, and later than its start deadline only as the catch-up policy wants it.
 
 Every start. A token starts once. With NEVER one process at most is started for a scheduled time, over all workers. A
 process only starts for an intent that the log had before, on the worker that it names.
@@ -132,8 +132,9 @@ class Oracle:
         if book is None:
             self.books[job_id] = Book(spec, self._calendar_of(spec), state.time_ms)
         elif book.spec != spec:
+            if (book.spec.schedule, book.spec.time_zone) != (spec.schedule, spec.time_zone):
+                book.decided_until_ms = max(book.decided_until_ms, state.time_ms)
             book.spec, book.calendar = spec, self._calendar_of(spec)
-            book.decided_until_ms = max(book.decided_until_ms, state.time_ms)
 
     def _on_deleted(self, job_id: str) -> None:
         """What runs of it goes on to its end, and belongs to nothing any more."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.api.v1 import command_pb2, types_pb2
+from coordinator.machine.codec import job_spec_to_proto
 from coordinator.model import CatchUpPolicy, CronJobSpec, LaunchState, OverlapPolicy, RetryPolicy
 from tests.cron_harness import START_MS, CronHarness, every_second, report_of
 
@@ -294,18 +297,16 @@ def test_clock_steps_with_jitter_double_and_lose_nothing() -> None:
     assert harness.story()[-1][1] == "COMMITTED"
 
 
-def test_an_edit_or_a_resume_within_the_jitter_never_launches_retroactively() -> None:
-    """What was scheduled before an edit or a resume, and due only after it, is not launched."""
+def test_another_schedule_or_a_resume_within_the_jitter_never_launches_retroactively() -> None:
+    """What was scheduled before a change of the schedule or a resume, and due only after it, is not launched."""
     spec = jittered()
     for change in ("edit", "resume"):
         harness = CronHarness(spec)
         harness.lead()
         harness.advance(60.1)
         if change == "edit":
-            edited = types_pb2.CronJobSpec(
-                id="tick", schedule="* * * * *", command=["true"], jitter_s=30.0, description="better"
-            )
-            harness.accept(apply_job=command_pb2.ApplyJob(spec=edited))
+            edited = replace(spec, schedule="*/1 * * * *")
+            harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(edited)))
         else:
             harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=True))
             harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=False))
@@ -313,6 +314,34 @@ def test_an_edit_or_a_resume_within_the_jitter_never_launches_retroactively() ->
         assert harness.history() == []
         harness.advance(31)
         assert [second for second, _ in harness.story()] == [120]
+
+
+def test_an_edit_that_leaves_the_times_alone_drops_none() -> None:
+    """A time that was scheduled before an edit and is decided after it is launched, or recorded, by the new rules."""
+    spec = jittered()
+    for edited in (replace(spec, description="better"), replace(spec, jitter_s=0.0)):
+        harness = CronHarness(spec)
+        harness.lead(order_timeout_s=1_000.0)
+        harness.advance(60.1)
+        harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(edited)))
+        harness.advance(30)
+        assert harness.story() == [(60, "COMMITTED")]
+        assert harness.launch(60).due_ms == START_MS + 60_000 + edited.jitter_ms
+    # A master that begins with another cluster.toml applies it before it decides what passed while nobody led.
+    harness = CronHarness(spec)
+    harness.clock.advance(200)
+    harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(replace(spec, catch_up=CatchUpPolicy.NONE))))
+    harness.lead()
+    harness.advance(0.1)
+    assert harness.story()[0] == (60, "MISSED")
+    assert harness.launch(60).reason == "no leader"
+    # One that waits for a worker goes on to wait.
+    harness = CronHarness(spec, workers=())
+    harness.lead()
+    harness.advance(100)
+    harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(replace(spec, description="better"))))
+    harness.advance(60)
+    assert harness.launch(60).reason == "no worker can run it: it has no owner"
 
 
 # Labels

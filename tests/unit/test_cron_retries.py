@@ -226,6 +226,18 @@ def test_a_pause_is_not_stretched_by_a_step_of_the_wall_clock() -> None:
         assert harness.launch(60).attempt == 2
 
 
+def test_a_step_of_all_wall_clocks_does_not_stretch_a_pause_under_the_next_leader() -> None:
+    """The log has the wall clock's time of a retry; a leader that finds it far ahead waits one whole pause at most."""
+    harness = ordered(start=True, retry=RetryPolicy.ON_FAILURE, retry_backoff_s=10.0)
+    harness.report("w1", report_of(harness.orders[0].launch, LaunchState.FAILED))
+    harness.clock.step_wall(-3_600)
+    harness.lead()
+    harness.advance(8.9)
+    assert harness.launch(60).state is LaunchState.WAITING
+    harness.advance(2.2)
+    assert harness.launch(60).attempt == 2
+
+
 def test_a_retry_goes_to_the_worker_that_is_there_then() -> None:
     """The worker of the next attempt is chosen when it begins, not when the pause does."""
     harness = ordered(start=True)
@@ -287,11 +299,28 @@ def test_a_cancelled_order_is_stopped_and_never_ordered_again() -> None:
     harness = ordered(start=False)
     harness.cancel(60)
     harness.open_session("w1", session=2)
+    assert len(harness.stops) == 2
     harness.advance(20)
     assert len(harness.orders) == 1
-    assert len(harness.stops) == 2
     assert attempts(harness) == [(1, "w1", "COMMITTED")]
     harness.report("w1", report_of(harness.orders[0].launch, LaunchState.CANCELLED), session=2)
+    assert attempts(harness) == [(1, "w1", "CANCELLED")]
+
+
+def test_a_stop_that_nobody_answers_is_sent_again() -> None:
+    """A worker that could not note the stop, as on a full disk, hears it again in the same session until it answers."""
+    harness = ordered(start=False)
+    harness.cancel(60)
+    assert len(harness.stops) == 1
+    harness.advance(4.9)
+    assert len(harness.stops) == 1
+    harness.advance(0.2)
+    assert len(harness.stops) == 2
+    harness.advance(5)
+    assert harness.stops == [harness.stops[0]] * 3
+    harness.report("w1", report_of(harness.orders[0].launch, LaunchState.CANCELLED))
+    harness.advance(20)
+    assert len(harness.stops) == 3
     assert attempts(harness) == [(1, "w1", "CANCELLED")]
 
 
@@ -358,6 +387,21 @@ def test_what_was_given_up_is_told_to_stop() -> None:
     assert len(harness.stops) == 2
     harness.heartbeat("w2", harness.launch(60))
     assert len(harness.stops) == 2
+
+
+def test_what_was_given_up_is_told_to_stop_beside_its_next_attempt() -> None:
+    """A worker that was given the next attempt too, for want of another one, stops the first and keeps the second."""
+    harness = ordered(start=False)
+    harness.suspect("w2")
+    harness.suspect("w3")
+    harness.advance(5.1)
+    assert attempts(harness) == [(1, "w1", "LOST"), (2, "w1", "COMMITTED")]
+    first, second = (order.launch for order in harness.orders)
+    harness.start(harness.orders[1])
+    harness.heartbeat("w1", first, second)
+    harness.heartbeat("w1", second, first)
+    assert [(stop.node_id, stop.attempt) for stop in harness.stops] == [("w1", 1)]
+    assert harness.launch(60).state is LaunchState.RUNNING
 
 
 def test_what_ended_is_not_told_to_stop() -> None:

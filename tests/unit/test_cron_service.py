@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -11,8 +12,8 @@ from coordinator.api.v1 import cluster_pb2, command_pb2, cron_pb2, types_pb2
 from coordinator.config import ClusterConfig, CronSettings
 from coordinator.machine.machine import apply
 from coordinator.machine.state import State
-from coordinator.model import CronJobSpec, ManualClock
-from coordinator.model.errors import InvalidRequest, RefusalReason, Refused
+from coordinator.model import CronJobSpec, ManualClock, WallMs
+from coordinator.model.errors import InvalidRequest, OutcomeUnknown, RefusalReason, Refused
 from coordinator.server.context import Call
 from coordinator.server.cron import CronService
 from tests.cron_harness import START_MS, CronHarness
@@ -31,6 +32,10 @@ class OneMaster:
         self.state: State = harness.state
         self.reads: list[int] = []
         self.commands: list[command_pb2.Command] = []
+        self.fails_after: int | None = None
+        """After so many commands of the next `submit_all` the leader is lost."""
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        """What the log gets just before the next `submit_all`."""
 
     async def read(self, consistency: cluster_pb2.Consistency.ValueType, call: Call) -> State:
         """The state; notes how fresh it had to be."""
@@ -50,8 +55,23 @@ class OneMaster:
     async def submit_all(
         self, requests: Sequence[tuple[command_pb2.Command, str]], call: Call
     ) -> list[command_pb2.Applied]:
-        """Applies commands one after another."""
-        return [await self.submit(command, request_id, call) for command, request_id in requests]
+        """Applies commands one after another, all of them whatever is refused."""
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        fails_after, self.fails_after = self.fails_after, None
+        results: list[command_pb2.Applied] = []
+        refused: Refused | None = None
+        for number, (command, request_id) in enumerate(requests):
+            if number == fails_after:
+                raise OutcomeUnknown("the leader changed")
+            try:
+                results.append(await self.submit(command, request_id, call))
+            except Refused as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return results
 
     async def run(self, **operation: Any) -> None:
         """Applies somebody else's command."""
@@ -194,6 +214,48 @@ async def test_cancelled_before_the_first_attempt_did_not_run(service: CronServi
     assert [launch.scheduled_at_unix_ms for launch in missed.launches] == [START_MS + 120_000]
 
 
+async def test_a_repeated_cancellation_goes_on_where_it_was_cut(service: CronService, master: OneMaster) -> None:
+    """With the same request id the launches that the first try did not reach are told, and none counts for another."""
+    await apply_jobs(service, spec())
+    for minute, worker in ((1, ""), (2, "w1")):
+        commit = command_pb2.CommitLaunch(
+            job_id="tick",
+            scheduled_at_unix_ms=START_MS + minute * 60_000,
+            worker=worker,
+            trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
+        )
+        await master.run(commit_launch=commit)
+    request = cron_pb2.CancelLaunchesRequest(job_id="tick", request_id="again")
+    master.fails_after = 1
+    with pytest.raises(OutcomeUnknown):
+        await service.CancelLaunches(request, CALL)
+    assert [launch.cancel_reason for launch in master.state.launches.values()].count("cancelled by hand") == 1
+    await service.CancelLaunches(request, CALL)
+    assert {launch.cancel_reason for launch in master.state.launches.values()} == {"cancelled by hand"}
+
+
+async def test_a_launch_that_ends_while_it_is_cancelled_is_no_error(service: CronService, master: OneMaster) -> None:
+    """The answer says how it ended."""
+    await apply_jobs(service, spec())
+    key = ("tick", WallMs(START_MS + 60_000))
+    await master.run(
+        commit_launch=command_pb2.CommitLaunch(
+            job_id="tick", scheduled_at_unix_ms=key[1], worker="w1", trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE
+        )
+    )
+
+    async def finish() -> None:
+        await master.run(
+            finish_launch=command_pb2.FinishLaunch(
+                job_id="tick", scheduled_at_unix_ms=key[1], attempt=1, state=types_pb2.LAUNCH_STATE_SUCCEEDED
+            )
+        )
+
+    master.meanwhile = finish
+    answer = await service.CancelLaunches(cron_pb2.CancelLaunchesRequest(job_id="tick"), CALL)
+    assert [launch.state for launch in answer.launches] == [types_pb2.LAUNCH_STATE_SUCCEEDED]
+
+
 async def test_a_dry_run_changes_nothing(service: CronService, master: OneMaster) -> None:
     """With dry_run the answer is the same and no command is proposed."""
     response = await apply_jobs(service, spec("a"), dry_run=True)
@@ -243,6 +305,19 @@ async def test_lists_jobs_with_their_next_times_and_latest_launch(service: CronS
     assert second.latest.scheduled_at_unix_ms == triggered.scheduled_at_unix_ms
 
 
+async def test_a_time_that_waits_for_its_jitter_is_the_next(service: CronService, master: OneMaster) -> None:
+    """The next time is the first that is not decided, also when it has come and its start has not."""
+    await apply_jobs(service, spec(jitter_s=50.0))
+    jitter_ms = master.state.jobs["tick"].spec.jitter_ms
+    assert jitter_ms > 1_000
+    master.clock.advance(60 + jitter_ms / 1_000 - 0.5)
+    response = await service.ListJobs(cron_pb2.ListJobsRequest(next=2), CALL)
+    assert list(response.jobs[0].next_unix_ms) == [START_MS + 60_000, START_MS + 120_000]
+    master.clock.advance(1.0)
+    response = await service.ListJobs(cron_pb2.ListJobsRequest(next=1), CALL)
+    assert list(response.jobs[0].next_unix_ms) == [START_MS + 120_000]
+
+
 async def test_a_trigger_goes_to_the_first_worker_that_serves(service: CronService, master: OneMaster) -> None:
     """A manual launch is committed for a backup when the owner is not heard, and once per request id."""
     await apply_jobs(service, spec())
@@ -262,6 +337,35 @@ async def test_a_trigger_without_a_worker_is_refused(service: CronService) -> No
     with pytest.raises(Refused, match="now: it has no owner") as refused:
         await service.TriggerJob(cron_pb2.TriggerJobRequest(job_id="tick"), CALL)
     assert refused.value.reason is RefusalReason.PRECONDITION
+
+
+async def test_long_lists_leave_the_loop_its_turns(service: CronService, master: OneMaster) -> None:
+    """A thousand jobs with their histories are looked through a few at a time: the leader's heartbeats go on."""
+    await apply_jobs(service, *(spec(f"job_{number}") for number in range(100)))
+    for number in range(100):
+        for minute in range(1, 21):
+            record = command_pb2.RecordNoLaunch(
+                job_id=f"job_{number}",
+                scheduled_at_unix_ms=START_MS + minute * 60_000,
+                state=types_pb2.LAUNCH_STATE_SKIPPED,
+                reason="previous still running",
+            )
+            await master.run(record_no_launch=record)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counter = asyncio.create_task(count())
+    jobs = await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)
+    assert (len(jobs.jobs), turns >= 10) == (100, True)
+    turns = 0
+    launches = await service.ListLaunches(cron_pb2.ListLaunchesRequest(latest=5_000, missed=True), CALL)
+    assert (len(launches.launches), turns >= 10) == (2_000, True)
+    counter.cancel()
 
 
 async def test_unknown_jobs_are_not_found(service: CronService) -> None:

@@ -292,7 +292,7 @@ async def test_a_token_starts_once(desk: Desk, tmp_path: Path) -> None:
 
 
 async def test_a_result_survives_a_restart_until_its_receipt(tmp_path: Path) -> None:
-    """A result without a receipt is pending in the next agent too; with one it is known, but no longer pending."""
+    """A result without a receipt is pending in the next agent too; with one it is known, without what was printed."""
     order = script("print('kept')")
     first = Desk(tmp_path)
     await first.launcher.start()
@@ -311,6 +311,7 @@ async def test_a_result_survives_a_restart_until_its_receipt(tmp_path: Path) -> 
     await third.launcher.start()
     assert third.launcher.pending_reports() == []
     await third.launcher.launch(order)
+    result.ClearField("output")
     assert third.reports == [result]
     await third.launcher.stop()
 
@@ -449,6 +450,25 @@ def test_the_journal_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert reopened.get(f"t/{3 * TOKENS_KEPT - 1}/1") is not None
     assert (tmp_path / FILE_NAME).stat().st_size < 1_000_000
     reopened.close()
+
+
+def test_the_journal_keeps_no_output_behind_a_receipt(tmp_path: Path) -> None:
+    """What the masters have is not carried along: neither in memory nor in the file that is written anew."""
+    journal = LaunchJournal(tmp_path)
+    report = session_pb2.LaunchReport(job_id="a", scheduled_at_unix_ms=1, attempt=1, state=SUCCEEDED, output=b"x" * 999)
+    journal.begin("a/1/1", "r1")
+    journal.finish("a/1/1", report)
+    journal.receipt("a/1/1")
+    journal.close()
+    LaunchJournal(tmp_path).close()
+    assert (tmp_path / FILE_NAME).stat().st_size < 400
+    journal = LaunchJournal(tmp_path)
+    entry = journal.get("a/1/1")
+    journal.close()
+    assert entry is not None
+    assert entry.report is not None
+    assert (entry.report.state, entry.report.output) == (SUCCEEDED, b"")
+    assert len(report.output) == 999, "it may be on its way to a master"
 
 
 async def test_launches_that_begin_together_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,19 @@ async def test_stops_and_orders_at_once_leave_one_answer_each(desk: Desk) -> Non
     assert desk.launcher.running == desk.launcher.waiting == 0
 
 
+async def test_an_order_right_behind_its_stop_never_starts(desk: Desk, tmp_path: Path) -> None:
+    """While the disk is still at the note of a stop, its order and the stop itself find that it is on its way."""
+    witness = tmp_path / "started"
+    order = script(f"open({str(witness)!r}, 'w')")
+    await desk.launcher.stop_launch(stop_of(order))
+    await desk.launcher.launch(order)
+    await desk.launcher.stop_launch(stop_of(order))
+    assert (await desk.final(order)).state == CANCELLED
+    await desk.launcher.stop()
+    assert [report.state for report in desk.reports] == [CANCELLED]
+    assert not witness.exists()
+
+
 # The lease
 
 
@@ -257,6 +270,26 @@ async def test_an_end_that_is_seen_after_the_lease_is_no_success(tmp_path: Path)
     await launcher.stop()
 
 
+async def test_nothing_starts_without_a_lease(tmp_path: Path) -> None:
+    """An agent that stood still after it had noted a start, until beyond the lease, does not start it then."""
+    has_lease = True
+    desk = Desk(tmp_path)
+    launcher = Launcher(tmp_path, SETTINGS, "w1", desk.clock, desk.reports.append, 5.0, lambda: has_lease)
+    await launcher.start()
+    witness = tmp_path / "started"
+    order = script(f"open({str(witness)!r}, 'w')")
+    await launcher.launch(order)
+    has_lease = False
+    await until_idle(launcher)
+    has_lease = True
+    await launcher.launch(order)
+    await until_idle(launcher)
+    await launcher.stop()
+    assert desk.reports == []
+    assert launcher.known_launches() == []
+    assert not witness.exists()
+
+
 # Heartbeats
 
 
@@ -288,6 +321,8 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
         raise RuntimeError("a fault of the launcher")
 
     monkeypatch.setattr(Launcher, "_see_through", break_down)
+    # For a moment after its start a process shows no environment to be found by.
+    monkeypatch.setattr(process, "find_runs", lambda run_ids: [])
     order = script("import time; time.sleep(60)")
     await desk.launcher.launch(order)
     await until_idle(desk.launcher)

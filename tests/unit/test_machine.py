@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -363,7 +364,8 @@ def test_what_was_never_formed_is_cut_and_joined_at_once() -> None:
 
 
 def job(driver: MachineDriver, **fields: object) -> None:
-    spec = types_pb2.CronJobSpec(id="j", schedule="* * * * *", command=["true"], **fields)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"id": "j", "schedule": "* * * * *", "command": ["true"], **fields}
+    spec = types_pb2.CronJobSpec(**asked)
     driver.accept(apply_job=command_pb2.ApplyJob(spec=spec, source="api"))
 
 
@@ -388,20 +390,30 @@ def test_a_scheduled_time_is_decided_once_and_in_order() -> None:
     assert states == [LaunchState.COMMITTED, LaunchState.MISSED]
 
 
-def test_an_edit_and_a_resume_never_launch_retroactively() -> None:
-    """Shows that what was due before an edit or during a pause is refused afterwards."""
+def test_another_schedule_and_a_resume_never_launch_retroactively() -> None:
+    """Shows that what was due before a change of the times or during a pause is refused afterwards."""
     driver = cluster()
     job(driver)
-    due = driver.time_ms + 500
-    job(driver, description="edited")
-    stale = command_pb2.CommitLaunch(job_id="j", scheduled_at_unix_ms=due, worker="a")
-    assert driver.refuse(commit_launch=stale).code == command_pb2.REFUSAL_CODE_STALE
+    for time_zone in ("UTC", "Europe/Berlin"):
+        due = driver.time_ms + 500
+        job(driver, schedule="*/2 * * * *", time_zone=time_zone)
+        stale = command_pb2.CommitLaunch(job_id="j", scheduled_at_unix_ms=due, worker="a")
+        assert driver.refuse(commit_launch=stale).code == command_pb2.REFUSAL_CODE_STALE
     driver.accept(set_job_paused=command_pb2.SetJobPaused(job_id="j", paused=True))
     due = driver.time_ms + 500
     paused = command_pb2.CommitLaunch(job_id="j", scheduled_at_unix_ms=due, worker="a")
     assert "paused" in driver.refuse(commit_launch=paused).message
     driver.accept(set_job_paused=command_pb2.SetJobPaused(job_id="j", paused=False))
     assert driver.refuse(commit_launch=paused).code == command_pb2.REFUSAL_CODE_STALE
+
+
+def test_an_edit_that_leaves_the_times_alone_decides_none() -> None:
+    """Shows that the watermark stays where it is when neither schedule nor time zone changes."""
+    driver = cluster()
+    job(driver)
+    before = driver.state.jobs["j"].decided_until_ms
+    job(driver, description="edited", jitter_s=10.0)
+    assert driver.state.jobs["j"].decided_until_ms == before
 
 
 def test_a_lost_attempt_is_fenced() -> None:
