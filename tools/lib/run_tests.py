@@ -1,8 +1,9 @@
 """Every check and test, with the command that continuous integration uses.
 
 The checks come first and do not stop each other; pytest comes last, so that its closing line is the last line. It runs
-twice: what computes in one process shares the cores (pytest-xdist), what starts processes of its own has them to
-itself. Arguments that are not known here go to one plain pytest: `tools/test -k planner`, `tools/test tests/unit`.
+twice, each time with as many processes as there are cores (pytest-xdist): first what computes, test by test; then what
+starts daemons of its own and mostly waits for them, file by file, since the tests of a file may share a cluster, or the
+ports of the quickstart. Arguments that are not known here go to one plain pytest: `tools/test -k planner`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Step:
 
 
 TOGETHER = ("tests/unit", "tests/property", "tests/sim")
-"""Folders of tests that wait for nothing but the processor; all others run one test at a time."""
+"""Folders of tests that wait for nothing but the processor."""
 
 CHECKS = (
     Step("ruff", (sys.executable, "-m", "ruff", "check", ".")),
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> int:
         heading(f"FAILED so far: {', '.join(failed)}; the tests run all the same")
     heading("tests")
     status = 0
-    for arguments_of_pytest in (rest,) if rest else (parallel(), serial()):
+    for arguments_of_pytest in (rest,) if rest else (computing(), waiting()):
         # Campaigns (long random runs) have a command of their own.
         selection = [] if "-m" in rest else ["-m", "not campaign"]
         command = [sys.executable, "-m", "pytest", *selection, *arguments_of_pytest]
@@ -93,14 +94,18 @@ def main(arguments: list[str]) -> int:
     return status or (1 if failed else 0)
 
 
-def parallel() -> list[str]:
-    """pytest's arguments for what shares the cores."""
-    return [*TOGETHER, "--numprocesses", str(os.cpu_count() or 1), "--dist", "worksteal"]
+def computing() -> list[str]:
+    """pytest's arguments for what computes."""
+    return [*TOGETHER, *_shared_by("worksteal")]
 
 
-def serial() -> list[str]:
+def waiting() -> list[str]:
     """pytest's arguments for everything else."""
-    return ["tests", *(f"--ignore={folder}" for folder in TOGETHER)]
+    return ["tests", *(f"--ignore={folder}" for folder in TOGETHER), *_shared_by("loadfile")]
+
+
+def _shared_by(distribution: str) -> list[str]:
+    return ["--numprocesses", str(os.cpu_count() or 1), "--dist", distribution]
 
 
 if __name__ == "__main__":
