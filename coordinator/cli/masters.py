@@ -49,8 +49,9 @@ def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
 
 def clock_words(master: cluster_pb2.Master) -> str:
     """What is wrong with a master's wall clock."""
-    offset_s = master.clock_offset_ms / 1_000
-    what = f"its wall clock is {abs(offset_s):.3g} s {'ahead of' if offset_s > 0 else 'behind'} the other masters'"
+    offset_s = abs(master.clock_offset_ms) / 1_000
+    amount = f"{offset_s:.0f}" if offset_s >= 100 else f"{offset_s:.3g}"
+    what = f"its wall clock is {amount} s {'ahead of' if master.clock_offset_ms > 0 else 'behind'} the other masters'"
     return f"{what}, so it refuses to lead" if master.refuses_to_lead else what
 
 

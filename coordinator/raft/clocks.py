@@ -259,7 +259,12 @@ ADVICE = "check the time synchronization of its machine (chronyc tracking, timed
 
 def words(offset_s: float) -> str:
     """An offset for people, for example "0.83 s ahead of"."""
-    return f"{abs(offset_s):.3g} s {'ahead of' if offset_s > 0 else 'behind'}"
+    return f"{_number(offset_s)} s {'ahead of' if offset_s > 0 else 'behind'}"
+
+
+def _number(seconds: float) -> str:
+    seconds = abs(seconds)
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _us(seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,10 @@ FAKETIME = Package(
     version_argument="--version",
     libraries=("libfaketime",),
 )
+
+
+AHEAD = r"is (9\.[89]\d*|10(\.[01])?) s ahead of"
+"""Ten seconds, as far as half a round trip on a busy machine lets it be told."""
 
 
 class SteppedClock(SystemClock):
@@ -62,7 +67,7 @@ async def test_a_leader_whose_clock_steps_hands_over(tmp_path: Path, caplog: pyt
         seen = figures_of(new)[f'peer_clock_offset_seconds{{peer="{old.self_id}"}}']
         assert seen == pytest.approx(10.0, abs=0.2)
         assert figures_of(new)["refuses_to_lead"] == 0
-        with pytest.raises(Refused, match=f"the wall clock of master {old.self_id} is 10 s ahead of"):
+        with pytest.raises(Refused, match=f"the wall clock of master {old.self_id} {AHEAD}"):
             await new.transfer_leadership(old.self_id)
         # The log has it at the next look, which under load comes after the hand-over.
         await until(lambda: any("it refuses to lead" in line for line in caplog.messages))
@@ -70,7 +75,8 @@ async def test_a_leader_whose_clock_steps_hands_over(tmp_path: Path, caplog: pyt
         await until(lambda: any("agrees with the other masters' again" in line for line in caplog.messages))
         told = [line for line in caplog.messages if "it refuses to lead" in line]
         assert len(told) == 1
-        assert told[0].startswith(f"{old.self_id}: its wall clock is 10 s ahead of the other masters'")
+        assert re.match(f"{old.self_id}: its wall clock {AHEAD} the other masters'", told[0])
+        await until(lambda: figures_of(new)[f'peer_clock_offset_seconds{{peer="{old.self_id}"}}'] < 1)
         await new.transfer_leadership(old.self_id)
     finally:
         await masters.stop()
@@ -111,9 +117,9 @@ def test_a_master_whose_clock_is_wrong_never_leads(shifted: LocalCluster) -> Non
     """A real master that lives 10 s ahead is named by status and log, and is not elected, whoever is killed."""
     first = shifted.wait_leader()
     assert first != "m3"
-    problem = "the wall clock of master m3 is 10 s ahead of the other masters', so it refuses to lead: check the time"
+    problem = f"the wall clock of master m3 {AHEAD} the other masters', so it refuses to lead: check the time"
     client = shifted.client()
-    wait_until(lambda: [line for line in client.get_status().problems if problem in line], 10.0, "status names m3")
+    wait_until(lambda: [line for line in client.get_status().problems if re.match(problem, line)], 10.0, "m3 is named")
     found = {master.id: master for master in client.list_masters().masters}
     assert 9_500 < found["m3"].clock_offset_ms < 10_500
     assert (found["m3"].refuses_to_lead, found["m3"].clocks_known) == (True, 3)

@@ -97,13 +97,28 @@ MESSAGES: dict[str, SearchStrategy[Any]] = {
 }  # fmt: skip
 
 
+signed = st.one_of(st.integers(-2**63, 2**63 - 1), st.sampled_from((0, 2**63 - 1, -(2**63))))
+# Virtual time begins at 1,000 s, so some of these are echoes that may be believed.
+echoes = st.one_of(numbers, st.integers(1_000_000_000, 1_002_000_000))
+readings = st.builds(
+    peer_pb2.ClockReading, wall_unix_ms=signed, sent_at_us=numbers, echo_us=echoes, held_us=numbers,
+    others=st.lists(
+        st.builds(
+            peer_pb2.OtherClock, id=st.sampled_from(("m1", "m2", "m3", "x", "")), offset_us=signed,
+            uncertainty_us=numbers, age_us=numbers,
+        ),
+        max_size=4,
+    ),
+)  # fmt: skip
+
+
 def _framed(kind: str, messages: SearchStrategy[Any]) -> SearchStrategy[peer_pb2.PeerFrame]:
-    def frame(message: Any) -> peer_pb2.PeerFrame:
-        made = peer_pb2.PeerFrame()
+    def frame(message: Any, reading: peer_pb2.ClockReading | None) -> peer_pb2.PeerFrame:
+        made = peer_pb2.PeerFrame(clock=reading)
         getattr(made, kind).CopyFrom(message)
         return made
 
-    return messages.map(frame)
+    return st.builds(frame, messages, st.none() | readings)
 
 
 frames = st.one_of(*(_framed(kind, messages) for kind, messages in MESSAGES.items()))
@@ -160,7 +175,7 @@ def test_a_master_survives_any_frames(directories: Iterator[Path], bodies: list[
             try:
                 message = to_message(parse(body))
                 if message is not None:
-                    net.masters[target].receive(net.links[target].nodes[sender], message)
+                    net.links[target]._onMessageReceived(net.links[target].nodes[sender], message)
                 for _ in range(3):
                     net.turn()
             except (ProtocolViolation, Damaged):

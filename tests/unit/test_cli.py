@@ -257,6 +257,18 @@ class TestViews:
         text = masters_table([master])
         assert text.splitlines()[-1] == "m3: connection refused"
 
+    def test_a_wrong_clock_is_named(self) -> None:
+        """Shows that the list of masters says whose clock is off, by how much, and what follows."""
+        off = cluster_pb2.Master(id="m2", role="follower", clock_offset_ms=-830, clock_is_off=True)
+        bad = cluster_pb2.Master(
+            id="m3", role="follower", clock_offset_ms=9_996, clock_is_off=True, refuses_to_lead=True
+        )
+        text = masters_table([cluster_pb2.Master(id="m1", role="leader"), off, bad])
+        assert text.splitlines()[-2:] == [
+            "m2: its wall clock is 0.83 s behind the other masters'",
+            "m3: its wall clock is 10 s ahead of the other masters', so it refuses to lead",
+        ]
+
 
 class TestJobFiles:
     def test_forms_of_a_file(self, tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ CONFLICTS = [
         "[raft]\nleader_fallback_s = 0.5", "cluster.toml:6: raft.leader_fallback_s = 0.5 is below", id="fallback"
     ),
     pytest.param(
+        "[raft]\nclock_offset_max_s = 0.4",
+        "cluster.toml:6: raft.clock_offset_max_s = 0.4 is not above "
+        "raft.clock_offset_warn_s = 0.5 (the default); use about 5, so that people hear of it before",
+        id="clocks",
+    ),
+    pytest.param(
         "[session]\nheartbeat_s = 0.5\nsession_lease_s = 1.4\nsuspect_s = 1.2\n[state]\nreplica_lease_s = 1",
         "cluster.toml:7: session.session_lease_s = 1.4 is less than three times "
         "session.heartbeat_s = 0.5 (line 6); use at least 1.5",

@@ -14,7 +14,7 @@ from coordinator.raft.clock_duty import REFUSALS
 from coordinator.raft.clocks import EXACT, KNOWN_S, Clocks, Interval, Verdict, judge
 from coordinator.raft.frames import pack, parse, to_frame, to_message
 from tests.raft_machine import applied, times
-from tests.raft_network import Network, network
+from tests.raft_network import STEP_S, Network, network
 
 SETTINGS = RaftSettings()
 
@@ -250,12 +250,13 @@ def test_a_leader_whose_clock_steps_hands_over(tmp_path: Path, step_s: float) ->
         assert verdict(net, old).refuses
 
 
-def test_no_entry_gets_the_time_of_a_clock_that_stepped(tmp_path: Path) -> None:
-    """Shows that commands that come at the moment of the step wait, and carry the time of the next leader."""
+@pytest.mark.parametrize("turns", range(3))
+def test_no_entry_gets_the_time_of_a_clock_that_stepped(tmp_path: Path, turns: int) -> None:
+    """Shows that commands that come at the step, at any place between two looks at the clock, wait for a better one."""
     with network(tmp_path) as net:
         old = net.elect()
         net.commit(old, "before")
-        turn_for(net, 1.0)
+        turn_for(net, 1.0 + turns * STEP_S)
         net.clocks[old].step_wall(3_600.0)
         outcomes = [net.propose(id, f"at the step {id}") for id in net.ids]
         net.run(lambda: net.leader() not in (old, None), seconds=2.0)
@@ -290,6 +291,34 @@ def test_a_bad_clock_does_not_lead_from_the_start(tmp_path: Path) -> None:
                 net.turn()
                 assert not net.masters["m2"].is_raft_leader
             assert net.elect() != "m2"
+
+
+def test_a_candidate_waits_for_all_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shows that a majority is not enough while a connected master's clock is unknown: it may be the one that tells."""
+    with network(tmp_path) as net:
+        net.clocks["m2"].step_wall(-10.0)
+        turn_for(net, 0.3)
+        held: list[bytes] = []
+        take = net.links["m2"].receive
+
+        def take_without_m3(from_id: str, frame: bytes) -> None:
+            if from_id == "m3":
+                held.append(frame)
+            else:
+                take(from_id, frame)
+
+        monkeypatch.setattr(net.links["m2"], "receive", take_without_m3)
+        net.masters["m2"]._engine.stand_for_election()
+        for _ in range(5):
+            net.turn()
+            assert net.masters["m2"].role == "follower"
+        assert net.masters["m2"].elections.pre_votes == 1
+        assert verdict(net, "m2").known == 2
+        monkeypatch.undo()
+        for frame in held:
+            take("m3", frame)
+        assert verdict(net, "m2").refuses
+        assert net.elect() != "m2"
 
 
 def test_when_the_leader_dies_the_good_clock_takes_over(tmp_path: Path) -> None:

@@ -73,6 +73,23 @@ def test_an_unreachable_master_and_how_many_may_still_be_lost() -> None:
     assert problems(whole_cluster(), two)[-1] == ("only 1 of 3 masters answer; nothing can be changed before 2 do")
 
 
+def test_masters_whose_clocks_are_off() -> None:
+    """A master whose clock differs is named with what follows from it, and with what to look at."""
+    masters = [master(id) for id in ("m1", "m2", "m3", "m4")]
+    for one, offset_ms, role in ((masters[0], 700, "leader"), (masters[1], -830, "follower")):
+        one.clock_offset_ms, one.clock_is_off, one.role = offset_ms, True, role
+    for one, offset_ms, role in ((masters[2], 12_345, "leader"), (masters[3], -3_600_000, "follower")):
+        one.clock_offset_ms, one.refuses_to_lead, one.role = offset_ms, True, role
+    check = "check the time synchronization of its machine (chronyc tracking, timedatectl)"
+    of_master = "the wall clock of master"
+    assert problems(whole_cluster(), replace(ALL_WELL, masters=masters)) == [
+        f"{of_master} m1 is 0.7 s ahead of the other masters', and schedules go by it: {check}",
+        f"{of_master} m2 is 0.83 s behind the other masters', and schedules would go by it if it led: {check}",
+        f"{of_master} m3 is 12.3 s ahead of the other masters', so it hands the leadership on: {check}",
+        f"{of_master} m4 is 3600 s behind the other masters', so it refuses to lead: {check}",
+    ]
+
+
 def test_a_suspect_worker_whose_shards_nobody_else_holds() -> None:
     """The shards that cannot answer are named with the worker that has them, and how long it has been silent."""
     state = with_node(whole_cluster(), node("w1", suspect_since_ms=WallMs(NOW - 3_000)))
