@@ -58,6 +58,8 @@ class CronHarness:
         self.hold = False
         self.wake: Monotonic | None = None
         self.on_changes: Callable[[tuple[Change, ...]], None] = lambda changes: None
+        self.report_gather_s = 0.0
+        """Reports do not wait for each other, unless a test is about that."""
         self.accept(bootstrap_cluster=command_pb2.BootstrapCluster(cluster_id="c1", shards=1))
         for worker in workers:
             self.add_worker(worker)
@@ -109,7 +111,8 @@ class CronHarness:
         """A new leader begins; what the old one had not decided is forgotten."""
         self.held.clear()
         settings = CronSettings(order_timeout_s=order_timeout_s, catch_up_per_s=catch_up_per_s)
-        self.control = CronControl(self.state, settings, Tokens(), self.clock.monotonic(), self.clock.wall_ms())
+        now, wall = self.clock.monotonic(), self.clock.wall_ms()
+        self.control = CronControl(self.state, settings, Tokens(), now, wall, self.report_gather_s)
         self.advance(0)
 
     def feed(self, event: Event) -> None:

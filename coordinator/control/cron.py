@@ -10,6 +10,7 @@ refused; it only has to see to it that every time *is* decided, with a launch or
 - A time is on time while `wall - due <= start_deadline_s`: launched, though late. An every-second job loses no
   second to a change of leader. Older times belong to the catch-up policy (catch_up.py).
 - What an earlier launch that has not ended means for a time that is due is overlap.py's.
+- What workers report gathers for a moment (REPORT_GATHER_S), and any proposal takes along what has gathered.
 - While no worker of the job serves, its due time waits for one until the deadline; then it is recorded as missed.
 - A wall clock that steps back launches nothing twice: the watermark is ahead of it. One that steps forward makes old
   times, which the catch-up policy treats. The wall clock is read again every WALL_CHECK_S at the latest.
@@ -21,6 +22,7 @@ What follows the commit (waits, orders, reports, stops, lost workers) is launche
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.api.v1 import command_pb2, types_pb2
@@ -34,6 +36,7 @@ from coordinator.control.interface import (
     HeartbeatReceived,
     LaunchReported,
     ProposalEnded,
+    Propose,
     SessionOpened,
     Step,
     Tokens,
@@ -43,11 +46,14 @@ from coordinator.control.launch_reports import Report
 from coordinator.control.launches import RETRY_S, LaunchTracker
 from coordinator.control.overlap import Verdict, judge
 from coordinator.control.schedule import Schedule, compile_schedule
-from coordinator.control.timers import Moment
-from coordinator.machine.state import JobChanged, LaunchChanged, NodeChanged, SettingsChanged, State
+from coordinator.control.timers import Gathered, Moment
+from coordinator.machine.state import JobChanged, LaunchChanged, LaunchKey, NodeChanged, SettingsChanged, State
 from coordinator.model import CronJob, CronJobSpec, LaunchState, Monotonic, WallMs
 from coordinator.model.errors import InvalidRequest
 
+REPORT_GATHER_S = 0.02
+"""How long a worker's report waits for others, or for a decision, to share a log entry; a run that ends meanwhile needs
+one command for both. The due time of a launch never waits."""
 WALL_CHECK_S = 1.0
 """A step of the wall clock is noticed within this time."""
 STEP_MS_MIN = 1_000
@@ -73,13 +79,21 @@ class JobWatch:
     """The first due time since when no worker of the job served."""
     backoff_until: Monotonic | None = None
     is_held_up: bool = False
-    """True while a time is due, and a launch of the job is just beginning."""
+    """True while a time is due, and a launch of the job is just beginning, or one in its way is just ending."""
 
 
 class CronControl:
     """Implements `Controller`. `now` and `wall` of the constructor are the moment at which this master leads."""
 
-    def __init__(self, state: State, settings: CronSettings, tokens: Tokens, now: Monotonic, wall: WallMs) -> None:
+    def __init__(
+        self,
+        state: State,
+        settings: CronSettings,
+        tokens: Tokens,
+        now: Monotonic,
+        wall: WallMs,
+        report_gather_s: float = REPORT_GATHER_S,
+    ) -> None:
         self._state = state
         self._since_ms = wall
         self._last = Moment(now, wall)
@@ -92,6 +106,7 @@ class CronControl:
         self._slots = Slots(state.launches.values(), settings.catch_up_per_s, now, wall)
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
+        self._reported: Gathered[LaunchKey] = Gathered(report_gather_s)
         self._backing_off: set[str] = set()
         self._started = False
 
@@ -108,6 +123,7 @@ class CronControl:
                 actions += self._launches.on_heartbeat(at, session, node_id, heartbeat)
             case LaunchReported(session, node_id, report):
                 actions += self._launches.on_report(at, Report(session, node_id, report))
+                self._reported.add(at.now, (report.job_id, WallMs(report.scheduled_at_unix_ms)))
             case ProposalEnded():
                 actions += self._on_proposal_ended(at, event)
             case _:
@@ -125,7 +141,8 @@ class CronControl:
             actions += self._launches.review_all(at)
             for job_id in sorted(self._state.jobs):
                 actions += self._review(at, job_id)
-        actions += self._launches.advance(at)
+        due = (*self._reported.take_due(at.now), *self._launches.timers.take_due(at.now))
+        actions += self._review_launches(at, due)
         while self._due and self._due[0][0] <= at.wall:
             wake_ms, job_id = heapq.heappop(self._due)
             watch = self._jobs.get(job_id)
@@ -134,15 +151,25 @@ class CronControl:
                 actions += self._review(at, job_id)
         for job_id in sorted(self._backing_off):
             actions += self._review(at, job_id)
+        if any(isinstance(action, Propose) for action in actions):
+            actions += self._review_launches(at, self._reported.take())
         return Step(tuple(actions), self._next_wake(at))
+
+    def _review_launches(self, at: Moment, keys: Sequence[LaunchKey]) -> list[Action]:
+        """Looks at launches for which it is time, then at jobs that wait for what becomes of those."""
+        actions = self._launches.review(at, keys)
+        for job_id in dict.fromkeys(key[0] for key in keys):
+            watch = self._jobs.get(job_id)
+            if watch is not None and watch.is_held_up:
+                actions += self._review(at, job_id)
+        return actions
 
     def _next_wake(self, at: Moment) -> Monotonic:
         times = [at.now + WALL_CHECK_S]
         if self._due:
             times.append(at.now + (self._due[0][0] - at.wall) / 1_000)
-        launches_at = self._launches.wake_at()
-        if launches_at is not None:
-            times.append(launches_at)
+        launches_at = self._launches.timers.next_wake()
+        times += [moment for moment in (launches_at, self._reported.due_at) if moment is not None]
         for job_id in self._backing_off:
             until = self._jobs[job_id].backoff_until
             times.append(at.now if until is None else until)
@@ -236,7 +263,7 @@ class CronControl:
     def _decide(
         self, at: Moment, job: CronJob, watch: JobWatch, schedule: Schedule, scheduled_ms: WallMs
     ) -> command_pb2.Command | None:
-        """The command for a time that is due; None while it waits for a worker."""
+        """The command for a time that is due; None while it waits for a worker, or for a result to be committed."""
         wall, due_ms = at.wall, WallMs(scheduled_ms + watch.jitter_ms)
         deadline_ms = round(job.spec.start_deadline_s * 1_000)
         if watch.plan is not None and scheduled_ms > watch.plan.until_ms:
@@ -256,6 +283,9 @@ class CronControl:
                 return _no_launch(job.id, plan.shared_until_ms, LaunchState.MISSED, plan.shared_reason)
             return _no_launch(job.id, scheduled_ms, LaunchState.MISSED, plan.reason)
         judgement = judge(job.spec, self._launches.open_launches(job.id))
+        if judgement.verdict is not Verdict.LAUNCH and self._launches.is_ending(job.id):
+            watch.is_held_up = True
+            return None
         if judgement.verdict is Verdict.SKIP:
             return _no_launch(job.id, scheduled_ms, LaunchState.SKIPPED, judgement.reason)
         if judgement.verdict is Verdict.WAIT:

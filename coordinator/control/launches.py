@@ -61,7 +61,7 @@ class Watch:
 
 
 class LaunchTracker:
-    """Follows the launches that have not ended; `wake_at` says when it wants `advance`.
+    """Follows the launches that have not ended; the owner reviews those whose time has come.
 
     `is_deciding` is true for a job that has a decision on its way.
     """
@@ -75,7 +75,8 @@ class LaunchTracker:
         self._in_flight: InFlight[LaunchKey] = InFlight(tokens)
         self._watches: dict[LaunchKey, Watch] = {}
         self._open = OpenLaunches()
-        self._timers: Timers[LaunchKey] = Timers()
+        self.timers: Timers[LaunchKey] = Timers()
+        """When a launch is to be reviewed at the latest."""
         self._stopped: dict[str, tuple[int, set[tuple[LaunchKey, int]]]] = {}
         """By worker: the attempts that were given up and that it was told to stop, in which session."""
         for launch in state.launches.values():
@@ -92,13 +93,14 @@ class LaunchTracker:
         """True while something about a WAITING launch of the job is on its way."""
         return any(key in self._in_flight for key in self._open.waiting_of_job(job_id))
 
+    def is_ending(self, job_id: str) -> bool:
+        """True while a worker has said how a launch of the job ended, and that is not committed yet."""
+        watches = [self._watches[key] for key in self._open.of_job(job_id)]
+        return any(it is not None and it.is_final for watch in watches for it in (watch.report, watch.proposed))
+
     def in_flight(self) -> InFlight[LaunchKey]:
         """Its proposals, for the owner to sort ProposalEnded events."""
         return self._in_flight
-
-    def wake_at(self) -> Monotonic | None:
-        """When `advance` has something to do at the latest."""
-        return self._timers.next_wake()
 
     # Events
 
@@ -115,7 +117,7 @@ class LaunchTracker:
             if before is not None and _step_of(before) != _step_of(after):
                 actions += _answer_all(self._watches.pop(after.key, None), after)
             self._watch(at, after)
-        return actions + self._review(at, touched)
+        return actions + self.review(at, touched)
 
     def on_ended(self, at: Moment, ended: Ended[LaunchKey]) -> list[Action]:
         """The outcome of one of its proposals is known."""
@@ -129,10 +131,10 @@ class LaunchTracker:
                 watch.report = proposed
             if not ended.applied:
                 watch.backoff_until = Monotonic(at.now + RETRY_S)
-        return actions + self._review(at, (ended.subject,))
+        return actions + self.review(at, (ended.subject,))
 
     def on_report(self, at: Moment, report: Report) -> list[Action]:
-        """A worker says what became of a launch."""
+        """A worker says what became of a launch; the next `review` of it proposes that."""
         launch = self._state.launches.get(report.key)
         verdict = judge(launch, report)
         if verdict is not None or launch is None:
@@ -140,7 +142,7 @@ class LaunchTracker:
         watch = self._watch(at, launch)
         if watch.report is None or not watch.report.is_final or report.is_final:
             watch.report = report
-        return self._review(at, (report.key,))
+        return []
 
     def on_session(self, at: Moment, session: int, hello: session_pb2.Hello) -> list[Action]:
         """A worker is here: its reports count, what it was not told it is told, what it forgot is lost."""
@@ -159,7 +161,7 @@ class LaunchTracker:
                 watch.ordered_at = None
             elif key not in self._in_flight and watch.report is None:
                 watch.gone = f"{node_id} came back without the run"
-        return actions + self._review(at, keys)
+        return actions + self.review(at, keys)
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
         """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
@@ -174,19 +176,15 @@ class LaunchTracker:
             if is_gone and key not in self._in_flight and watch.report is None:
                 watch.gone = f"{node_id} no longer knows the run"
                 gone.append(key)
-        return self._stop_given_up(session, node_id, named) + self._review(at, gone)
-
-    def advance(self, at: Moment) -> list[Action]:
-        """Does what has become due."""
-        return self._review(at, self._timers.take_due(at.now))
+        return self._stop_given_up(session, node_id, named) + self.review(at, gone)
 
     def review_all(self, at: Moment) -> list[Action]:
         """Looks at every launch again, as at the start and after a change of a worker."""
-        return self._review(at, sorted(self._watches))
+        return self.review(at, sorted(self._watches))
 
     def review_job(self, at: Moment, job_id: str) -> list[Action]:
         """Looks at a job's launches again: what the job is, or who runs it, has changed."""
-        return self._review(at, self._open.of_job(job_id))
+        return self.review(at, self._open.of_job(job_id))
 
     def review_waiting(self, at: Moment, job_id: str) -> list[Action]:
         """Begins those of a job's WAITING launches that may; tells those to stop that a later one replaces."""
@@ -212,7 +210,7 @@ class LaunchTracker:
 
     # Decisions
 
-    def _review(self, at: Moment, keys: Iterable[LaunchKey]) -> list[Action]:
+    def review(self, at: Moment, keys: Iterable[LaunchKey]) -> list[Action]:
         """Decides from the state what each of these needs now, then what the waiting ones of their jobs do."""
         actions: list[Action] = []
         job_ids: dict[str, None] = {}
@@ -234,7 +232,7 @@ class LaunchTracker:
             return _answer_all(self._drop(key), launch)
         if launch.state is LaunchState.WAITING or not self._is_free(at, key):
             return []
-        self._timers.set(key, None)
+        self.timers.set(key, None)
         if watch.report is not None:
             return self._propose_report(at, job, launch, watch, watch.report)
         reason = self._lost_reason(at.now, launch, watch, job)
@@ -249,7 +247,7 @@ class LaunchTracker:
             watch.ordered_at = at.now
             actions.append(SendLaunch(launch.worker, launch, job.spec))
         deadline = Monotonic(watch.ordered_at + self._order_timeout_s)
-        self._timers.set(key, deadline if deadline > at.now else None)
+        self.timers.set(key, deadline if deadline > at.now else None)
         return actions
 
     def _stop(self, at: Moment, launch: Launch, watch: Watch) -> list[Action]:
@@ -259,7 +257,7 @@ class LaunchTracker:
         if is_due:
             watch.stop_sent_at, again_at = at.now, Monotonic(at.now + self._order_timeout_s)
         if launch.state is LaunchState.COMMITTED:
-            self._timers.set(launch.key, again_at)
+            self.timers.set(launch.key, again_at)
         return [StopLaunch(launch.worker, *launch.key, launch.attempt, launch.cancel_reason)] if is_due else []
 
     def _is_free(self, at: Moment, key: LaunchKey) -> bool:
@@ -268,7 +266,7 @@ class LaunchTracker:
             return False
         watch = self._watches[key]
         if watch.backoff_until is not None and at.now < watch.backoff_until:
-            self._timers.set(key, watch.backoff_until)
+            self.timers.set(key, watch.backoff_until)
             return False
         watch.backoff_until = None
         return True
@@ -319,7 +317,7 @@ class LaunchTracker:
         """The next attempt of a launch that waits, unless it is too early or nobody serves."""
         key, watch = launch.key, self._watches[launch.key]
         if at.now < watch.begin_at:
-            self._timers.set(key, watch.begin_at)
+            self.timers.set(key, watch.begin_at)
             return []
         worker = self._next_worker(launch, job)
         if worker:
@@ -331,7 +329,7 @@ class LaunchTracker:
             watch.ready_since = at.now
         deadline = Monotonic(watch.ready_since + job.spec.start_deadline_s)
         if at.now < deadline:
-            self._timers.set(key, deadline)
+            self.timers.set(key, deadline)
             return []
         lose = command_pb2.LoseLaunch(job_id=key[0], scheduled_at_unix_ms=key[1], attempt=launch.attempt)
         what = "take the next attempt" if launch.attempt else "run it"
@@ -378,12 +376,12 @@ class LaunchTracker:
         if watch is None:
             wait_ms = wait_left_ms(self._state.jobs.get(launch.job_id), launch, at.wall)
             watch = self._watches[launch.key] = Watch(begin_at=Monotonic(at.now + wait_ms / 1_000))
-            self._timers.set(launch.key, None)
+            self.timers.set(launch.key, None)
         return watch
 
     def _drop(self, key: LaunchKey) -> Watch | None:
         self._open.drop(key)
-        self._timers.set(key, None)
+        self.timers.set(key, None)
         return self._watches.pop(key, None)
 
 

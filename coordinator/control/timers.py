@@ -61,3 +61,30 @@ class Timers(Generic[Subject]):
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
+
+
+class Gathered(Generic[Subject]):
+    """Subjects that are looked at together, `wait_s` after the first of them came at the latest."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._subjects: dict[Subject, None] = {}
+        self.due_at: Monotonic | None = None
+        """When they are to be taken; None while there are none."""
+
+    def add(self, now: Monotonic, subject: Subject) -> None:
+        """Puts one to the others."""
+        self._subjects[subject] = None
+        if self.due_at is None:
+            self.due_at = Monotonic(now + self._wait_s)
+
+    def take_due(self, now: Monotonic) -> list[Subject]:
+        """All of them, in the order in which they came, once it is time; else none."""
+        return self.take() if self.due_at is not None and self.due_at <= now else []
+
+    def take(self) -> list[Subject]:
+        """All of them now."""
+        subjects = list(self._subjects)
+        self._subjects.clear()
+        self.due_at = None
+        return subjects

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
 from coordinator.config import ClusterConfig, CronSettings, DiscoverySettings, PlacementSettings
+from coordinator.control.cron import REPORT_GATHER_S
 from coordinator.control.interface import (
     Action,
     DiscoveryReported,
@@ -216,6 +217,7 @@ def test_only_the_heartbeats_of_the_current_session_lose_runs() -> None:
     )
     scene.settle(scene.tell(SessionOpened(9, hello("w1"))))
     scene.settle(scene.tell(LaunchReported(9, "w1", report)))
+    scene.settle(scene.advance(REPORT_GATHER_S))
 
     def beat(session: int, *launches: session_pb2.LaunchToken) -> list[Action]:
         named = session_pb2.Heartbeat(sequence=5, launches=launches)
