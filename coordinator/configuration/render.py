@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+from collections.abc import Collection
 
 from coordinator.config import ClusterConfig
 from coordinator.configuration.findings import dotted
@@ -40,16 +41,17 @@ def render_cluster(config: ClusterConfig, *, complete: bool = False) -> str:
 
 def changed_options(before: CronJobSpec, after: CronJobSpec) -> list[tuple[str, str, str]]:
     """What differs between two definitions: key, value before and after; empty where one does not have it."""
-    old, new = _job_options(before), _job_options(after)
-    order = [key_of(field.name) for field in dataclasses.fields(CronJobSpec)]
+    names = [name for name, _ in _fields(after) if getattr(before, name) != getattr(after, name)]
+    old, new = _job_options(before, names), _job_options(after, names)
+    order = [key_of(name) for name in names]
     keys = sorted({*old, *new}, key=lambda key: (order.index(key.partition(".")[0]), key))
     return [(key, old.get(key, ""), new.get(key, "")) for key in keys if old.get(key) != new.get(key)]
 
 
-def _job_options(job: CronJobSpec) -> dict[str, str]:
-    """Every option of a job, keys and values as a file has them; of tables each pair by itself: `environment.NAME`."""
+def _job_options(job: CronJobSpec, names: Collection[str]) -> dict[str, str]:
+    """Options of a job, keys and values as a file has them; of tables each pair by itself: `environment.NAME`."""
     described: dict[str, str] = {}
-    for key, value in _options(job, None):
+    for key, value in _options(job, None, names):
         if isinstance(value, dict):
             described |= {dotted((key, name)): _value(text) for name, text in value.items()}
         else:
@@ -85,10 +87,14 @@ def _fields(settings: object) -> list[tuple[str, object]]:
     ]
 
 
-def _options(settings: object, like: object | None) -> list[tuple[str, object]]:
-    """Keys and values, without those that `like` has too."""
+def _options(
+    settings: object, like: object | None, names: Collection[str] | None = None
+) -> list[tuple[str, object]]:
+    """Keys and values, without those that `like` has too; of the fields with these names, when they are given."""
     options: list[tuple[str, object]] = []
     for name, value in _fields(settings):
+        if names is not None and name not in names:
+            continue
         if dataclasses.is_dataclass(value) or (like is not None and value == getattr(like, name)):
             continue
         if isinstance(settings, CronJobSpec) and name in ("command", "python") and not value:

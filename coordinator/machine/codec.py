@@ -29,6 +29,8 @@ from coordinator.model import (
     WallMs,
 )
 
+_DEFAULT_SPEC = CronJobSpec(id="", schedule="")
+
 
 def node_to_proto(node: Node) -> types_pb2.Node:
     """The worker's record as a message."""
@@ -186,16 +188,15 @@ def job_spec_to_proto(spec: CronJobSpec) -> types_pb2.CronJobSpec:
 
 def job_spec_from_proto(message: types_pb2.CronJobSpec) -> CronJobSpec:
     """The definition from a message; what is left out (zero, empty, unspecified) takes the default of CronJobSpec."""
-    default = CronJobSpec(id="", schedule="")
     return CronJobSpec(
         id=message.id,
         schedule=message.schedule,
-        time_zone=message.time_zone or default.time_zone,
+        time_zone=message.time_zone or _DEFAULT_SPEC.time_zone,
         priority_class=message.priority_class,
         command=tuple(message.command),
         python=message.python,
         environment=tuple(sorted(message.environment.items())),
-        timeout_s=message.timeout_s or default.timeout_s,
+        timeout_s=message.timeout_s or _DEFAULT_SPEC.timeout_s,
         working_directory=message.working_directory,
         user=message.user,
         memory_bytes_max=message.memory_bytes_max,
@@ -203,16 +204,16 @@ def job_spec_from_proto(message: types_pb2.CronJobSpec) -> CronJobSpec:
         open_files_max=message.open_files_max,
         required_labels=tuple(sorted(message.required_labels.items())),
         jitter_s=message.jitter_s,
-        overlap=OverlapPolicy(message.overlap) if message.overlap else default.overlap,
-        overlap_limit=message.overlap_limit or default.overlap_limit,
-        catch_up=CatchUpPolicy(message.catch_up) if message.catch_up else default.catch_up,
-        catch_up_window_s=message.catch_up_window_s or default.catch_up_window_s,
-        catch_up_limit=message.catch_up_limit or default.catch_up_limit,
-        start_deadline_s=message.start_deadline_s or default.start_deadline_s,
-        retry=RetryPolicy(message.retry) if message.retry else default.retry,
-        attempts_max=message.attempts_max or default.attempts_max,
-        retry_backoff_s=message.retry_backoff_s or default.retry_backoff_s,
-        retry_backoff_s_max=message.retry_backoff_s_max or default.retry_backoff_s_max,
+        overlap=OverlapPolicy(message.overlap) if message.overlap else _DEFAULT_SPEC.overlap,
+        overlap_limit=message.overlap_limit or _DEFAULT_SPEC.overlap_limit,
+        catch_up=CatchUpPolicy(message.catch_up) if message.catch_up else _DEFAULT_SPEC.catch_up,
+        catch_up_window_s=message.catch_up_window_s or _DEFAULT_SPEC.catch_up_window_s,
+        catch_up_limit=message.catch_up_limit or _DEFAULT_SPEC.catch_up_limit,
+        start_deadline_s=message.start_deadline_s or _DEFAULT_SPEC.start_deadline_s,
+        retry=RetryPolicy(message.retry) if message.retry else _DEFAULT_SPEC.retry,
+        attempts_max=message.attempts_max or _DEFAULT_SPEC.attempts_max,
+        retry_backoff_s=message.retry_backoff_s or _DEFAULT_SPEC.retry_backoff_s,
+        retry_backoff_s_max=message.retry_backoff_s_max or _DEFAULT_SPEC.retry_backoff_s_max,
         description=message.description,
     )
 

@@ -52,6 +52,9 @@ class Draft:
         self.jobs = state.jobs
         self.launches = state.launches
         self.launch_times = state.launch_times
+        self.results = state.results
+        self.result_order = state.result_order
+        self.next_result_position = state.next_result_position
         self.move_of_shard = state.move_of_shard
         self.next_shard_id = state.next_shard_id
         self.next_move_id = state.next_move_id
@@ -63,24 +66,26 @@ class Draft:
         self._ended_moves = state.ended_moves
         self._events = state.events
         self._next_event_sequence = state.next_event_sequence
-        self._state = state
 
     def finish(self) -> State:
         """The new state."""
-        return replace(
-            self._state,
+        # Every field is named: it takes half the time of `replace`, for each command on each master.
+        return State(
             cluster_id=self.cluster_id,
             index=self.index,
             time_ms=self.time_ms,
             settings=self.settings,
-            masters=self.masters,
             nodes=self.nodes,
             shards=self.shards,
             moves=self.moves,
             ended_moves=self._ended_moves,
             jobs=self.jobs,
+            masters=self.masters,
             launches=self.launches,
             events=self._events,
+            results=self.results,
+            result_order=self.result_order,
+            next_result_position=self.next_result_position,
             next_shard_id=self.next_shard_id,
             next_move_id=self.next_move_id,
             next_event_sequence=self._next_event_sequence,

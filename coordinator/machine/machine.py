@@ -158,10 +158,9 @@ def _apply_one(state: State, command: command_pb2.Command, index: int, time_ms: 
         logger.exception("the handler of %s failed at index %d", command.WhichOneof("operation"), index)
         draft = Draft(state, index, time_ms, cause)
         result = _refusal(Refused(RefusalReason.PRECONDITION, f"internal fault, please report it: {error!r}"))
-    new = draft.finish()
     if 0 < len(command.request_id) <= REQUEST_ID_LENGTH_MAX:
-        new = _remember(new, command.request_id, result)
-    return Transition(new, result, tuple(draft.changes), tuple(draft.records))
+        _remember(draft, command.request_id, result)
+    return Transition(draft.finish(), result, tuple(draft.changes), tuple(draft.records))
 
 
 def _run(draft: Draft, command: command_pb2.Command) -> None:
@@ -181,16 +180,16 @@ def _refusal(refusal: Refused) -> command_pb2.CommandResult:
     return command_pb2.CommandResult(refusal=command_pb2.Refusal(code=code, message=str(refusal)))
 
 
-def _remember(state: State, request_id: str, result: command_pb2.CommandResult) -> State:
+def _remember(draft: Draft, request_id: str, result: command_pb2.CommandResult) -> None:
     """Remembers a result, and forgets the oldest ones beyond count or age."""
-    results = state.results.set(request_id, RememberedResult(request_id, state.index, state.time_ms, result))
-    order = state.result_order.set(state.next_result_position, request_id)
-    next_position = state.next_result_position + 1
+    results = draft.results.set(request_id, RememberedResult(request_id, draft.index, draft.time_ms, result))
+    order = draft.result_order.set(draft.next_result_position, request_id)
+    next_position = draft.next_result_position + 1
     for _ in range(FORGOTTEN_AT_ONCE_MAX):
         oldest = next_position - len(order)
         kept = results[order[oldest]]
-        if len(order) <= RESULTS_KEPT and state.time_ms - kept.at_ms <= RESULT_AGE_MS_MAX:
+        if len(order) <= RESULTS_KEPT and draft.time_ms - kept.at_ms <= RESULT_AGE_MS_MAX:
             break
         results = results.delete(kept.request_id)
         order = order.delete(oldest)
-    return replace(state, results=results, result_order=order, next_result_position=next_position)
+    draft.results, draft.result_order, draft.next_result_position = results, order, next_position
