@@ -47,6 +47,7 @@ def main(config_path: Path, master_id: str) -> None:
         logs.configure(config.logging, master_id)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_run(config, master_id))
+            _end_process()
     except (CoordinatorError, OSError) as error:
         _fail(str(error))
     except Exception as error:
@@ -85,6 +86,18 @@ def _shorten_collections() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _end_process() -> None:
+    """Ends the process after a clean stop: everything is on disk and closed.
+
+    Python would first take the whole state apart, object by object: 1.2 s with 65,536 remembered results, for which
+    whoever restarts this master would wait.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _watch_signals(stop_asked: asyncio.Event) -> None:
