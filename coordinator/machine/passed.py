@@ -49,7 +49,7 @@ def pass_over(draft: Draft, job: CronJob, reason: str) -> CronJob:
     job = replace(job, passed=(*earlier, past))
     if len(job.passed) > PASSED_MAX:
         job = move_watermark(job, job.passed[0].until_ms)
-        draft.record("cron", job.id, f"changed {PASSED_MAX} times and more: what the first left has no record")
+        draft.record("cron", job.id, f"changed {PASSED_MAX} times and more: what the first left open has no record")
     return job
 
 

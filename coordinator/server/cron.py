@@ -136,7 +136,7 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
     async def SetJobPaused(
         self, request: cron_pb2.SetJobPausedRequest, context: Call
     ) -> cron_pb2.SetJobPausedResponse:
-        """Pauses or resumes a job; what was due during the pause is never launched."""
+        """Pauses or resumes a job; what was due during the pause is not launched, but recorded after it."""
         paused = command_pb2.SetJobPaused(job_id=_required(request.job_id), paused=request.paused)
         await self._master.submit(command_pb2.Command(set_job_paused=paused), request.request_id, context)
         return cron_pb2.SetJobPausedResponse()

@@ -100,20 +100,19 @@ def test_a_long_outage_of_a_frequent_job_is_accounted_for(seed: int) -> None:
     assert run_seed(seed, plan).counts["shared records"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_long_pauses_of_a_frequent_job_are_accounted_for(seed: int) -> None:
-    """A job that is due hundreds of times in a pause, edited and deleted beside it, has few records that say it all."""
+def test_long_pauses_of_frequent_jobs_are_accounted_for() -> None:
+    """Jobs that are due hundreds of times in a pause, edited and deleted beside it, have few records that say all."""
 
     def every_five_seconds(spec: CronJobSpec) -> CronJobSpec | None:
         often = replace(spec, schedule="*/5 * * * * *", overlap=OverlapPolicy.QUEUE, timeout_s=4.0)
-        return replace(often, catch_up=tuple(CatchUpPolicy)[seed % 3]) if spec.id in ("loop_01", "loop_02") else None
+        return often if spec.id in ("loop_01", "loop_02") else None
 
     kinds = ("operator", "leader", "leader_moment", "clock", "lossy_log")
     plan = Plan(seconds=5 * 3_600.0, fault_every_s=120.0, quiet_s=600.0, kinds=kinds, jobs=every_five_seconds)
-    counts = run_seed(seed, plan).counts
-    assert counts["shared records"]
-    assert counts["recorded: the job was paused"]
-    assert counts["recorded: all jobs were paused"]
+    counts = sum((run_seed(seed, plan).counts for seed in range(4)), Counter[str]())
+    for wanted in ("the job was paused", "all jobs were paused", "the schedule was changed"):
+        assert counts[f"recorded: {wanted}"], counts
+    assert counts["shared records"] > 4, counts
 
 
 def fingerprint(seed: int) -> str:

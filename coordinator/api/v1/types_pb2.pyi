@@ -254,7 +254,7 @@ class _LaunchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchSta
     LAUNCH_STATE_MISSED: _LaunchState.ValueType  # 7
     """It never ran because nobody could launch it in time."""
     LAUNCH_STATE_SKIPPED: _LaunchState.ValueType  # 8
-    """It never ran because a policy said so."""
+    """It never ran because a policy said so, or it was paused, or its schedule was changed."""
     LAUNCH_STATE_WAITING: _LaunchState.ValueType  # 9
     """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
     LAUNCH_STATE_CANCELLED: _LaunchState.ValueType  # 10
@@ -280,7 +280,7 @@ LAUNCH_STATE_LOST: LaunchState.ValueType  # 6
 LAUNCH_STATE_MISSED: LaunchState.ValueType  # 7
 """It never ran because nobody could launch it in time."""
 LAUNCH_STATE_SKIPPED: LaunchState.ValueType  # 8
-"""It never ran because a policy said so."""
+"""It never ran because a policy said so, or it was paused, or its schedule was changed."""
 LAUNCH_STATE_WAITING: LaunchState.ValueType  # 9
 """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
 LAUNCH_STATE_CANCELLED: LaunchState.ValueType  # 10
