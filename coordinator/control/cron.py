@@ -15,7 +15,6 @@ refused; it only has to see to it that every time *is* decided, with a launch or
   times, which the catch-up policy treats. The wall clock is read again every WALL_CHECK_S at the latest.
 - A paused job (or all, by the settings) launches nothing. What passed until it goes on, or until another schedule took
   the place of the one before, is recorded as skipped first of all (passed.py), also while the job is paused (again).
-  That may be much to count, so it is prepared for some jobs at a time (TIMES_PER_STEP).
 
 What follows the commit (waits, orders, reports, stops, lost workers) is launches.py.
 """
@@ -23,8 +22,7 @@ What follows the commit (waits, orders, reports, stops, lost workers) is launche
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.config import CronSettings
@@ -45,7 +43,7 @@ from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.launch_reports import Report
 from coordinator.control.launches import RETRY_S, LaunchTracker
 from coordinator.control.overlap import Verdict, judge
-from coordinator.control.passed import PASSED_RECORDS_MAX, PassedRecord, records_of
+from coordinator.control.passed import TURN_S, PassedRecorder
 from coordinator.control.schedule import Schedule, compile_schedule
 from coordinator.control.timers import Moment
 from coordinator.machine.state import JobChanged, LaunchChanged, NodeChanged, SettingsChanged, State
@@ -54,10 +52,6 @@ from coordinator.model.errors import InvalidRequest
 
 WALL_CHECK_S = 1.0
 """A step of the wall clock is noticed within this time."""
-TIMES_PER_STEP = 1_000
-"""When so many times of pauses were counted, other jobs wait until the event loop had its turn: 20 ms."""
-TURN_S = 0.005
-"""What is left to the event loop until then."""
 STEP_MS_MIN = 1_000
 """The wall clock counts as stepped when it gained so much on the monotonic clock between two looks."""
 
@@ -73,11 +67,9 @@ class JobWatch:
     wake_ms: WallMs | None = None
     """Wall time of the next look; the heap's entry that equals it is the valid one."""
     closed_ms: WallMs | None = None
-    """The job's `closed_until_ms` for which `passed` and `scheduled_ms` were computed."""
-    passed: deque[PassedRecord] = field(default_factory=deque)
-    """What is to be recorded before anything else."""
+    """The job's `closed_until_ms` for which `scheduled_ms` was computed."""
     scheduled_ms: WallMs | None = None
-    """The next time to decide after that; due `jitter_ms` later."""
+    """The next time to decide once all that passed is recorded; due `jitter_ms` later."""
     plan: CatchUpPlan | None = None
     starved_ms: WallMs | None = None
     """The first due time since when no worker of the job served."""
@@ -103,9 +95,7 @@ class CronControl:
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
         self._backing_off: set[str] = set()
-        self._unprepared: dict[str, None] = {}
-        """Jobs whose records of a pause wait for the next step, in the order of their coming."""
-        self._times_left = TIMES_PER_STEP
+        self._passed = PassedRecorder()
         self._started = False
 
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
@@ -147,11 +137,8 @@ class CronControl:
                 actions += self._review(at, job_id)
         for job_id in sorted(self._backing_off):
             actions += self._review(at, job_id)
-        while self._unprepared and self._times_left > 0:
-            job_id = next(iter(self._unprepared))
-            del self._unprepared[job_id]
+        for job_id in self._passed.turns():
             actions += self._review(at, job_id)
-        self._times_left = TIMES_PER_STEP
         return Step(tuple(actions), self._next_wake(at))
 
     def _next_wake(self, at: Moment) -> Monotonic:
@@ -161,7 +148,7 @@ class CronControl:
         launches_at = self._launches.wake_at()
         if launches_at is not None:
             times.append(launches_at)
-        if self._unprepared:
+        if self._passed.is_waiting:
             times.append(at.now + TURN_S)
         for job_id in self._backing_off:
             until = self._jobs[job_id].backoff_until
@@ -228,18 +215,26 @@ class CronControl:
         if job is None:
             self._jobs.pop(job_id, None)
             self._backing_off.discard(job_id)
+            self._passed.forget(job_id)
             return []
         watch = self._job_watch(job)
         if job_id in self._in_flight or self._is_backing_off(at.now, job_id, watch):
             return []
-        if not self._prepare(job, watch):
+        if not self._passed.is_prepared(job):
             return []
-        if watch.passed:
-            record = watch.passed[0]
-            return self._propose(job, _no_launch(job.id, record.scheduled_at_ms, LaunchState.SKIPPED, record.reason))
+        record = self._passed.next_of(job)
+        if record is not None:
+            command = _no_launch(job.id, record.scheduled_at_ms, LaunchState.SKIPPED, record.reason)
+            command.record_no_launch.earlier_unix_ms.extend(record.earlier)
+            return self._propose(job, command)
         if job.paused or self._state.settings.cron_paused or watch.schedule is None:
             watch.plan = watch.starved_ms = watch.wake_ms = None
             return []
+        if watch.closed_ms != job.closed_until_ms:
+            watch.closed_ms = job.closed_until_ms
+            watch.scheduled_ms = watch.schedule.next_after(job.closed_until_ms)
+            if job.passed:
+                watch.plan = watch.starved_ms = None
         scheduled_ms = watch.scheduled_ms
         due_ms = None if scheduled_ms is None else WallMs(scheduled_ms + watch.jitter_ms)
         if scheduled_ms is None or due_ms is None or due_ms > at.wall:
@@ -249,24 +244,8 @@ class CronControl:
         watch.is_held_up = self._launches.is_beginning(job_id)
         if watch.is_held_up:
             return []
-        command = self._decide(at, job, watch, watch.schedule, scheduled_ms)
-        return [] if command is None else self._propose(job, command)
-
-    def _prepare(self, job: CronJob, watch: JobWatch) -> bool:
-        """Sees to what is to be recorded and decided next. False when that has to wait for the next step."""
-        if watch.closed_ms != job.closed_until_ms:
-            if job.passed:
-                if self._times_left <= 0:
-                    self._unprepared[job.id] = None
-                    return False
-                watch.passed = deque(records_of(job))
-                watch.plan = watch.starved_ms = None
-                self._times_left -= PASSED_RECORDS_MAX + sum(record.counted for record in watch.passed)
-            watch.closed_ms = job.closed_until_ms
-            watch.scheduled_ms = None if watch.schedule is None else watch.schedule.next_after(job.closed_until_ms)
-        while watch.passed and watch.passed[0].scheduled_at_ms <= job.decided_until_ms:
-            watch.passed.popleft()
-        return True
+        decision = self._decide(at, job, watch, watch.schedule, scheduled_ms)
+        return [] if decision is None else self._propose(job, decision)
 
     def _propose(self, job: CronJob, command: command_pb2.Command) -> list[Action]:
         """Proposes a decision, which holds as long as nothing else of the job is closed."""

@@ -28,6 +28,7 @@ A launch with a cancel_reason makes no further attempt.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.draft import Draft
@@ -37,6 +38,8 @@ from coordinator.model.errors import RefusalReason, Refused
 
 OUTPUT_BYTES_MAX = 64 * 1024
 """A longer output is cut to its last bytes, whatever the worker's own limit says."""
+RECORDS_MAX = 100
+"""Times before the last one that one RecordNoLaunch names; a record takes a tenth of a millisecond at most."""
 _RUN_ENDS = (LaunchState.SUCCEEDED, LaunchState.FAILED, LaunchState.TIMED_OUT, LaunchState.CANCELLED)
 
 
@@ -48,8 +51,11 @@ def _show_time(time_ms: int) -> str:
 
 def _require_undecided(draft: Draft, command: command_pb2.CommitLaunch | command_pb2.RecordNoLaunch) -> CronJob:
     job, scheduled_at_ms = draft.job(command.job_id), command.scheduled_at_unix_ms
-    what = f"job {job.id} at {_show_time(scheduled_at_ms)}"
-    if scheduled_at_ms <= job.decided_until_ms:
+    first_ms = scheduled_at_ms
+    if isinstance(command, command_pb2.RecordNoLaunch) and command.earlier_unix_ms:
+        first_ms = command.earlier_unix_ms[0]
+    what = f"job {job.id} at {_show_time(first_ms)}"
+    if first_ms <= job.decided_until_ms:
         raise Refused(RefusalReason.STALE, f"{what} has been decided already")
     known_ms = command.closed_until_unix_ms
     if command.HasField("closed_until_unix_ms") and known_ms < min(scheduled_at_ms, job.closed_until_ms):
@@ -145,14 +151,18 @@ def _cancel_waiting(draft: Draft, launch: Launch, reason: str) -> None:
 
 
 def record_no_launch(draft: Draft, command: command_pb2.RecordNoLaunch) -> None:
-    """Records a scheduled time at which nothing is launched."""
+    """Records scheduled times at which nothing is launched."""
     job = _require_undecided(draft, command)
+    times = [WallMs(time_ms) for time_ms in (*command.earlier_unix_ms, command.scheduled_at_unix_ms)]
+    if len(times) > RECORDS_MAX + 1 or any(first >= second for first, second in pairwise(times)):
+        raise Refused(RefusalReason.INVALID, f"job {job.id}: {len(times)} times to record, too many or not ascending")
     if command.state not in (LaunchState.MISSED.value, LaunchState.SKIPPED.value):
         raise Refused(RefusalReason.INVALID, f"job {job.id}: state {command.state} is neither MISSED nor SKIPPED")
     state = LaunchState(command.state)
-    scheduled_at_ms = WallMs(command.scheduled_at_unix_ms)
-    draft.put_job(move_watermark(job, scheduled_at_ms))
-    if (job.id, scheduled_at_ms) not in draft.launches:
+    draft.put_job(move_watermark(job, times[-1]))
+    for scheduled_at_ms in times:
+        if (job.id, scheduled_at_ms) in draft.launches:
+            continue
         draft.put_launch(
             Launch(
                 job_id=job.id,
@@ -165,7 +175,8 @@ def record_no_launch(draft: Draft, command: command_pb2.RecordNoLaunch) -> None:
                 cause=draft.cause,
             )
         )
-    draft.record("launch", job.id, f"{state.name.lower()} at {_show_time(scheduled_at_ms)}: {command.reason}")
+    earlier = f" and {len(times) - 1} times before, from {_show_time(times[0])} on" if len(times) > 1 else ""
+    draft.record("launch", job.id, f"{state.name.lower()} at {_show_time(times[-1])}{earlier}: {command.reason}")
 
 
 def _require_attempt(draft: Draft, job_id: str, scheduled_at_ms: int, attempt: int) -> Launch:

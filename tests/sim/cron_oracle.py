@@ -231,9 +231,11 @@ class Oracle:
         assert record.reason, f"{_name(record)} is not launched and nobody says why"
         shared = STANDS_FOR.search(record.reason)
         if shared is None:
-            self._check_reasons(record, {self._decide_next(record.job_id, book, scheduled_at_ms)})
-            book.recorded[scheduled_at_ms] = LaunchState(record.state)
+            for time_ms in (*record.earlier_unix_ms, scheduled_at_ms):
+                self._check_reasons(record, {self._decide_next(record.job_id, book, time_ms)})
+                book.recorded[time_ms] = LaunchState(record.state)
             return
+        assert not record.earlier_unix_ms, f"{_name(record)} stands for many times, and so do others"
         undecided = book.undecided(scheduled_at_ms)
         self._check_reasons(record, {why_not for _, why_not in undecided})
         times = [time_ms for time_ms, _ in undecided]

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.machine.codec import job_spec_from_proto, job_to_proto
+from coordinator.machine.launches import RECORDS_MAX
 from coordinator.machine.passed import PASSED_MAX
 from coordinator.machine.snapshot import decode_snapshot, encode_snapshot
 from coordinator.model import CronJob, LaunchState, PassedTimes, WallMs
@@ -84,6 +85,23 @@ def test_what_passed_in_a_pause_is_recorded_in_order_and_never_launched() -> Non
     driver.accept(commit_launch=launch(resumed + 1_000))
     states = [driver.state.launches[("j", at_ms)].state for at_ms in driver.state.launch_times["j"]]
     assert states == [LaunchState.SKIPPED, LaunchState.SKIPPED, LaunchState.COMMITTED]
+
+
+def test_one_command_records_many_times_or_none() -> None:
+    """Shows that earlier times get records of their own, and that a list that is none, or late, changes nothing."""
+    driver = cluster()
+    pause(driver)
+    driver.time_ms = WallMs(driver.time_ms + 600_000)
+    pause(driver, False)
+    first = job(driver).decided_until_ms + 1_000
+    for wrong in ([first, first], [first + 9_000], list(range(first, first + RECORDS_MAX + 1))):
+        refusal = driver.refuse(record_no_launch=skip(first + 9_000, earlier_unix_ms=wrong))
+        assert refusal.code == command_pb2.REFUSAL_CODE_INVALID
+    transition = driver.accept(record_no_launch=skip(first + 9_000, earlier_unix_ms=[first, first + 5_000]))
+    assert driver.state.launch_times["j"] == (first, first + 5_000, first + 9_000)
+    assert "and 2 times before, from" in transition.records[-1].message
+    late = skip(first + 60_000, earlier_unix_ms=[first + 9_000])
+    assert driver.refuse(record_no_launch=late).code == STALE
 
 
 def test_a_later_launch_forgets_what_had_no_times() -> None:

@@ -1406,6 +1406,7 @@ class RecordNoLaunch(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     CLOSED_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    EARLIER_UNIX_MS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -1416,6 +1417,10 @@ class RecordNoLaunch(_message.Message):
     """Why, for people."""
     closed_until_unix_ms: _builtins.int
     """As in CommitLaunch; what was closed already when this was decided is recorded all the same."""
+    @_builtins.property
+    def earlier_unix_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Scheduled times before it, ascending, each of which gets a record like it: 100 at most."""
+
     def __init__(
         self,
         *,
@@ -1424,10 +1429,11 @@ class RecordNoLaunch(_message.Message):
         state: _types_pb2.LaunchState.ValueType = ...,
         reason: _builtins.str = ...,
         closed_until_unix_ms: _builtins.int | None = ...,
+        earlier_unix_ms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms", "job_id", b"job_id", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms", "earlier_unix_ms", b"earlier_unix_ms", "job_id", b"job_id", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__closed_until_unix_ms: _TypeAlias = _typing.Literal["closed_until_unix_ms"]  # noqa: Y015
     _WhichOneofArgType__closed_until_unix_ms: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms"]  # noqa: Y015
