@@ -101,7 +101,8 @@ def _set_paused(session: Session, job: str, all_jobs: bool, paused: bool) -> Non
 def pause(session: Session, job: str, all_jobs: bool) -> None:
     """Stop launching a job, or all, by schedule, until `cron resume`. What runs goes on.
 
-    Launches that wait for their first attempt are cancelled; `cron trigger` and retries work as ever.
+    Launches that wait for their first attempt are cancelled; `cron trigger` and retries work as ever. The times
+    that pass are in the history once the job goes on, as skipped.
 
     \b
     Examples:
@@ -117,6 +118,8 @@ def pause(session: Session, job: str, all_jobs: bool) -> None:
 @pass_session
 def resume(session: Session, job: str, all_jobs: bool) -> None:
     """Launch a paused job, or all, by schedule again. What passed meanwhile is not made up for.
+
+    It is in `cron history --missed`: the latest times one by one, those before them in one row that says how many.
 
     \b
     Examples:
@@ -187,7 +190,8 @@ def history(
 ) -> None:
     """Show the latest launches of a job, or of all: where, how late, how long, how it ended.
 
-    Every scheduled time is there: those that did not run say why. Each attempt has a row, the latest first.
+    Every scheduled time is there: those that did not run say why; of a long outage or pause the earlier ones share
+    a row, which says how many they are. Each attempt has a row, the latest first.
 
     \b
     Examples:

@@ -53,8 +53,9 @@ def _change_text(change: cron_pb2.JobFieldChange, is_new: bool) -> str:
 def apply(session: Session, file: Path, dry_run: bool, prune: bool) -> None:
     """Create or change jobs as a file says: TOML, YAML or JSON, by its ending.
 
-    All jobs are checked before the first is applied. A change never launches anything retroactively. What
-    changes is told field by field; the fields are those of [[cron.jobs]] in cluster.toml, which explains them.
+    All jobs are checked before the first is applied. A change never launches anything retroactively; what the
+    schedule before it had not launched yet is recorded as skipped. What changes is told field by field; the
+    fields are those of [[cron.jobs]] in cluster.toml, which explains them.
 
     \b
     A file with one job:

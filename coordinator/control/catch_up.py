@@ -19,7 +19,7 @@ What is launched is committed WAITING, each with a slot of its own (`Slots`), so
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from coordinator.control.overlap import is_paced
@@ -62,16 +62,34 @@ def make_plan(
                 f"; of the missed times only those of the last {spec.catch_up_window_s:g} s are launched,"
                 f" at most {spec.catch_up_limit}"
             )
-    shared_until_ms, shared_reason = None, ""
     tail = schedule.latest(decided_until_ms, until_ms, MISSED_RECORDS_MAX + len(launch))
-    if tail:
-        before_tail_ms = WallMs(tail[0] - 1)
-        shared = schedule.between(decided_until_ms, before_tail_ms, MISSED_COUNT_MAX + 1)
-        if shared:
-            count = str(len(shared)) if len(shared) <= MISSED_COUNT_MAX else f"more than {MISSED_COUNT_MAX}"
-            shared_until_ms = schedule.latest(decided_until_ms, before_tail_ms, 1)[0]
-            shared_reason = f"{reason}; this record stands for {count} times from {format_wall(shared[0])} on"
-    return CatchUpPlan(until_ms, frozenset(launch), reason, shared_until_ms, shared_reason)
+    shared = share_one_record(schedule, decided_until_ms, tail, reason)
+    if shared is None:
+        return CatchUpPlan(until_ms, frozenset(launch), reason)
+    return CatchUpPlan(until_ms, frozenset(launch), reason, shared.until_ms, shared.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """One record that stands for many times; it sits at the last of them."""
+
+    until_ms: WallMs
+    reason: str
+    counted: int
+
+
+def share_one_record(schedule: Schedule, after_ms: WallMs, tail: Sequence[WallMs], reason: str) -> Shared | None:
+    """The record for all times after `after_ms` and before those of `tail`; None when there are none."""
+    if not tail:
+        return None
+    before_tail_ms = WallMs(tail[0] - 1)
+    times = schedule.between(after_ms, before_tail_ms, MISSED_COUNT_MAX + 1)
+    if not times:
+        return None
+    count = str(len(times)) if len(times) <= MISSED_COUNT_MAX else f"more than {MISSED_COUNT_MAX}"
+    until_ms = schedule.latest(after_ms, before_tail_ms, 1)[0]
+    reason += f"; this record stands for {count} times from {format_wall(times[0])} on"
+    return Shared(until_ms, reason, len(times))
 
 
 class Slots:

@@ -14,7 +14,8 @@ refused; it only has to see to it that every time *is* decided, with a launch or
 - While no worker of the job serves, its due time waits for one until the deadline; then it is recorded as missed.
 - A wall clock that steps back launches nothing twice: the watermark is ahead of it. One that steps forward makes old
   times, which the catch-up policy treats. The wall clock is read again every WALL_CHECK_S at the latest.
-- A paused job (or all, by the settings) decides and records nothing; resuming moves the watermark to that moment.
+- A paused job (or all, by the settings) launches nothing. What passed until it goes on, or until another schedule took
+  the place of the one before, is recorded as skipped first of all (passed.py), also while the job is paused (again).
 
 What follows the commit (waits, orders, reports, stops, lost workers) is launches.py.
 """
@@ -45,6 +46,7 @@ from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.launch_reports import Report
 from coordinator.control.launches import RETRY_S, LaunchTracker
 from coordinator.control.overlap import Verdict, judge
+from coordinator.control.passed import TURN_S, PassedRecorder
 from coordinator.control.schedule import Schedule, compile_schedule
 from coordinator.control.timers import Gathered, Moment
 from coordinator.machine.state import JobChanged, LaunchChanged, LaunchKey, NodeChanged, SettingsChanged, State
@@ -70,10 +72,10 @@ class JobWatch:
     jitter_ms: int
     wake_ms: WallMs | None = None
     """Wall time of the next look; the heap's entry that equals it is the valid one."""
-    after_ms: WallMs | None = None
-    """The watermark for which `scheduled_ms` was computed."""
+    closed_ms: WallMs | None = None
+    """The job's `closed_until_ms` for which `scheduled_ms` was computed."""
     scheduled_ms: WallMs | None = None
-    """The next time to decide; due `jitter_ms` later."""
+    """The next time to decide once all that passed is recorded; due `jitter_ms` later."""
     plan: CatchUpPlan | None = None
     starved_ms: WallMs | None = None
     """The first due time since when no worker of the job served."""
@@ -108,6 +110,7 @@ class CronControl:
         self._due: list[tuple[WallMs, str]] = []
         self._reported: Gathered[LaunchKey] = Gathered(report_gather_s)
         self._backing_off: set[str] = set()
+        self._passed = PassedRecorder()
         self._started = False
 
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
@@ -151,6 +154,8 @@ class CronControl:
                 actions += self._review(at, job_id)
         for job_id in sorted(self._backing_off):
             actions += self._review(at, job_id)
+        for job_id in self._passed.turns():
+            actions += self._review(at, job_id)
         if any(isinstance(action, Propose) for action in actions):
             actions += self._review_launches(at, self._reported.take())
         return Step(tuple(actions), self._next_wake(at))
@@ -170,6 +175,8 @@ class CronControl:
             times.append(at.now + (self._due[0][0] - at.wall) / 1_000)
         launches_at = self._launches.timers.next_wake()
         times += [moment for moment in (launches_at, self._reported.due_at) if moment is not None]
+        if self._passed.is_waiting:
+            times.append(Monotonic(at.now + TURN_S))
         for job_id in self._backing_off:
             until = self._jobs[job_id].backoff_until
             times.append(at.now if until is None else until)
@@ -235,16 +242,26 @@ class CronControl:
         if job is None:
             self._jobs.pop(job_id, None)
             self._backing_off.discard(job_id)
+            self._passed.forget(job_id)
             return []
         watch = self._job_watch(job)
         if job_id in self._in_flight or self._is_backing_off(at.now, job_id, watch):
             return []
+        if not self._passed.is_prepared(job):
+            return []
+        record = self._passed.next_of(job)
+        if record is not None:
+            command = _no_launch(job.id, record.scheduled_at_ms, LaunchState.SKIPPED, record.reason)
+            command.record_no_launch.earlier_unix_ms.extend(record.earlier)
+            return self._propose(job, command)
         if job.paused or self._state.settings.cron_paused or watch.schedule is None:
             watch.plan = watch.starved_ms = watch.wake_ms = None
             return []
-        if watch.after_ms != job.decided_until_ms:
-            watch.after_ms = job.decided_until_ms
-            watch.scheduled_ms = watch.schedule.next_after(job.decided_until_ms)
+        if watch.closed_ms != job.closed_until_ms:
+            watch.closed_ms = job.closed_until_ms
+            watch.scheduled_ms = watch.schedule.next_after(job.closed_until_ms)
+            if job.passed:
+                watch.plan = watch.starved_ms = None
         scheduled_ms = watch.scheduled_ms
         due_ms = None if scheduled_ms is None else WallMs(scheduled_ms + watch.jitter_ms)
         if scheduled_ms is None or due_ms is None or due_ms > at.wall:
@@ -254,11 +271,17 @@ class CronControl:
         watch.is_held_up = self._launches.is_beginning(job_id)
         if watch.is_held_up:
             return []
-        command = self._decide(at, job, watch, watch.schedule, scheduled_ms)
-        if command is None:
-            return []
-        command.cause = f"cron/{job_id}/{self._state.index}"
-        return [self._in_flight.propose(job_id, command)]
+        decision = self._decide(at, job, watch, watch.schedule, scheduled_ms)
+        return [] if decision is None else self._propose(job, decision)
+
+    def _propose(self, job: CronJob, command: command_pb2.Command) -> list[Action]:
+        """Proposes a decision, which holds as long as nothing else of the job is closed."""
+        command.cause = f"cron/{job.id}/{self._state.index}"
+        if command.HasField("commit_launch"):
+            command.commit_launch.closed_until_unix_ms = job.closed_until_ms
+        else:
+            command.record_no_launch.closed_until_unix_ms = job.closed_until_ms
+        return [self._in_flight.propose(job.id, command)]
 
     def _decide(
         self, at: Moment, job: CronJob, watch: JobWatch, schedule: Schedule, scheduled_ms: WallMs
@@ -273,7 +296,7 @@ class CronControl:
             watch.starved_ms = None
         is_starved = watch.starved_ms is not None and due_ms >= watch.starved_ms
         if watch.plan is None and wall - due_ms > deadline_ms and not is_starved:
-            watch.plan = make_plan(schedule, job.spec, job.decided_until_ms, wall, self._absence(due_ms, deadline_ms))
+            watch.plan = make_plan(schedule, job.spec, job.closed_until_ms, wall, self._absence(due_ms, deadline_ms))
         plan = watch.plan
         if plan is not None and scheduled_ms in plan.launch:
             slot_ms = self._slots.take(at.now, wall)

@@ -24,6 +24,7 @@ from coordinator.model import (
     Node,
     NodeState,
     OverlapPolicy,
+    PassedTimes,
     RetryPolicy,
     Shard,
     WallMs,
@@ -230,6 +231,12 @@ def job_to_proto(job: CronJob) -> types_pb2.CronJob:
         created_unix_ms=job.created_ms,
         updated_unix_ms=job.updated_ms,
         generation=job.generation,
+        passed=[
+            types_pb2.PassedTimes(
+                until_unix_ms=past.until_ms, schedule=past.schedule, time_zone=past.time_zone, reason=past.reason
+            )
+            for past in job.passed
+        ],
     )
 
 
@@ -245,6 +252,10 @@ def job_from_proto(message: types_pb2.CronJob) -> CronJob:
         created_ms=WallMs(message.created_unix_ms),
         updated_ms=WallMs(message.updated_unix_ms),
         generation=message.generation,
+        passed=tuple(
+            PassedTimes(WallMs(past.until_unix_ms), past.schedule, past.time_zone, past.reason)
+            for past in message.passed
+        ),
     )
 
 

@@ -1,9 +1,9 @@
 """Commands about cron jobs: what they are, who owns them. Their launches are launches.py's.
 
 `decided_until` is the job's watermark: scheduled times up to it have been decided. A change of the schedule or its zone
-and a resume move it to the time of their log entry, so they never launch retroactively; for the same reason a pause
-ends what the schedule has committed and nobody has begun. Any other edit leaves it where it is: the times are the same,
-and those that wait for their jitter, for a worker or for a leader are still to be decided, by the new rules.
+and a resume close what came before their log entry (passed.py): it is recorded and never launched. For the same reason
+a pause ends what the schedule has committed and nobody has begun. Any other edit closes nothing: the times are the
+same, and those that wait for their jitter, for a worker or for a leader are still to be decided, by the new rules.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from coordinator.machine.codec import job_spec_from_proto
 from coordinator.machine.draft import Draft
 from coordinator.machine.launches import drop_waiting
 from coordinator.machine.nodes import check_name
-from coordinator.model import NEVER_MS, CronJob, CronJobSpec
+from coordinator.machine.passed import JOB_PAUSED, pass_over, why_not_launched
+from coordinator.model import CronJob, CronJobSpec
 from coordinator.model.errors import RefusalReason, Refused
 
 
@@ -59,17 +60,9 @@ def apply_job(draft: Draft, command: command_pb2.ApplyJob) -> None:
         )
         draft.record("cron", spec.id, f"created: {spec.schedule} ({spec.time_zone})")
     elif before.spec != spec:
-        has_same_times = (before.spec.schedule, before.spec.time_zone) == (spec.schedule, spec.time_zone)
-        decided_until_ms = max(before.decided_until_ms, NEVER_MS if has_same_times else draft.time_ms)
-        draft.put_job(
-            replace(
-                before,
-                spec=spec,
-                source=command.source or "api",
-                decided_until_ms=decided_until_ms,
-                updated_ms=draft.time_ms,
-            )
-        )
+        if (before.spec.schedule, before.spec.time_zone) != (spec.schedule, spec.time_zone):
+            before = pass_over(draft, before, why_not_launched(draft, before))
+        draft.put_job(replace(before, spec=spec, source=command.source or "api", updated_ms=draft.time_ms))
         draft.record("cron", spec.id, f"changed: {spec.schedule} ({spec.time_zone})")
 
 
@@ -84,10 +77,11 @@ def set_job_paused(draft: Draft, command: command_pb2.SetJobPaused) -> None:
     job = draft.job(command.job_id)
     if job.paused == command.paused:
         return
-    decided_until_ms = job.decided_until_ms if command.paused else max(job.decided_until_ms, draft.time_ms)
-    draft.put_job(replace(job, paused=command.paused, decided_until_ms=decided_until_ms))
+    if not command.paused:
+        job = pass_over(draft, job, JOB_PAUSED)
+    draft.put_job(replace(job, paused=command.paused))
     if command.paused:
-        drop_waiting(draft, job.id, "the job was paused")
+        drop_waiting(draft, job.id, JOB_PAUSED)
     draft.record("cron", job.id, "paused" if command.paused else "resumed")
 
 

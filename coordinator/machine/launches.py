@@ -1,7 +1,9 @@
 """Commands about launches: committed, begun, ended, lost, cancelled, or never made and why.
 
 Invariant: of each job, scheduled times are decided in ascending order, each exactly once. `decided_until` is the
-watermark: a CommitLaunch or RecordNoLaunch at or below it is refused, and moves it up otherwise. Manual launches stand
+watermark: a CommitLaunch or RecordNoLaunch at or below it is refused, and moves it up otherwise. A CommitLaunch of what
+has passed in a pause or under another schedule (passed.py) is refused, too; and so is what was decided before the last
+of these stretches closed, unless it is about what was closed already: it may leave times out. Manual launches stand
 beside the schedule and leave it alone.
 
 The fencing token of a run is (job, scheduled time, attempt): a report with another attempt is refused, and so is any
@@ -26,14 +28,18 @@ A launch with a cancel_reason makes no further attempt.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.draft import Draft
+from coordinator.machine.passed import move_watermark
 from coordinator.model import CronJob, Launch, LaunchAttempt, LaunchState, LaunchTrigger, WallMs
 from coordinator.model.errors import RefusalReason, Refused
 
 OUTPUT_BYTES_MAX = 64 * 1024
 """A longer output is cut to its last bytes, whatever the worker's own limit says."""
+RECORDS_MAX = 100
+"""Times before the last one that one RecordNoLaunch names; a record takes a tenth of a millisecond at most."""
 _RUN_ENDS = (LaunchState.SUCCEEDED, LaunchState.FAILED, LaunchState.TIMED_OUT, LaunchState.CANCELLED)
 
 
@@ -43,12 +49,17 @@ def _show_time(time_ms: int) -> str:
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}Z"
 
 
-def _require_undecided(draft: Draft, job_id: str, scheduled_at_ms: int) -> CronJob:
-    job = draft.job(job_id)
-    if scheduled_at_ms <= job.decided_until_ms:
-        raise Refused(
-            RefusalReason.STALE, f"job {job_id} at {_show_time(scheduled_at_ms)} has been decided already"
-        )
+def _require_undecided(draft: Draft, command: command_pb2.CommitLaunch | command_pb2.RecordNoLaunch) -> CronJob:
+    job, scheduled_at_ms = draft.job(command.job_id), command.scheduled_at_unix_ms
+    first_ms = scheduled_at_ms
+    if isinstance(command, command_pb2.RecordNoLaunch) and command.earlier_unix_ms:
+        first_ms = command.earlier_unix_ms[0]
+    what = f"job {job.id} at {_show_time(first_ms)}"
+    if first_ms <= job.decided_until_ms:
+        raise Refused(RefusalReason.STALE, f"{what} has been decided already")
+    known_ms = command.closed_until_unix_ms
+    if command.HasField("closed_until_unix_ms") and known_ms < min(scheduled_at_ms, job.closed_until_ms):
+        raise Refused(RefusalReason.STALE, f"{what} was decided before the job's times changed")
     return job
 
 
@@ -66,10 +77,13 @@ def commit_launch(draft: Draft, command: command_pb2.CommitLaunch) -> None:
     else:
         scheduled_at_ms = command.scheduled_at_unix_ms
         due_ms = command.due_unix_ms or scheduled_at_ms
-        job = _require_undecided(draft, command.job_id, scheduled_at_ms)
+        job = _require_undecided(draft, command)
         if job.paused or draft.settings.cron_paused:
             raise Refused(RefusalReason.PRECONDITION, f"job {job.id} is paused")
-        draft.put_job(replace(job, decided_until_ms=WallMs(scheduled_at_ms)))
+        if scheduled_at_ms <= job.closed_until_ms:
+            when = _show_time(scheduled_at_ms)
+            raise Refused(RefusalReason.STALE, f"job {job.id} at {when} is not launched: {job.passed[-1].reason}")
+        draft.put_job(move_watermark(job, WallMs(scheduled_at_ms)))
     draft.scheduled_at_ms = scheduled_at_ms
     draft.put_launch(
         Launch(
@@ -137,14 +151,18 @@ def _cancel_waiting(draft: Draft, launch: Launch, reason: str) -> None:
 
 
 def record_no_launch(draft: Draft, command: command_pb2.RecordNoLaunch) -> None:
-    """Records a scheduled time at which nothing is launched."""
-    job = _require_undecided(draft, command.job_id, command.scheduled_at_unix_ms)
+    """Records scheduled times at which nothing is launched."""
+    job = _require_undecided(draft, command)
+    times = [WallMs(time_ms) for time_ms in (*command.earlier_unix_ms, command.scheduled_at_unix_ms)]
+    if len(times) > RECORDS_MAX + 1 or any(first >= second for first, second in pairwise(times)):
+        raise Refused(RefusalReason.INVALID, f"job {job.id}: {len(times)} times to record, too many or not ascending")
     if command.state not in (LaunchState.MISSED.value, LaunchState.SKIPPED.value):
         raise Refused(RefusalReason.INVALID, f"job {job.id}: state {command.state} is neither MISSED nor SKIPPED")
     state = LaunchState(command.state)
-    scheduled_at_ms = WallMs(command.scheduled_at_unix_ms)
-    draft.put_job(replace(job, decided_until_ms=scheduled_at_ms))
-    if (job.id, scheduled_at_ms) not in draft.launches:
+    draft.put_job(move_watermark(job, times[-1]))
+    for scheduled_at_ms in times:
+        if (job.id, scheduled_at_ms) in draft.launches:
+            continue
         draft.put_launch(
             Launch(
                 job_id=job.id,
@@ -157,7 +175,8 @@ def record_no_launch(draft: Draft, command: command_pb2.RecordNoLaunch) -> None:
                 cause=draft.cause,
             )
         )
-    draft.record("launch", job.id, f"{state.name.lower()} at {_show_time(scheduled_at_ms)}: {command.reason}")
+    earlier = f" and {len(times) - 1} times before, from {_show_time(times[0])} on" if len(times) > 1 else ""
+    draft.record("launch", job.id, f"{state.name.lower()} at {_show_time(times[-1])}{earlier}: {command.reason}")
 
 
 def _require_attempt(draft: Draft, job_id: str, scheduled_at_ms: int, attempt: int) -> Launch:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.codec import settings_from_proto, settings_to_proto
 from coordinator.machine.draft import Draft
 from coordinator.machine.launches import drop_waiting
+from coordinator.machine.passed import ALL_PAUSED, pass_over
 from coordinator.model import HASH_SPACE, ClusterSettings, Shard
 from coordinator.model.errors import RefusalReason, Refused
 
@@ -55,7 +54,7 @@ def bootstrap_cluster(draft: Draft, command: command_pb2.BootstrapCluster) -> No
 
 
 def change_settings(draft: Draft, command: command_pb2.ChangeSettings) -> None:
-    """Replaces the settings; when cron goes on, what was due meanwhile counts as decided."""
+    """Replaces the settings; when cron goes on, what was due meanwhile is never launched."""
     settings = settings_from_proto(command.settings)
     _check_settings(settings)
     before = draft.settings
@@ -64,10 +63,11 @@ def change_settings(draft: Draft, command: command_pb2.ChangeSettings) -> None:
     draft.put_settings(settings)
     if settings.cron_paused and not before.cron_paused:
         for job_id in sorted(draft.jobs):
-            drop_waiting(draft, job_id, "all jobs were paused")
+            drop_waiting(draft, job_id, ALL_PAUSED)
     if before.cron_paused and not settings.cron_paused:
         for job in sorted(draft.jobs.values(), key=lambda job: job.id):
-            draft.put_job(replace(job, decided_until_ms=max(job.decided_until_ms, draft.time_ms)))
+            if not job.paused:  # Else its own resume does it, with the reason that holds until then.
+                draft.put_job(pass_over(draft, job, ALL_PAUSED))
     old, new = settings_to_proto(before), settings_to_proto(settings)
     changed = [
         f"{field.name} is {getattr(new, field.name)}, was {getattr(old, field.name)}"

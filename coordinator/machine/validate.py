@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from coordinator.machine.passed import PASSED_MAX
 from coordinator.machine.snapshot import launch_times
 from coordinator.machine.state import State
 from coordinator.model import HASH_SPACE, LaunchState, Move, MoveKind, MovePhase, NodeState, Shard
@@ -37,6 +40,7 @@ def validate_step(before: State, after: State) -> None:
     for job_id, job in after.jobs.items():
         earlier = before.jobs.get(job_id)
         assert earlier is None or job.decided_until_ms >= earlier.decided_until_ms, f"{job_id} is undecided again"
+        assert earlier is None or job.closed_until_ms >= earlier.closed_until_ms, f"{job_id} is open again"
 
 
 def _check_children(before: State, after: State) -> None:
@@ -156,6 +160,9 @@ def _check_cron(state: State) -> None:
         assert attempts == list(range(1, max(latest, 0) + 1)), f"{launch.key} is at {launch.attempt} after {attempts}"
     for job in state.jobs.values():
         assert not job.owner or job.owner in state.nodes, f"{job.id} is owned by {job.owner}, which is unknown"
+        ends = [job.decided_until_ms, *(past.until_ms for past in job.passed)]
+        assert all(first < second for first, second in pairwise(ends)), f"what passed of {job.id} ends at {ends}"
+        assert len(job.passed) <= PASSED_MAX, f"{job.id} has {len(job.passed)} stretches to record"
 
 
 def _check_story(state: State) -> None:

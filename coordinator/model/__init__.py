@@ -11,6 +11,7 @@ from coordinator.model.cron import (
     LaunchState,
     LaunchTrigger,
     OverlapPolicy,
+    PassedTimes,
     RetryPolicy,
 )
 from coordinator.model.keys import HASH_SPACE, KEY_BYTES_MAX, check_key, key_hash
@@ -43,6 +44,7 @@ __all__ = [
     "Node",
     "NodeState",
     "OverlapPolicy",
+    "PassedTimes",
     "RetryPolicy",
     "Shard",
     "SystemClock",

@@ -100,6 +100,16 @@ class CronJobSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedTimes:
+    """A stretch of time in which nothing is launched by a schedule. Fields as in `PassedTimes` of types.proto."""
+
+    until_ms: WallMs
+    schedule: str
+    time_zone: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CronJob:
     """A job with what the cluster decided about it. Fields as in `CronJob` of types.proto."""
 
@@ -112,11 +122,18 @@ class CronJob:
     created_ms: WallMs = NEVER_MS
     updated_ms: WallMs = NEVER_MS
     generation: int = 0
+    passed: tuple[PassedTimes, ...] = ()
+    """Invariant: the ends ascend, and are later than `decided_until_ms`."""
 
     @property
     def id(self) -> str:
         """The job's name."""
         return self.spec.id
+
+    @property
+    def closed_until_ms(self) -> WallMs:
+        """Nothing that is scheduled up to here is launched any more: it is decided, or has passed."""
+        return self.passed[-1].until_ms if self.passed else self.decided_until_ms
 
 
 @dataclass(frozen=True, slots=True)

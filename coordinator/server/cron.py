@@ -136,7 +136,7 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
     async def SetJobPaused(
         self, request: cron_pb2.SetJobPausedRequest, context: Call
     ) -> cron_pb2.SetJobPausedResponse:
-        """Pauses or resumes a job; what was due during the pause is never launched."""
+        """Pauses or resumes a job; what was due during the pause is not launched, but recorded after it."""
         paused = command_pb2.SetJobPaused(job_id=_required(request.job_id), paused=request.paused)
         await self._master.submit(command_pb2.Command(set_job_paused=paused), request.request_id, context)
         return cron_pb2.SetJobPausedResponse()
@@ -264,7 +264,7 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
     if not job.paused and not state.settings.cron_paused:
         schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
         # A time that has come and waits for its jitter has not been launched yet.
-        moment = schedule.next_after(max(WallMs(wall_ms - job.spec.jitter_ms), job.decided_until_ms))
+        moment = schedule.next_after(max(WallMs(wall_ms - job.spec.jitter_ms), job.closed_until_ms))
         while moment is not None and len(view.next_unix_ms) < count:
             view.next_unix_ms.append(moment)
             moment = schedule.next_after(moment)

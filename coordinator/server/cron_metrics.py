@@ -2,7 +2,7 @@
 
     cron_launch_lateness_seconds  histogram  scheduled launches: from when each was due to the start of its first run
     cron_launches_ended_total     counter    launches that ended, by `state`; missed and skipped ones never ran, and one
-                                             record of missed ones may stand for many (it says so)
+                                             record of them may stand for many (it says so)
     cron_retries_total            counter    attempts that followed another one, by how that ended (`after`)
     cron_running                  gauge      launches on a worker: running, or ordered and not confirmed
     cron_waiting                  gauge      launches that wait for an earlier run, a retry's pause, or their turn

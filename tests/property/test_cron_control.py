@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine.codec import job_spec_to_proto
+from coordinator.machine.codec import job_spec_to_proto, settings_to_proto
 from coordinator.machine.state import Change, LaunchChanged
 from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy, WallMs
 from tests.cron_harness import START_MS, CronHarness, every_second, report_of
 
+SCHEDULES = ("* * * * * *", "*/1 * * * * *", "0-59 * * * * *", "@every 1s")
+"""All with the same times."""
+STANDS_FOR = re.compile(r"this record stands for (\d+) times")
 ENDS = (LaunchState.SUCCEEDED, LaunchState.SUCCEEDED, LaunchState.FAILED, LaunchState.TIMED_OUT)
 
 
@@ -93,6 +97,35 @@ def _end_everything(harness: CronHarness, incarnations: dict[str, int]) -> None:
     assert _open(harness) == []
 
 
+def _operate(harness: CronHarness, spec: CronJobSpec, rng: random.Random) -> CronJobSpec:
+    """Somebody pauses or resumes the job or all jobs, changes a note, or the schedule to one with the same times."""
+    job, settings = harness.state.jobs["tick"], harness.state.settings
+    change = rng.choice(("job", "job", "all", "all", "schedule", "note"))
+    if change == "job":
+        harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=not job.paused))
+    elif change == "all":
+        changed = settings_to_proto(replace(settings, cron_paused=not settings.cron_paused))
+        harness.accept(change_settings=command_pb2.ChangeSettings(settings=changed))
+    else:
+        schedule = rng.choice(SCHEDULES) if change == "schedule" else spec.schedule
+        spec = replace(spec, description=f"edited {rng.random()}", schedule=schedule)
+        harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec)))
+    return spec
+
+
+def _resume(harness: CronHarness) -> None:
+    harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=False))
+    settings = settings_to_proto(replace(harness.state.settings, cron_paused=False))
+    harness.accept(change_settings=command_pb2.ChangeSettings(settings=settings))
+
+
+def _times_of(record: Launch) -> list[WallMs]:
+    """The scheduled seconds that a new launch or record stands for."""
+    shared = STANDS_FOR.search(record.reason)
+    count = int(shared[1]) if shared else 1
+    return [WallMs(record.scheduled_at_ms - 1_000 * back) for back in reversed(range(count))]
+
+
 def _settle(harness: CronHarness) -> None:
     harness.hold = False
     while harness.held:
@@ -120,8 +153,8 @@ def test_every_second_has_exactly_one_record(
     overlap_limit: int,
     jitter_s: float,
 ) -> None:
-    """Whatever dies, each scheduled second is decided once and in order, begins as the overlap policy allows, and ends;
-    with `never` it is started at most once."""
+    """Whatever dies, is paused or edited, each scheduled second is decided once and in order, begins as the overlap
+    policy allows, and ends; with `never` it is started at most once."""
     rng = random.Random(seed)
     spec = every_second(
         overlap=overlap,
@@ -137,7 +170,11 @@ def test_every_second_has_exactly_one_record(
 
     def on_changes(changes: tuple[Change, ...]) -> None:
         made = [change for change in changes if isinstance(change, LaunchChanged) and change.before is None]
-        decided.extend(change.after.scheduled_at_ms for change in made)
+        for change in made:
+            decided.extend(_times_of(change.after))
+            is_skipped = change.after.state is LaunchState.SKIPPED
+            held = harness.state.jobs["tick"].paused or harness.state.settings.cron_paused
+            assert is_skipped or not held or change.after.state is LaunchState.MISSED, change.after
         _check_overlap(harness, spec)
 
     harness.on_changes = on_changes
@@ -155,13 +192,13 @@ def test_every_second_has_exactly_one_record(
         elif fault < 0.3 and (launches := _open(harness)):
             at_ms = rng.choice(launches).scheduled_at_ms
             harness.accept(cancel_launch=command_pb2.CancelLaunch(job_id="tick", scheduled_at_unix_ms=at_ms))
-        elif fault < 0.34:
-            edited = replace(spec, description=f"edited {rng.random()}")
-            harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(edited)))
+        elif fault < 0.44:
+            spec = _operate(harness, spec, rng)
         if harness.held and rng.random() < 0.1:
             harness.release(lose=True)
         _settle(harness)
         _work(harness, rng)
+    _resume(harness)
     harness.advance(start_deadline_s + 2)
     _settle(harness)
 

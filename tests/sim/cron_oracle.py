@@ -3,7 +3,8 @@
 Every scheduled time. The entries decide the times of a job in ascending order; the next decision must be of the very
 next time that the calendar (cron_calendar.py, not the schedules under test) gives after the one before, so that none is
 left out, doubled or invented. A record that stands for many times must say for how many and from which on, and both
-must be true. Only another schedule or zone and a resume may leave times out: those up to the log time of their entry.
+must be true. What is not decided when a pause ends, or when another schedule or zone takes the place of the one before,
+is decided next, by the calendar that it belongs to: as skipped, with that as the reason, and never launched.
 Nothing is launched before it is due, and later than its start deadline only as the catch-up policy wants it.
 
 Every start. A token starts once. With NEVER one process at most is started for a scheduled time, over all workers. A
@@ -64,6 +65,15 @@ def _calendar(expression: str, zone: str, from_ms: int, until_ms: int) -> Calend
 
 
 @dataclass(slots=True)
+class Past:
+    """What was to be launched up to `until_ms`, and may not be any more."""
+
+    until_ms: int
+    calendar: Calendar
+    reason: str
+
+
+@dataclass(slots=True)
 class Book:
     """What the log has decided of one job."""
 
@@ -71,8 +81,29 @@ class Book:
     calendar: Calendar
     decided_until_ms: int
     is_paused: bool = False
+    past: list[Past] = field(default_factory=list)
     launched: list[int] = field(default_factory=list)
     recorded: dict[int, LaunchState] = field(default_factory=dict)
+
+    def close(self, time_ms: int, reason: str) -> None:
+        """Nothing up to here is launched any more."""
+        self.past.append(Past(time_ms, self.calendar, reason))
+
+    def undecided(self, until_ms: int) -> list[tuple[int, str]]:
+        """Times after what is decided and up to this one, ascending, each with why it must not be launched, if so."""
+        found: list[tuple[int, str]] = []
+        after_ms = self.decided_until_ms
+        for past in self.past:
+            times = past.calendar.between(after_ms, min(past.until_ms, until_ms))
+            found += [(time_ms, past.reason) for time_ms in times]
+            after_ms = max(after_ms, past.until_ms)
+        return found + [(time_ms, "") for time_ms in self.calendar.between(after_ms, until_ms)]
+
+    def next_undecided(self) -> int | None:
+        """The first time after what is decided."""
+        closed_ms = max((past.until_ms for past in self.past), default=0)
+        first = next(iter(self.undecided(closed_ms)), None)
+        return first[0] if first is not None else self.calendar.next_after(max(self.decided_until_ms, closed_ms))
 
 
 class Oracle:
@@ -133,7 +164,8 @@ class Oracle:
             self.books[job_id] = Book(spec, self._calendar_of(spec), state.time_ms)
         elif book.spec != spec:
             if (book.spec.schedule, book.spec.time_zone) != (spec.schedule, spec.time_zone):
-                book.decided_until_ms = max(book.decided_until_ms, state.time_ms)
+                why = "all jobs were paused" if self._is_all_paused else "the schedule was changed"
+                book.close(state.time_ms, "the job was paused" if book.is_paused else why)
             book.spec, book.calendar = spec, self._calendar_of(spec)
 
     def _on_deleted(self, job_id: str) -> None:
@@ -149,13 +181,14 @@ class Oracle:
     def _on_paused(self, job_id: str, is_paused: bool, time_ms: int) -> None:
         book = self.books[job_id]
         if book.is_paused and not is_paused:
-            book.decided_until_ms = max(book.decided_until_ms, time_ms)
+            book.close(time_ms, "the job was paused")
         book.is_paused = is_paused
 
     def _on_settings(self, is_paused: bool, time_ms: int) -> None:
         if self._is_all_paused and not is_paused:
             for book in self.books.values():
-                book.decided_until_ms = max(book.decided_until_ms, time_ms)
+                if not book.is_paused:
+                    book.close(time_ms, "all jobs were paused")
         self._is_all_paused = is_paused
 
     def _on_commit(self, commit: command_pb2.CommitLaunch, wall: WallMs) -> None:
@@ -165,7 +198,8 @@ class Oracle:
         scheduled_at_ms = commit.scheduled_at_unix_ms
         is_paused = book.is_paused or self._is_all_paused
         assert not is_paused, f"{commit.job_id} is launched and paused"
-        self._decide_next(commit.job_id, book, scheduled_at_ms)
+        why_not = self._decide_next(commit.job_id, book, scheduled_at_ms)
+        assert not why_not, f"{_name(commit)} is launched, and {why_not}"
         book.launched.append(scheduled_at_ms)
         due_ms = commit.due_unix_ms or scheduled_at_ms
         is_within_jitter = 0 <= due_ms - scheduled_at_ms <= round(book.spec.jitter_s * 1_000)
@@ -178,23 +212,33 @@ class Oracle:
             late_s = (wall - due_ms) / 1_000
             assert late_s <= book.spec.start_deadline_s, f"{_name(commit)} is committed {late_s:.3f} s late"
 
-    def _decide_next(self, job_id: str, book: Book, scheduled_at_ms: int) -> None:
-        expected = book.calendar.next_after(book.decided_until_ms)
+    def _decide_next(self, job_id: str, book: Book, scheduled_at_ms: int) -> str:
+        """Why it must not be launched; empty when it may be."""
+        expected, times = book.next_undecided(), book.undecided(scheduled_at_ms)
         assert scheduled_at_ms == expected, (
             f"{job_id}: {show(scheduled_at_ms)} is decided, due next is {show(expected)}"
             f" after {show(book.decided_until_ms)}"
         )
+        self._has_decided(book, scheduled_at_ms)
+        return times[0][1]
+
+    def _has_decided(self, book: Book, scheduled_at_ms: int) -> None:
         book.decided_until_ms = scheduled_at_ms
+        book.past = [past for past in book.past if past.until_ms > scheduled_at_ms]
 
     def _on_record(self, record: command_pb2.RecordNoLaunch) -> None:
         book, scheduled_at_ms = self.books[record.job_id], record.scheduled_at_unix_ms
         assert record.reason, f"{_name(record)} is not launched and nobody says why"
         shared = STANDS_FOR.search(record.reason)
         if shared is None:
-            self._decide_next(record.job_id, book, scheduled_at_ms)
-            book.recorded[scheduled_at_ms] = LaunchState(record.state)
+            for time_ms in (*record.earlier_unix_ms, scheduled_at_ms):
+                self._check_reasons(record, {self._decide_next(record.job_id, book, time_ms)})
+                book.recorded[time_ms] = LaunchState(record.state)
             return
-        times = book.calendar.between(book.decided_until_ms, scheduled_at_ms)
+        assert not record.earlier_unix_ms, f"{_name(record)} stands for many times, and so do others"
+        undecided = book.undecided(scheduled_at_ms)
+        self._check_reasons(record, {why_not for _, why_not in undecided})
+        times = [time_ms for time_ms, _ in undecided]
         assert times, f"{_name(record)} stands for times that are none: {record.reason}"
         assert times[-1] == scheduled_at_ms, f"{_name(record)} is no scheduled time"
         first_ms = round(datetime.fromisoformat(shared[3]).timestamp() * 1_000)
@@ -203,7 +247,16 @@ class Oracle:
         is_counted = len(times) > count if shared[1] else len(times) == count
         assert is_counted, f"{_name(record)} stands for {len(times)} times: {record.reason}"
         self._world.counts["shared records"] += 1
-        book.decided_until_ms = scheduled_at_ms
+        self._has_decided(book, scheduled_at_ms)
+
+    def _check_reasons(self, record: command_pb2.RecordNoLaunch, why_not: set[str]) -> None:
+        """All the times of a record are of one kind, and it says which."""
+        assert len(why_not) <= 1, f"{_name(record)} stands for times that were left out for {sorted(why_not)}"
+        reason = next(iter(why_not), "")
+        if reason:
+            assert record.reason.startswith(reason), f"{_name(record)}: {reason}, recorded is {record.reason}"
+            assert record.state == LaunchState.SKIPPED.value, f"{_name(record)} is no mishap: {record.reason}"
+            self._world.counts[f"recorded: {reason}"] += 1
 
     def _on_finish(self, finish: command_pb2.FinishLaunch) -> None:
         if finish.state != LaunchState.SUCCEEDED.value:
@@ -279,7 +332,7 @@ class Oracle:
         now_ms = world.leader.master.wall
         for job_id, book in self.books.items():
             jitter_ms = round(book.spec.jitter_s * 1_000)
-            due = book.calendar.next_after(book.decided_until_ms)
+            due = book.next_undecided()
             assert due is None or due > now_ms - jitter_ms - 1_000, f"{job_id}: {show(due)} is not decided"
             missed = [
                 time_ms

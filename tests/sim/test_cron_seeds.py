@@ -23,8 +23,10 @@ from pathlib import Path
 import pytest
 
 from coordinator.control import interface, launches
+from coordinator.machine import cron as machine_cron
+from coordinator.machine import ranges
 from coordinator.machine.draft import Draft
-from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy
+from coordinator.model import CatchUpPolicy, CronJob, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy
 from tests.sim.cron_faults import LEADER_MOMENTS, WORKER_MOMENTS, Plan, run_seed
 from tests.sim.cron_leader import Leader
 from tests.sim.cron_oracle import LATE_S_MAX
@@ -96,6 +98,21 @@ def test_a_long_outage_of_a_frequent_job_is_accounted_for(seed: int) -> None:
     kinds = ("masters_gone", "clock")
     plan = Plan(seconds=5 * 3_600.0, fault_every_s=600.0, quiet_s=600.0, kinds=kinds, jobs=every_five_seconds)
     assert run_seed(seed, plan).counts["shared records"]
+
+
+def test_long_pauses_of_frequent_jobs_are_accounted_for() -> None:
+    """Jobs that are due hundreds of times in a pause, edited and deleted beside it, have few records that say all."""
+
+    def every_five_seconds(spec: CronJobSpec) -> CronJobSpec | None:
+        often = replace(spec, schedule="*/5 * * * * *", overlap=OverlapPolicy.QUEUE, timeout_s=4.0)
+        return often if spec.id in ("loop_01", "loop_02") else None
+
+    kinds = ("operator", "leader", "leader_moment", "clock", "lossy_log")
+    plan = Plan(seconds=5 * 3_600.0, fault_every_s=120.0, quiet_s=600.0, kinds=kinds, jobs=every_five_seconds)
+    counts = sum((run_seed(seed, plan).counts for seed in range(4)), Counter[str]())
+    for wanted in ("the job was paused", "all jobs were paused", "the schedule was changed"):
+        assert counts[f"recorded: {wanted}"], counts
+    assert counts["shared records"] > 4, counts
 
 
 def fingerprint(seed: int) -> str:
@@ -206,6 +223,22 @@ def _begin_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches, "may_begin", may_begin)
 
 
+def _leave_pauses_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume and an edit close nothing: what passed looks as if nobody had come to it in time."""
+    for module in (machine_cron, ranges):
+        monkeypatch.setattr(module, "pass_over", lambda draft, job, reason: job)
+
+
+def _forget_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume and an edit count all as decided, and nobody says why it was not launched."""
+
+    def pass_over(draft: Draft, job: CronJob, reason: str) -> CronJob:
+        return replace(job, decided_until_ms=max(job.decided_until_ms, draft.time_ms))
+
+    for module in (machine_cron, ranges):
+        monkeypatch.setattr(module, "pass_over", pass_over)
+
+
 def _ignore_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """The leader does not look at the launches that heartbeats name."""
     monkeypatch.setattr(launches.LaunchTracker, "on_heartbeat", lambda *arguments: [])
@@ -248,6 +281,16 @@ WITHOUT = {
         kinds=("worker",),
         jobs=lambda spec: replace(_every_minute(spec), overlap=OverlapPolicy.QUEUE),
         switch_off=_begin_all,
+    ),
+    "pauses_that_close": Row(
+        findings=("is launched, and", "is no mishap", "recorded is"),
+        kinds=("operator",),
+        switch_off=_leave_pauses_open,
+    ),
+    "pauses_that_are_recorded": Row(
+        findings=("is decided, due next is",),
+        kinds=("operator",),
+        switch_off=_forget_pauses,
     ),
     "heartbeats_that_name_launches": Row(
         findings=("is RUNNING for good",),

@@ -50,6 +50,7 @@ def test_commits_before_it_orders() -> None:
         worker="w1",
         trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
         due_unix_ms=START_MS + 1_000,
+        closed_until_unix_ms=START_MS,
     )
     assert proposal.command.commit_launch == expected
     assert proposal.command.cause.startswith("cron/tick/")
@@ -137,8 +138,8 @@ def test_allows_overlapping_launches() -> None:
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_a_pause_launches_and_records_nothing(everything: bool) -> None:
-    """A paused job, or all of them paused, decides nothing; after the resume only later times are launched."""
+def test_a_pause_launches_nothing_and_says_so(everything: bool) -> None:
+    """While a job or all are paused nothing is launched; what passed is recorded after the resume, with the reason."""
     harness = CronHarness(every_second(overlap=OverlapPolicy.ALLOW))
     harness.lead()
     harness.advance(1)
@@ -152,9 +153,14 @@ def test_a_pause_launches_and_records_nothing(everything: bool) -> None:
 
     pause(True)
     harness.advance(5)
+    assert harness.story() == [(1, "COMMITTED")]
     pause(False)
+    assert harness.story()[1:] == [(second, "SKIPPED") for second in range(2, 7)]
+    assert {launch.reason for launch in harness.history()[1:]} == {
+        "all jobs were paused" if everything else "the job was paused"
+    }
     harness.advance(1)
-    assert [second for second, _ in harness.story()] == [1, 7]
+    assert harness.story()[6:] == [(7, "COMMITTED")]
 
 
 def test_an_edit_takes_effect_at_once() -> None:

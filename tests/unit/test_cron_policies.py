@@ -298,7 +298,7 @@ def test_clock_steps_with_jitter_double_and_lose_nothing() -> None:
 
 
 def test_another_schedule_or_a_resume_within_the_jitter_never_launches_retroactively() -> None:
-    """What was scheduled before a change of the schedule or a resume, and due only after it, is not launched."""
+    """What was scheduled before a change of the schedule or a resume, and due only after it, is recorded as skipped."""
     spec = jittered()
     for change in ("edit", "resume"):
         harness = CronHarness(spec)
@@ -311,9 +311,10 @@ def test_another_schedule_or_a_resume_within_the_jitter_never_launches_retroacti
             harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=True))
             harness.accept(set_job_paused=command_pb2.SetJobPaused(job_id="tick", paused=False))
         harness.advance(59)
-        assert harness.history() == []
+        assert harness.story() == [(60, "SKIPPED")]
+        assert harness.launch(60).reason == ("the schedule was changed" if change == "edit" else "the job was paused")
         harness.advance(31)
-        assert [second for second, _ in harness.story()] == [120]
+        assert harness.story()[1:] == [(120, "COMMITTED")]
 
 
 def test_an_edit_that_leaves_the_times_alone_drops_none() -> None:

@@ -318,6 +318,17 @@ async def test_a_time_that_waits_for_its_jitter_is_the_next(service: CronService
     assert list(response.jobs[0].next_unix_ms) == [START_MS + 120_000]
 
 
+async def test_a_time_that_passed_in_a_pause_is_not_the_next(service: CronService, master: OneMaster) -> None:
+    """After a resume the next time is one that will be launched, also while what passed is not recorded yet."""
+    await apply_jobs(service, spec(jitter_s=50.0))
+    await service.SetJobPaused(cron_pb2.SetJobPausedRequest(job_id="tick", paused=True), CALL)
+    master.clock.advance(61)
+    await service.SetJobPaused(cron_pb2.SetJobPausedRequest(job_id="tick", paused=False), CALL)
+    assert master.state.jobs["tick"].spec.jitter_ms > 1_000
+    response = await service.ListJobs(cron_pb2.ListJobsRequest(next=1), CALL)
+    assert list(response.jobs[0].next_unix_ms) == [START_MS + 120_000]
+
+
 async def test_a_trigger_goes_to_the_first_worker_that_serves(service: CronService, master: OneMaster) -> None:
     """A manual launch is committed for a backup when the owner is not heard, and once per request id."""
     await apply_jobs(service, spec())

@@ -1354,6 +1354,7 @@ class CommitLaunch(_message.Message):
     DUE_UNIX_MS_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_UNIX_MS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CLOSED_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -1368,6 +1369,10 @@ class CommitLaunch(_message.Message):
     """WAITING: nothing starts before; 0 when it waits for something else only."""
     reason: _builtins.str
     """WAITING: what it waits for, for people."""
+    closed_until_unix_ms: _builtins.int
+    """Up to where nothing more was to be launched when this was decided. Refused when that has moved meanwhile: by a resume
+    or another schedule.
+    """
     def __init__(
         self,
         *,
@@ -1378,12 +1383,15 @@ class CommitLaunch(_message.Message):
         due_unix_ms: _builtins.int = ...,
         not_before_unix_ms: _builtins.int = ...,
         reason: _builtins.str = ...,
+        closed_until_unix_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_unix_ms", b"due_unix_ms", "job_id", b"job_id", "not_before_unix_ms", b"not_before_unix_ms", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms", "due_unix_ms", b"due_unix_ms", "job_id", b"job_id", "not_before_unix_ms", b"not_before_unix_ms", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "trigger", b"trigger", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__closed_until_unix_ms: _TypeAlias = _typing.Literal["closed_until_unix_ms"]  # noqa: Y015
+    _WhichOneofArgType__closed_until_unix_ms: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_until_unix_ms) -> _WhichOneofReturnType__closed_until_unix_ms | None: ...
 
 Global___CommitLaunch: _TypeAlias = CommitLaunch  # noqa: Y015
 
@@ -1397,6 +1405,8 @@ class RecordNoLaunch(_message.Message):
     SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CLOSED_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    EARLIER_UNIX_MS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -1405,6 +1415,12 @@ class RecordNoLaunch(_message.Message):
     """MISSED or SKIPPED."""
     reason: _builtins.str
     """Why, for people."""
+    closed_until_unix_ms: _builtins.int
+    """As in CommitLaunch; what was closed already when this was decided is recorded all the same."""
+    @_builtins.property
+    def earlier_unix_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Scheduled times before it, ascending, each of which gets a record like it: 100 at most."""
+
     def __init__(
         self,
         *,
@@ -1412,12 +1428,16 @@ class RecordNoLaunch(_message.Message):
         scheduled_at_unix_ms: _builtins.int = ...,
         state: _types_pb2.LaunchState.ValueType = ...,
         reason: _builtins.str = ...,
+        closed_until_unix_ms: _builtins.int | None = ...,
+        earlier_unix_ms: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms", "closed_until_unix_ms", b"closed_until_unix_ms", "earlier_unix_ms", b"earlier_unix_ms", "job_id", b"job_id", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__closed_until_unix_ms: _TypeAlias = _typing.Literal["closed_until_unix_ms"]  # noqa: Y015
+    _WhichOneofArgType__closed_until_unix_ms: _TypeAlias = _typing.Literal["_closed_until_unix_ms", b"_closed_until_unix_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_until_unix_ms) -> _WhichOneofReturnType__closed_until_unix_ms | None: ...
 
 Global___RecordNoLaunch: _TypeAlias = RecordNoLaunch  # noqa: Y015
 

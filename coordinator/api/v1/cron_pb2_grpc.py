@@ -98,7 +98,7 @@ class CronServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetJobPaused(self, request, context):
-        """Pause or resume a job.
+        """Pause or resume a job. What was due during the pause is never launched, and recorded after it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

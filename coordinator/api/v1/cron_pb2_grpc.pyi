@@ -40,7 +40,7 @@ class CronServiceStub:
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_cron_pb2.DeleteJobRequest, _cron_pb2.DeleteJobResponse]
     """Forget a job."""
     SetJobPaused: _grpc.UnaryUnaryMultiCallable[_cron_pb2.SetJobPausedRequest, _cron_pb2.SetJobPausedResponse]
-    """Pause or resume a job."""
+    """Pause or resume a job. What was due during the pause is never launched, and recorded after it."""
     TriggerJob: _grpc.UnaryUnaryMultiCallable[_cron_pb2.TriggerJobRequest, _cron_pb2.TriggerJobResponse]
     """Launch a job now, beside its schedule."""
     CancelLaunches: _grpc.UnaryUnaryMultiCallable[_cron_pb2.CancelLaunchesRequest, _cron_pb2.CancelLaunchesResponse]
@@ -60,7 +60,7 @@ class CronServiceAsyncStub(CronServiceStub):
     DeleteJob: _aio.UnaryUnaryMultiCallable[_cron_pb2.DeleteJobRequest, _cron_pb2.DeleteJobResponse]  # type: ignore[assignment]
     """Forget a job."""
     SetJobPaused: _aio.UnaryUnaryMultiCallable[_cron_pb2.SetJobPausedRequest, _cron_pb2.SetJobPausedResponse]  # type: ignore[assignment]
-    """Pause or resume a job."""
+    """Pause or resume a job. What was due during the pause is never launched, and recorded after it."""
     TriggerJob: _aio.UnaryUnaryMultiCallable[_cron_pb2.TriggerJobRequest, _cron_pb2.TriggerJobResponse]  # type: ignore[assignment]
     """Launch a job now, beside its schedule."""
     CancelLaunches: _aio.UnaryUnaryMultiCallable[_cron_pb2.CancelLaunchesRequest, _cron_pb2.CancelLaunchesResponse]  # type: ignore[assignment]
@@ -101,7 +101,7 @@ class CronServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cron_pb2.SetJobPausedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cron_pb2.SetJobPausedResponse, _abc.Awaitable[_cron_pb2.SetJobPausedResponse]]:
-        """Pause or resume a job."""
+        """Pause or resume a job. What was due during the pause is never launched, and recorded after it."""
 
     @_abc_1.abstractmethod
     def TriggerJob(

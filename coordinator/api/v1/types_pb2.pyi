@@ -254,7 +254,7 @@ class _LaunchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchSta
     LAUNCH_STATE_MISSED: _LaunchState.ValueType  # 7
     """It never ran because nobody could launch it in time."""
     LAUNCH_STATE_SKIPPED: _LaunchState.ValueType  # 8
-    """It never ran because a policy said so."""
+    """It never ran because a policy said so, or it was paused, or its schedule was changed."""
     LAUNCH_STATE_WAITING: _LaunchState.ValueType  # 9
     """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
     LAUNCH_STATE_CANCELLED: _LaunchState.ValueType  # 10
@@ -280,7 +280,7 @@ LAUNCH_STATE_LOST: LaunchState.ValueType  # 6
 LAUNCH_STATE_MISSED: LaunchState.ValueType  # 7
 """It never ran because nobody could launch it in time."""
 LAUNCH_STATE_SKIPPED: LaunchState.ValueType  # 8
-"""It never ran because a policy said so."""
+"""It never ran because a policy said so, or it was paused, or its schedule was changed."""
 LAUNCH_STATE_WAITING: LaunchState.ValueType  # 9
 """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
 LAUNCH_STATE_CANCELLED: LaunchState.ValueType  # 10
@@ -780,6 +780,7 @@ class CronJob(_message.Message):
     CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     UPDATED_UNIX_MS_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Worker that launches it; empty while no worker can."""
     paused: _builtins.bool
@@ -802,6 +803,10 @@ class CronJob(_message.Message):
     def backups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Workers that take over, in this order."""
 
+    @_builtins.property
+    def passed(self) -> _containers.RepeatedCompositeFieldContainer[Global___PassedTimes]:
+        """Stretches of time in which nothing was launched by its schedule and that the leader has yet to record, ascending."""
+
     def __init__(
         self,
         *,
@@ -814,14 +819,51 @@ class CronJob(_message.Message):
         created_unix_ms: _builtins.int = ...,
         updated_unix_ms: _builtins.int = ...,
         generation: _builtins.int = ...,
+        passed: _abc.Iterable[Global___PassedTimes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "created_unix_ms", b"created_unix_ms", "decided_until_unix_ms", b"decided_until_unix_ms", "generation", b"generation", "owner", b"owner", "paused", b"paused", "source", b"source", "spec", b"spec", "updated_unix_ms", b"updated_unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "created_unix_ms", b"created_unix_ms", "decided_until_unix_ms", b"decided_until_unix_ms", "generation", b"generation", "owner", b"owner", "passed", b"passed", "paused", b"paused", "source", b"source", "spec", b"spec", "updated_unix_ms", b"updated_unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CronJob: _TypeAlias = CronJob  # noqa: Y015
+
+@_typing.final
+class PassedTimes(_message.Message):
+    """A stretch of time that ended with a resume or another schedule. What was scheduled within is never launched; each such
+    time gets a record, or shares one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    until_unix_ms: _builtins.int
+    """Its end. It begins where the one before it ends, the first one at the job's `decided_until_unix_ms`."""
+    schedule: _builtins.str
+    """The schedule that it belongs to."""
+    time_zone: _builtins.str
+    """The zone of that schedule."""
+    reason: _builtins.str
+    """Why nothing was launched, for people."""
+    def __init__(
+        self,
+        *,
+        until_unix_ms: _builtins.int = ...,
+        schedule: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "schedule", b"schedule", "time_zone", b"time_zone", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassedTimes: _TypeAlias = PassedTimes  # noqa: Y015
 
 @_typing.final
 class LaunchAttempt(_message.Message):
