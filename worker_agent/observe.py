@@ -45,7 +45,7 @@ class View:
     generation: int
     metrics: session_pb2.NodeMetrics
     queue_depth: int
-    """Launch orders that wait for a free place."""
+    """Launch orders that were taken and have no process yet."""
     reports_pending: int
     """Launch reports without a receipt."""
     jobs_owned: tuple[str, ...]
@@ -135,7 +135,7 @@ class WorkerCollector(Collector):
         jobs.add_metric(("owner",), len(view.jobs_owned))
         jobs.add_metric(("backup",), len(view.jobs_backed))
         yield jobs
-        launches = CounterMetricFamily(PREFIX + "launches", "Launches that ended here, by how.", labels=("state",))
+        launches = CounterMetricFamily(PREFIX + "launches", "Launches, by their end.", labels=("state",))
         for state, count in sorted(view.launches_by_end.items()):
             launches.add_metric((state,), count)
         yield launches

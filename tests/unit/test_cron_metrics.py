@@ -102,6 +102,18 @@ def test_the_first_attempt_of_one_that_waited_is_no_retry() -> None:
     assert counted.value("cron_launch_lateness_seconds_count") == 1
 
 
+def test_declines_are_no_retries() -> None:
+    """An attempt that was declined is a decline, whether the next one is on its way or waits; a loss is none."""
+    counted = Counted()
+    waiting = launch(LaunchState.WAITING, attempt=2)
+    counted.see(launch(COMMITTED), launch(COMMITTED, attempt=2), waiting, launch(COMMITTED, attempt=3))
+    assert counted.value("cron_declines_total") == 2
+    lost = (LaunchAttempt(1, "w1", LaunchState.LOST),)
+    counted.see(launch(COMMITTED), launch(COMMITTED, attempt=2, earlier=lost), launch(COMMITTED, attempt=3, earlier=lost))
+    assert counted.value("cron_declines_total") == 3
+    assert counted.value("cron_retries_total", after="lost") == 1
+
+
 def test_only_the_leader_counts() -> None:
     """A follower shows what is kept by state, but no gauge and no count of its own; a leader shows all."""
     counted = Counted(leads=False)
