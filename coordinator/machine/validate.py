@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.machine.snapshot import launch_times
+from coordinator.machine.snapshot import launch_counts, launch_times
 from coordinator.machine.state import State
 from coordinator.model import HASH_SPACE, LaunchState, Move, MoveKind, MovePhase, NodeState, Shard
 
@@ -143,6 +143,7 @@ def _check_nodes(state: State) -> None:
 
 def _check_cron(state: State) -> None:
     assert launch_times(state.launches.values()) == dict(state.launch_times), "launch_times"
+    assert launch_counts(state.launches.values()) == dict(state.launch_counts), "launch_counts"
     for (job_id, scheduled_at_ms), launch in state.launches.items():
         assert launch.key == (job_id, scheduled_at_ms), f"launch {launch.key} is filed as {(job_id, scheduled_at_ms)}"
         assert job_id in state.jobs, f"launch of {job_id}, which is gone"

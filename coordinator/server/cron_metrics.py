@@ -19,7 +19,6 @@ missed or lost; the 99th percentile of cron_launch_lateness_seconds above what j
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -110,15 +109,15 @@ class CronMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What is read when Prometheus asks."""
-        launches = Tally(launch.state for launch in self._state().launches.values())
+        launches = self._state().launch_counts
         by_state = GaugeMetricFamily(f"{PREFIX}launches", "Launches that are kept, by state.", labels=("state",))
         for state in LaunchState:
-            by_state.add_metric((state.name.lower(),), launches[state])
+            by_state.add_metric((state.name.lower(),), launches.get(state, 0))
         yield by_state
         if self._is_leading():
-            running = launches[LaunchState.RUNNING] + launches[LaunchState.COMMITTED]
+            running = launches.get(LaunchState.RUNNING, 0) + launches.get(LaunchState.COMMITTED, 0)
             yield GaugeMetricFamily(f"{PREFIX}cron_running", "Launches on a worker.", value=running)
-            waiting = launches[LaunchState.WAITING]
+            waiting = launches.get(LaunchState.WAITING, 0)
             yield GaugeMetricFamily(f"{PREFIX}cron_waiting", "Launches that wait.", value=waiting)
 
 
