@@ -110,6 +110,8 @@ class Launcher:
         """What runs each of them. Invariant: the same tokens."""
         self._refusals: dict[str, asyncio.Task[None]] = {}
         """Tokens of which is being noted that they never start."""
+        self._refused: dict[str, str] = {}
+        """Why reports were refused, by token, until the end is receipted: a run is reported again and again."""
         self._declines_all = ""
         """Why no order is taken any more."""
         self._finder = RunFinder()
@@ -237,11 +239,15 @@ class Launcher:
         return self._opened().get(key.token) is not None or key.attempt in self.outputs.attempts(*key[:2])
 
     async def on_receipt(self, receipt: session_pb2.LaunchReportReceipt) -> None:
-        """The leader has committed a report, or will never."""
-        token = token_of(receipt)
-        if receipt.refusal:
-            _log.warning("the report of launch %s was refused: %s", token, receipt.refusal)
-        if receipt.state != types_pb2.LAUNCH_STATE_RUNNING:
+        """The leader has committed a report, or will never: one line says why, however often the run is reported."""
+        token, is_end = token_of(receipt), receipt.state != types_pb2.LAUNCH_STATE_RUNNING
+        if receipt.refusal and self._refused.get(token) != receipt.refusal:
+            goes_on = "" if is_end else "; it goes on, and nobody waits for its result"
+            _log.warning("the report of launch %s was refused: %s%s", token, receipt.refusal, goes_on)
+        if not is_end and receipt.refusal and token in self._runs:
+            self._refused[token] = receipt.refusal
+        if is_end:
+            self._refused.pop(token, None)
             self._committing().settle(token)
 
     async def stop_all(self, reason: str, grace_s: float | None = None) -> None:
@@ -282,6 +288,8 @@ class Launcher:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
             del self._tasks[run.token], self._runs[run.token]
+            if run.abandoned:  # No end is reported, so no receipt of one comes.
+                self._refused.pop(run.token, None)
             run.output.end()
 
     async def _execute(self, run: _Run) -> None:

@@ -34,6 +34,7 @@ class Desk:
     """A launcher with what it reported."""
 
     def __init__(self, directory: Path, settings: WorkerSettings = SETTINGS) -> None:
+        self.directory = directory
         self.reports: list[session_pb2.LaunchReport] = []
         self.clock = ManualClock()
         self._news = asyncio.Event()
@@ -412,6 +413,26 @@ async def test_while_the_agent_stops_orders_are_declined(desk: Desk) -> None:
     answer = await desk.final(order)
     assert has_declined(answer, session_pb2.LAUNCH_DECLINE_BUSY)
     assert (answer.reason, desk.launcher.slots_free) == ("the worker agent stops", 0)
+
+
+async def test_a_run_of_a_job_that_is_gone_is_told_of_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Its reports are refused every few seconds; one line says so, and with the refusal of its end it is forgotten."""
+    gate = desk.directory / "gate"
+    order = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    await desk.launcher.launch(order)
+    await desk.running(order)
+    refusal = receipt_of(desk.reports[0])
+    refusal.refusal = "this launch is not known; it was deleted, or is too old to be kept"
+    for _ in range(5):
+        await desk.launcher.on_receipt(refusal)
+    gate.touch()
+    refusal.state = (await desk.final(order)).state
+    await desk.launcher.on_receipt(refusal)
+    assert [record.getMessage() for record in caplog.records if "refused" in record.getMessage()] == [
+        f"the report of launch {token_of(order.launch)} was refused: {refusal.refusal};"
+        " it goes on, and nobody waits for its result"
+    ]
+    assert desk.launcher.pending_reports() == desk.launcher.known_launches() == []
 
 
 # The journal
