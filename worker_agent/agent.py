@@ -336,6 +336,7 @@ class WorkerAgent:
             generation=self._hosting.generation,
             metrics=self._node_metrics(),
             queue_depth=self._launcher.waiting,
+            output_bytes=self._launcher.outputs.bytes_kept,
             reports_pending=len(self._launcher.pending_reports()),
             jobs_owned=self._hosting.jobs_owned,
             jobs_backed=self._hosting.jobs_backed,

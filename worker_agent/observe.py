@@ -45,6 +45,7 @@ class View:
     generation: int
     metrics: session_pb2.NodeMetrics
     queue_depth: int
+    output_bytes: int
     """Launch orders that were taken and have no process yet."""
     reports_pending: int
     """Launch reports without a receipt."""
@@ -148,6 +149,7 @@ class WorkerCollector(Collector):
         yield _gauge("damaged_shards", "Last copies that are damaged, and served but for that.", view.damaged_shards)
         yield _gauge("launches_running", "Launches that run now.", view.metrics.running_launches)
         yield _gauge("launches_waiting", "Launch orders that wait for a free place.", view.queue_depth)
+        yield _gauge("launch_output_bytes", "Bytes of what runs printed that are kept.", view.output_bytes)
         yield _gauge("launch_reports_pending", "Launch reports without a receipt.", view.reports_pending)
         yield _gauge("open_streams", "gRPC calls and streams that are open.", view.metrics.open_streams)
         yield _gauge("storage_ready", "1 while the worker can write what it must remember.", not view.storage_problem)
