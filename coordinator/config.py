@@ -212,7 +212,7 @@ class WorkerSettings:
     http_address: str = "127.0.0.1:0"
     labels: tuple[tuple[str, str], ...] = ()
     launches_max: int = 16
-    """Launches that run at once."""
+    """Launches that run at once; orders beyond are declined."""
     output_bytes_max: int = 1_024
     """Last bytes of a launch's output that are reported."""
     run_output_bytes_max: int = 1_048_576

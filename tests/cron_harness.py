@@ -182,15 +182,16 @@ class CronHarness:
         """A worker reports."""
         self.feed(LaunchReported(session, node_id, report))
 
-    def heartbeat(self, node_id: str, *launches: Launch, session: int = 1) -> None:
-        """A worker's heartbeat names what it has."""
+    def heartbeat(self, node_id: str, *launches: Launch, session: int = 1, slots_free: int | None = None) -> None:
+        """A worker's heartbeat names what it has, and tells how many more it would start where that is given."""
         tokens = [
             session_pb2.LaunchToken(
                 job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=launch.attempt
             )
             for launch in launches
         ]
-        self.feed(HeartbeatReceived(session, node_id, session_pb2.Heartbeat(launches=tokens)))
+        heartbeat = session_pb2.Heartbeat(launches=tokens, launch_slots_free=slots_free)
+        self.feed(HeartbeatReceived(session, node_id, heartbeat))
 
     def start(self, order: SendLaunch) -> None:
         """The worker of an order starts it."""
@@ -200,6 +201,17 @@ class CronHarness:
         """The worker of an order runs it to its end."""
         self.start(order)
         self.report(order.node_id, report_of(order.launch, state))
+
+    def decline(self, order: SendLaunch, *, unfit: bool = False, session: int = 1) -> None:
+        """The worker of an order declines it."""
+        report = session_pb2.LaunchReport(
+            job_id=order.launch.job_id,
+            scheduled_at_unix_ms=order.launch.scheduled_at_ms,
+            attempt=order.launch.attempt,
+            decline=session_pb2.LAUNCH_DECLINE_UNFIT if unfit else session_pb2.LAUNCH_DECLINE_BUSY,
+            reason="it needs a POSIX system" if unfit else "no slot is free",
+        )
+        self.report(order.node_id, report, session)
 
     def cancel(self, second: int, job_id: str = "tick", reason: str = "enough") -> None:
         """Somebody wants a launch to stop."""

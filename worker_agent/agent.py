@@ -63,6 +63,7 @@ ANYWHERE = frozenset({"0.0.0.0", "::"})
 STORES_DIRECTORY = "shards"
 HAND_OVER_S = 1.0
 """How long a stop waits for what is in flight in the shards."""
+STOPS = "the worker agent stops"
 COUNT_EVERY_S = 2.0
 """How often the leader hears how much is in the shards."""
 SHOW_EVERY_S = 5.0
@@ -129,8 +130,8 @@ class WorkerAgent:
                 _log.info("stopping: %s", self._stop_reason)
                 await self._server.say_stopping()
                 # The runs end before the Goodbye: with it the leader may start them elsewhere.
-                self._driver.take_no_orders()
-                await asyncio.gather(self._launcher.stop_all("the worker agent stops"), self._release())
+                self._launcher.take_no_orders(STOPS)
+                await asyncio.gather(self._launcher.stop_all(STOPS), self._release())
                 await self._shards.hand_over(HAND_OVER_S)
                 self._driver.stop(self._stop_reason)
             self._stop.set()
@@ -172,9 +173,7 @@ class WorkerAgent:
         content = read_if_there(self._assignment_path)
         return None if content is None else decode(content, str(self._assignment_path))
 
-    def _join(
-        self, discovery: Discovery, stored: Stored | None, credentials: Credentials | None
-    ) -> types_pb2.Node:
+    def _join(self, discovery: Discovery, stored: Stored | None, credentials: Credentials | None) -> types_pb2.Node:
         """Makes the parts; returns the worker's description, whose addresses are known once the servers listen."""
         node = types_pb2.Node(
             id=self._settings.id,
@@ -218,9 +217,7 @@ class WorkerAgent:
         self._state = StateService(self._shards, state, node.id, credentials)
         self._launcher = self._make_launcher()
         launches = LaunchService(self._launcher, self._settings.id)
-        self._server = WorkerServer(
-            self._settings.grpc_address, credentials, self._state, self._replication, launches
-        )
+        self._server = WorkerServer(self._settings.grpc_address, credentials, self._state, self._replication, launches)
         self._driver = SessionDriver(
             session=self._session,
             hosting=self._hosting,
@@ -242,9 +239,6 @@ class WorkerAgent:
             self._settings.id,
             self._clock,
             self._on_launch_report,
-            # The other half is for the way here, the start, and the way of its report: under load every launch that
-            # gets a slot has waited nearly as long as it may, and the leader must hear of it before it gives it up.
-            queue_wait_s_max=self._config.cron.order_timeout_s / 2,
             has_lease=lambda: self._session.has_lease(self._clock.monotonic()),
             # Half of what the leader counts longer; the other half is for the kill, and for clocks that drift.
             lease_grace_s=0.5 * session.session_lease_s * (session.lease_margin - 1.0),
@@ -342,6 +336,7 @@ class WorkerAgent:
             generation=self._hosting.generation,
             metrics=self._node_metrics(),
             queue_depth=self._launcher.waiting,
+            output_bytes=self._launcher.outputs.bytes_kept,
             reports_pending=len(self._launcher.pending_reports()),
             jobs_owned=self._hosting.jobs_owned,
             jobs_backed=self._hosting.jobs_backed,

@@ -35,8 +35,13 @@ _log = logging.getLogger(__name__)
 class LaunchRunner(Protocol):
     """What the driver asks of the launcher."""
 
+    @property
+    def slots_free(self) -> int:
+        """How many more orders it would take now."""
+        ...
+
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
-        """Takes an order; one that it has already is taken once."""
+        """Takes an order, or declines it; one that it has already is taken once."""
         ...
 
     def pending_reports(self) -> Sequence[session_pb2.LaunchReport]:
@@ -48,7 +53,7 @@ class LaunchRunner(Protocol):
         ...
 
     def end_lease(self, reason: str) -> None:
-        """Ends every run, without a result, and forgets the orders that wait."""
+        """Ends every run, without a result."""
         ...
 
     def known_launches(self) -> Sequence[session_pb2.LaunchToken]:
@@ -103,7 +108,6 @@ class SessionDriver:
         self._credentials = credentials
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[interface.End] = self._loop.create_future()
-        self._takes_orders = True
         self._lease_number = 0
         """Counts the ends of leases."""
         self._storage_problem = ""
@@ -134,10 +138,6 @@ class SessionDriver:
         """Begins to look for the leader."""
         self._spawn(self._call_launcher(), "launcher calls")
         self._advance()
-
-    def take_no_orders(self) -> None:
-        """From now on launch orders are dropped; the leader gives them to other workers."""
-        self._takes_orders = False
 
     def stop(self, reason: str) -> None:
         """Says Goodbye; `ended` is done once the leader has answered, or two seconds later."""
@@ -232,6 +232,7 @@ class SessionDriver:
             case interface.SendHeartbeat(stream, heartbeat):
                 heartbeat.metrics.CopyFrom(self._metrics())
                 heartbeat.launches.extend(self._launcher.known_launches())
+                heartbeat.launch_slots_free = self._launcher.slots_free
                 self._send(stream, session_pb2.OpenRequest(heartbeat=heartbeat))
             case interface.GatherReports(everything):
                 replicas = tuple(self._shards.reports()) if everything else ()
@@ -243,8 +244,6 @@ class SessionDriver:
                 if write is not None:
                     self._spawn(self._persist(write), "persist assignments")
             case interface.Launch(order):
-                if not self._takes_orders:
-                    return
                 launch = order.launch
                 _log.debug("launch %s at %d ordered", launch.job_id, launch.scheduled_at_unix_ms, extra=_cause(order))
                 self._launcher_calls.put_nowait(self._launch(order, self._lease_number))

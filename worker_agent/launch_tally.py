@@ -23,6 +23,9 @@ class LaunchTally:
         if report.state == types_pb2.LAUNCH_STATE_RUNNING or self._last.get(report.job_id) == token:
             return
         self._last[report.job_id] = token
+        if report.decline:
+            self.by_end["declined"] += 1
+            return  # Another worker has it.
         name = types_pb2.LaunchState.Name(report.state).removeprefix("LAUNCH_STATE_").lower()
         self.by_end[name] += 1
         if report.state == types_pb2.LAUNCH_STATE_CANCELLED:

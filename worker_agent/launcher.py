@@ -17,14 +17,15 @@ policy decide. For that to be safe nothing may outlive its agent unseen: `start`
 the first Hello is sent. And nothing that ends without a lease counts as a success, even where the process saw to its
 own end before it heard that it should: by then the attempt may belong to another worker.
 
-Over `launches_max` runs at once, orders wait, the most urgent class first, and first in, first out within a class. One
-that waited half as long as the leader waits for a confirmation is dropped: soon it will belong to another worker.
+Nothing waits here. An order that finds `launches_max` runs, comes while the agent stops, or wants what this system does
+not have is declined: that its token never starts is on disk, then the leader is told, who gives the launch to another
+worker or has it wait for the first free slot of any. So nobody's launch stands behind this worker's long runs while
+another one is idle, and priorities count over all workers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import uuid
 from collections.abc import Callable
@@ -42,18 +43,17 @@ from worker_agent.process import RunFinder, RunProcess, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
 
 NEVER_RAN = ""
-"""What the journal has as the run of a token that was cancelled before it had one."""
+"""What the journal has as the run of a token that was cancelled before it had one, or declined."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Run:
-    """One order that waits for a slot or runs."""
+    """One order that was taken: it has a slot, and a process soon."""
 
     order: session_pb2.LaunchOrder
     key: LaunchKey
-    received_s: float
     output: RunOutput
     stop: asyncio.Event
     running: session_pb2.LaunchReport | None = None
@@ -81,11 +81,10 @@ class Launcher:
         worker_id: str,
         clock: Clock,
         on_report: Callable[[session_pb2.LaunchReport], None],
-        queue_wait_s_max: float = 5.0,
         has_lease: Callable[[], bool] = lambda: True,
         lease_grace_s: float = 1.0,
     ) -> None:
-        """`queue_wait_s_max`: well below the leader's `cron.order_timeout_s`. `on_report` is called on the loop.
+        """`on_report` is called on the loop.
 
         `lease_grace_s` bounds what runs have to end by themselves after the lease: before the leader's longer count is
         over, they must be gone.
@@ -95,7 +94,6 @@ class Launcher:
         self._settings = settings
         self._clock = clock
         self._on_report = on_report
-        self._queue_wait_s_max = queue_wait_s_max
         self._has_lease = has_lease
         self._lease_grace_s = min(lease_grace_s, settings.stop_grace_s)
         self._journal: LaunchJournal | None = None
@@ -106,14 +104,16 @@ class Launcher:
             all_bytes_max=settings.runs_output_bytes_max,
             tail_bytes_max=settings.output_bytes_max,
         )
-        self._queue: list[tuple[int, int, _Run]] = []
-        self._sequence = 0
         self._runs: dict[str, _Run] = {}
-        """Orders that wait, run, or are being cancelled, by token."""
+        """Orders that were taken, by token."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        """Those that have a slot."""
-        self._cancels: dict[str, asyncio.Task[None]] = {}
+        """What runs each of them. Invariant: the same tokens."""
+        self._refusals: dict[str, asyncio.Task[None]] = {}
         """Tokens of which is being noted that they never start."""
+        self._refused: dict[str, str] = {}
+        """Why reports were refused, by token, until the end is receipted: a run is reported again and again."""
+        self._declines_all = ""
+        """Why no order is taken any more."""
         self._finder = RunFinder()
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
@@ -142,13 +142,22 @@ class Launcher:
 
     @property
     def waiting(self) -> int:
-        """How many orders wait for a slot."""
-        return len(self._queue)
+        """How many orders were taken and have no process yet."""
+        return sum(run.running is None for run in self._runs.values())
+
+    @property
+    def slots_free(self) -> int:
+        """How many more orders would be taken now."""
+        return 0 if self._declines_all else max(0, self._settings.launches_max - len(self._tasks))
+
+    def take_no_orders(self, reason: str) -> None:
+        """From now on every order is declined."""
+        self._declines_all = reason
 
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
         """Takes an order; the run goes on by itself. A token that is known already is reported again, never started."""
         key = key_of(order.launch)
-        if self._stopping or key.token in self._cancels:
+        if self._stopping or key.token in self._refusals:
             return
         run = self._runs.get(key.token)
         if run is not None:
@@ -162,16 +171,28 @@ class Launcher:
             else:
                 _log.warning("launch %s was started before and has no result; it is not started again", key.token)
             return
-        run = _Run(order, key, self._clock.monotonic(), self.outputs.begin(key), asyncio.Event())
+        decline = self._decline_of(order)
+        if decline is not None:
+            self._spawn_refusal(_report(key, decline=decline[0], reason=decline[1]))
+            return
+        run = _Run(order, key, self.outputs.begin(key), asyncio.Event())
         self._runs[key.token] = run
-        self._sequence += 1
-        heapq.heappush(self._queue, (order.spec.priority_class, self._sequence, run))
-        self._fill_slots()
+        self._tasks[key.token] = asyncio.create_task(self._guard(run), name=f"launch {key.token}")
+
+    def _decline_of(self, order: session_pb2.LaunchOrder) -> tuple[session_pb2.LaunchDecline.ValueType, str] | None:
+        """How and why an order is declined; None when it is taken."""
+        if self._declines_all:
+            return session_pb2.LAUNCH_DECLINE_BUSY, self._declines_all
+        if refusal := refusal_of(order.spec):
+            return session_pb2.LAUNCH_DECLINE_UNFIT, refusal
+        if not self.slots_free:
+            return session_pb2.LAUNCH_DECLINE_BUSY, f"none of its {self._settings.launches_max} slots is free"
+        return None
 
     async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
         """Ends a launch, or sees to it that it never starts; what became of it is reported, once more if need be."""
         key, reason = key_of(stop.token), stop.reason or "cancelled"
-        if self._stopping or key.token in self._cancels:
+        if self._stopping or key.token in self._refusals:
             return
         run = self._runs.get(key.token)
         if run is not None:
@@ -179,18 +200,14 @@ class Launcher:
                 return
             run.cancelled, run.grace_s = reason, self._settings.stop_grace_s
             run.stop.set()
-            if key.token not in self._tasks:
-                self._queue = [item for item in self._queue if item[2] is not run]
-                heapq.heapify(self._queue)
-                self._spawn_cancel(run.key, reason)
             return
         entry = self._opened().get(key.token)
         if entry is not None and entry.report is not None:
             self._on_report(entry.report)
-        elif entry is not None:
-            self._spawn_cancel(key, f"{reason}; its run had been ended by this worker, without a result")
         else:
-            self._spawn_cancel(key, reason)
+            if entry is not None:
+                reason += "; its run had been ended by this worker, without a result"
+            self._spawn_refusal(_report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason))
 
     def end_lease(self, reason: str) -> None:
         """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
@@ -222,15 +239,19 @@ class Launcher:
         return self._opened().get(key.token) is not None or key.attempt in self.outputs.attempts(*key[:2])
 
     async def on_receipt(self, receipt: session_pb2.LaunchReportReceipt) -> None:
-        """The leader has committed a report, or will never."""
-        token = token_of(receipt)
-        if receipt.refusal:
-            _log.warning("the report of launch %s was refused: %s", token, receipt.refusal)
-        if receipt.state != types_pb2.LAUNCH_STATE_RUNNING:
+        """The leader has committed a report, or will never: one line says why, however often the run is reported."""
+        token, is_end = token_of(receipt), receipt.state != types_pb2.LAUNCH_STATE_RUNNING
+        if receipt.refusal and self._refused.get(token) != receipt.refusal:
+            goes_on = "" if is_end else "; it goes on, and nobody waits for its result"
+            _log.warning("the report of launch %s was refused: %s%s", token, receipt.refusal, goes_on)
+        if not is_end and receipt.refusal and token in self._runs:
+            self._refused[token] = receipt.refusal
+        if is_end:
+            self._refused.pop(token, None)
             self._committing().settle(token)
 
     async def stop_all(self, reason: str, grace_s: float | None = None) -> None:
-        """Ends every run without a result, and forgets the orders that wait; returns when nothing runs."""
+        """Ends every run without a result; returns when nothing runs."""
         self._abandon_all(reason, self._settings.stop_grace_s if grace_s is None else grace_s, is_void=False)
         if self._tasks:
             await asyncio.wait(set(self._tasks.values()))
@@ -239,8 +260,8 @@ class Launcher:
         """Takes no more orders, ends every run, closes the journal."""
         self._stopping = True
         await self.stop_all("the worker agent stops", grace_s)
-        while self._cancels:
-            await asyncio.wait(self._cancels.values())
+        while self._refusals:
+            await asyncio.wait(self._refusals.values())
         if self._commits is not None:
             await self._commits.close()
         await self.outputs.close()
@@ -254,27 +275,10 @@ class Launcher:
         return self._commits
 
     def _abandon_all(self, reason: str, grace_s: float, *, is_void: bool) -> None:
-        for _, _, run in self._queue:
-            self._forget(run)
-        self._queue.clear()
         for token in self._tasks:
             run = self._runs[token]
             run.abandoned, run.grace_s, run.is_void = reason, grace_s, run.is_void or is_void
             run.stop.set()
-
-    def _forget(self, run: _Run) -> None:
-        del self._runs[run.token]
-        run.output.end()
-
-    def _fill_slots(self) -> None:
-        while self._queue and len(self._tasks) < self._settings.launches_max:
-            _, _, run = heapq.heappop(self._queue)
-            waited_s = self._clock.monotonic() - run.received_s
-            if waited_s >= self._queue_wait_s_max:
-                self._forget(run)
-                _log.warning("launch %s found no free slot within %.1f s and is dropped", run.token, waited_s)
-                continue
-            self._tasks[run.token] = asyncio.create_task(self._guard(run), name=f"launch {run.token}")
 
     async def _guard(self, run: _Run) -> None:
         """Runs one launch; whatever happens, its slot is free afterwards, and heartbeats do not name it for nothing."""
@@ -283,10 +287,10 @@ class Launcher:
         except Exception:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
-            del self._tasks[run.token]
-            self._forget(run)
-            if not self._stopping:
-                self._fill_slots()
+            del self._tasks[run.token], self._runs[run.token]
+            if run.abandoned:  # No end is reported, so no receipt of one comes.
+                self._refused.pop(run.token, None)
+            run.output.end()
 
     async def _execute(self, run: _Run) -> None:
         run_id = uuid.uuid4().hex
@@ -314,8 +318,6 @@ class Launcher:
         spec = run.order.spec
         arguments = arguments_of(spec)
         try:
-            if refusal := refusal_of(spec):
-                raise ValueError(refusal)
             environment = environment_of(run.order, self._worker_id)
             async with self._starting:
                 if not self._has_lease():
@@ -361,23 +363,21 @@ class Launcher:
             await asyncio.wait({ended, stopped})
         report.output = run.output.tail
 
-    def _spawn_cancel(self, key: LaunchKey, reason: str) -> None:
+    def _spawn_refusal(self, report: session_pb2.LaunchReport) -> None:
         """Notes durably that a token without a process never gets one, then reports it; beside other orders."""
-        task = asyncio.create_task(self._cancel(key, reason), name=f"cancel {key.token}")
-        self._cancels[key.token] = task
-        task.add_done_callback(lambda _: self._cancels.pop(key.token))
+        token = token_of(report)
+        self._refusals[token] = asyncio.create_task(self._refuse(token, report), name=f"refusal of {token}")
 
-    async def _cancel(self, key: LaunchKey, reason: str) -> None:
-        report = _report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason, finished_unix_ms=self._clock.wall_ms())
+    async def _refuse(self, token: str, report: session_pb2.LaunchReport) -> None:
+        report.finished_unix_ms = self._clock.wall_ms()
         try:
-            await self._committing().commit(Begin(key.token, NEVER_RAN), Finish(key.token, report))
+            await self._committing().commit(Begin(token, NEVER_RAN), Finish(token, report))
         except OSError as error:
             # The leader says it again as long as nobody has answered.
-            _log.error("launch %s cannot be noted as cancelled: %s", key.token, error)
+            _log.error("launch %s cannot be noted as one that never starts: %s", token, error)
             return
         finally:
-            if (run := self._runs.get(key.token)) is not None:
-                self._forget(run)
+            del self._refusals[token]
         self._on_report(report)
 
 

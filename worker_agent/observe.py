@@ -45,7 +45,8 @@ class View:
     generation: int
     metrics: session_pb2.NodeMetrics
     queue_depth: int
-    """Launch orders that wait for a free place."""
+    output_bytes: int
+    """Launch orders that were taken and have no process yet."""
     reports_pending: int
     """Launch reports without a receipt."""
     jobs_owned: tuple[str, ...]
@@ -135,7 +136,7 @@ class WorkerCollector(Collector):
         jobs.add_metric(("owner",), len(view.jobs_owned))
         jobs.add_metric(("backup",), len(view.jobs_backed))
         yield jobs
-        launches = CounterMetricFamily(PREFIX + "launches", "Launches that ended here, by how.", labels=("state",))
+        launches = CounterMetricFamily(PREFIX + "launches", "Launches, by their end.", labels=("state",))
         for state, count in sorted(view.launches_by_end.items()):
             launches.add_metric((state,), count)
         yield launches
@@ -148,6 +149,7 @@ class WorkerCollector(Collector):
         yield _gauge("damaged_shards", "Last copies that are damaged, and served but for that.", view.damaged_shards)
         yield _gauge("launches_running", "Launches that run now.", view.metrics.running_launches)
         yield _gauge("launches_waiting", "Launch orders that wait for a free place.", view.queue_depth)
+        yield _gauge("launch_output_bytes", "Bytes of what runs printed that are kept.", view.output_bytes)
         yield _gauge("launch_reports_pending", "Launch reports without a receipt.", view.reports_pending)
         yield _gauge("open_streams", "gRPC calls and streams that are open.", view.metrics.open_streams)
         yield _gauge("storage_ready", "1 while the worker can write what it must remember.", not view.storage_problem)

@@ -113,6 +113,11 @@ class CronControl:
         self._passed = PassedRecorder()
         self._started = False
 
+    @property
+    def waits_for_workers(self) -> bool:
+        """True while a launch waits for nothing but a worker that takes it."""
+        return self._launches.is_starved
+
     def on_event(self, now: Monotonic, wall: WallMs, event: Event) -> Step:
         """Takes an event in."""
         actions: list[Action] = []
@@ -314,7 +319,7 @@ class CronControl:
         if judgement.verdict is Verdict.WAIT:
             return _commit_waiting(job, scheduled_ms, judgement.reason)
         if workers:
-            return _commit(job, scheduled_ms, workers[0])
+            return _commit(job, scheduled_ms, self._launches.choose_worker(workers))
         waits_until_ms = WallMs(due_ms + deadline_ms)
         if wall > waits_until_ms:
             reason = f"no worker can run it: {why_none_serves(self._state, job)}"

@@ -1,4 +1,4 @@
-"""What workers say of launches: judged against the state, made into commands, answered with receipts. Pure.
+"""What workers say of launches: judged against the state, answered with receipts. Pure.
 
 A report is committed before it gets its receipt. `judge` says what the state already knows: a report that is in it is
 confirmed, one that can no longer count is refused with the reason, any other one must be proposed.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
+from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.control.interface import SendToNode
 from coordinator.machine.state import LaunchKey
 from coordinator.model import Launch, LaunchState, WallMs
@@ -36,13 +36,20 @@ class Report:
 
     @property
     def is_final(self) -> bool:
-        """True when it says how the run ended."""
-        return self.message.state in FINAL_STATES
+        """True when the worker has nothing more to say: how the run ended, or that there is none."""
+        return self.message.state in FINAL_STATES or self.is_decline
+
+    @property
+    def is_decline(self) -> bool:
+        """True when it says that the attempt never started, and never will."""
+        return self.message.decline != session_pb2.LAUNCH_DECLINE_UNSPECIFIED
 
 
 def judge(launch: Launch | None, report: Report) -> str | None:
     """The refusal for a report's receipt, empty when it is committed already; None when it must be proposed."""
     message = report.message
+    if report.is_decline:
+        return _judge_decline(launch, report)
     if launch is None:
         return "this launch is not known; it was deleted, or is too old to be kept"
     if message.attempt != launch.attempt or launch.state is LaunchState.WAITING:
@@ -56,6 +63,13 @@ def judge(launch: Launch | None, report: Report) -> str | None:
     if message.state == types_pb2.LAUNCH_STATE_RUNNING or report.is_final:
         return None
     return f"a worker cannot report the state {message.state}"
+
+
+def _judge_decline(launch: Launch | None, report: Report) -> str | None:
+    """The same for an attempt that was declined: of one that is over nothing more need be said."""
+    if launch is None or launch.attempt != report.message.attempt or launch.state is not LaunchState.COMMITTED:
+        return ""
+    return None if report.node_id == launch.worker else f"this attempt belongs to {launch.worker}"
 
 
 def _judge_earlier(launch: Launch, report: Report) -> str:
@@ -74,32 +88,6 @@ def was_given_up(launch: Launch, attempt: int) -> bool:
     if attempt == launch.attempt and launch.state is LaunchState.LOST:
         return True
     return any(it.attempt == attempt and it.state is LaunchState.LOST for it in launch.earlier_attempts)
-
-
-def report_command(report: Report, retry_at_ms: int) -> command_pb2.Command:
-    """The command that commits a report. `retry_at_ms`: when another attempt follows this end; 0 for never."""
-    message = report.message
-    if not report.is_final:
-        start = command_pb2.StartLaunch(
-            job_id=message.job_id,
-            scheduled_at_unix_ms=message.scheduled_at_unix_ms,
-            attempt=message.attempt,
-            started_unix_ms=message.started_unix_ms,
-        )
-        return command_pb2.Command(start_launch=start)
-    finish = command_pb2.FinishLaunch(
-        job_id=message.job_id,
-        scheduled_at_unix_ms=message.scheduled_at_unix_ms,
-        attempt=message.attempt,
-        state=message.state,
-        reason=message.reason,
-        started_unix_ms=message.started_unix_ms,
-        finished_unix_ms=message.finished_unix_ms,
-        exit_status=message.exit_status,
-        output=message.output,
-        retry_at_unix_ms=retry_at_ms,
-    )
-    return command_pb2.Command(finish_launch=finish)
 
 
 def receipt(report: Report, refusal: str) -> SendToNode:

@@ -7,12 +7,15 @@ a receipt; without a receipt it reports again. The order rules:
 - At most one proposal per launch is on its way; its end is followed by a fresh look at the state. The begin of a
   WAITING launch and a decision of its job are never on their way at once: both rely on what has not ended (overlap.py).
 - A COMMITTED attempt is lost when its worker is not heard (and another one serves), or neither confirms the start nor
-  names the order in a heartbeat for `order_timeout_s`: an order that waits at a busy worker is not lost. A RUNNING one
+  names the order in a heartbeat for `order_timeout_s`: an order that waits for a disk is not lost. A RUNNING one
   only when it surely ended: the worker is DOWN or gone (its lease ended), or it no longer names the run, in a Hello (a
   worker kills, at its start, what outlived it) or a heartbeat. What follows is for retries.py to say; an attempt
   without a next one is not called lost while its worker may still tell: for that, suspicion is not enough.
+- An attempt that its worker declines never starts. The next one, which counts for no policy, goes at once to a worker
+  that has a free slot (worker_slots.py) and has not said that it cannot run the job; while there is none it waits.
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
-  is the first choice then. Once only a worker is missing, it is given up after the job's start deadline.
+  is the first choice then and has a slot; a free slot goes to the most urgent class. Once only a worker or a slot is
+  missing, it is given up after the job's start deadline.
 - A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, in each of its sessions and every
   `order_timeout_s` while no start is confirmed, until it reports; so for attempts that were given up and are named.
 """
@@ -20,44 +23,25 @@ a receipt; without a receipt it reports again. The order rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from coordinator.api.v1 import command_pb2, session_pb2
+from coordinator.control import launch_commands
+from coordinator.control.given_up import GivenUp
 from coordinator.control.in_flight import Ended, InFlight
 from coordinator.control.interface import Action, SendLaunch, StopLaunch, Tokens
 from coordinator.control.job_workers import serving_workers, why_none_serves
-from coordinator.control.launch_reports import Report, judge, receipt, report_command, was_given_up
-from coordinator.control.open_launches import OpenLaunches
+from coordinator.control.launch_reports import Report, judge, receipt
+from coordinator.control.launch_watch import Watch, answer_all, step_of
+from coordinator.control.open_launches import OpenLaunches, most_urgent_first
 from coordinator.control.overlap import may_begin, superseded
 from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms, wait_left_ms
 from coordinator.control.timers import Moment, Timers
+from coordinator.control.worker_slots import WorkerSlots
 from coordinator.machine.state import LaunchChanged, LaunchKey, State
 from coordinator.model import CronJob, Launch, LaunchState, LaunchTrigger, Monotonic, NodeState, WallMs
 
 RETRY_S = 0.5
 """How long a launch or a job waits after a proposal that failed or was refused before it is decided again."""
-
-
-@dataclass(slots=True)
-class Watch:
-    """Soft state of one attempt, or of the wait for one."""
-
-    begin_at: Monotonic
-    """WAITING: nothing begins before; on the monotonic clock, so that a step of the wall clock changes nothing."""
-    ready_since: Monotonic | None = None
-    """WAITING: since when only a worker is missing."""
-    ordered_at: Monotonic | None = None
-    """When the attempt was ordered in the worker's latest session, or last named by it; None before its order."""
-    stop_sent_at: Monotonic | None = None
-    """When the worker was told to stop it, last in its latest session; None when it was not."""
-    report: Report | None = None
-    """The latest report that waits to be proposed."""
-    proposed: Report | None = None
-    """The report whose proposal is on its way."""
-    gone: str = ""
-    """Why the worker does not have this running launch any more; empty while it may."""
-    backoff_until: Monotonic | None = None
-    """Nothing is proposed before: the last proposal failed or was refused."""
 
 
 class LaunchTracker:
@@ -77,8 +61,10 @@ class LaunchTracker:
         self._open = OpenLaunches()
         self.timers: Timers[LaunchKey] = Timers()
         """When a launch is to be reviewed at the latest."""
-        self._stopped: dict[str, tuple[int, set[tuple[LaunchKey, int]]]] = {}
-        """By worker: the attempts that were given up and that it was told to stop, in which session."""
+        self._given_up = GivenUp()
+        self._slots = WorkerSlots()
+        self._starved: set[LaunchKey] = set()
+        """WAITING launches that only a worker is missing for."""
         for launch in state.launches.values():
             if not launch.state.has_ended:
                 self._watch(at, launch)
@@ -98,6 +84,17 @@ class LaunchTracker:
         watches = [self._watches[key] for key in self._open.of_job(job_id)]
         return any(it is not None and it.is_final for watch in watches for it in (watch.report, watch.proposed))
 
+    @property
+    def is_starved(self) -> bool:
+        """True while a WAITING launch only lacks a worker that takes it."""
+        return bool(self._starved)
+
+    def choose_worker(self, workers: list[str]) -> str:
+        """Who gets a launch that is due now: the first with a free slot, else the first, which may decline it."""
+        worker = self._slots.choose(workers) or workers[0]
+        self._slots.take(worker)
+        return worker
+
     def in_flight(self) -> InFlight[LaunchKey]:
         """Its proposals, for the owner to sort ProposalEnded events."""
         return self._in_flight
@@ -114,8 +111,11 @@ class LaunchTracker:
             touched[after.key] = None
             if after.state.has_ended:
                 continue
-            if before is not None and _step_of(before) != _step_of(after):
-                actions += _answer_all(self._watches.pop(after.key, None), after)
+            if before is not None and step_of(before) != step_of(after):
+                watch = self._drop(after.key)
+                actions += answer_all(watch, after)
+                if watch is not None:
+                    watch.hand_on(at.now, self._watch(at, after), before, after)
             self._watch(at, after)
         return actions + self.review(at, touched)
 
@@ -140,15 +140,23 @@ class LaunchTracker:
         if verdict is not None or launch is None:
             return [receipt(report, verdict or "")]
         watch = self._watch(at, launch)
+        if report.message.decline == session_pb2.LAUNCH_DECLINE_UNFIT:
+            watch.unfit = {**watch.unfit, report.node_id: report.message.reason}
+        elif report.is_decline:
+            self._slots.put(report.node_id, 0)
+        elif report.is_final and not watch.has_end:
+            self._slots.give_back(report.node_id)
         if watch.report is None or not watch.report.is_final or report.is_final:
             watch.report = report
-        return []
+        # Another worker shall have what this one declines, at once; what it did can wait for company.
+        return self.review(at, (report.key,) if report.is_decline else ()) + self._feed(at, report.node_id)
 
     def on_session(self, at: Moment, session: int, hello: session_pb2.Hello) -> list[Action]:
         """A worker is here: its reports count, what it was not told it is told, what it forgot is lost."""
         node_id = hello.node.id
         known = {(m.job_id, WallMs(m.scheduled_at_unix_ms), m.attempt) for m in hello.launches}
         actions: list[Action] = []
+        self._slots.forget(node_id)
         for message in hello.launches:
             actions += self.on_report(at, Report(session, node_id, message))
         keys = self._open.of_worker(node_id)
@@ -167,16 +175,21 @@ class LaunchTracker:
         """A worker names what it has: a run that it does not name is lost, what was given up shall stop."""
         named = dict.fromkeys(((t.job_id, WallMs(t.scheduled_at_unix_ms)), t.attempt) for t in heartbeat.launches)
         gone = []
+        unseen = 0
         for key in self._open.of_worker(node_id):
             launch, watch = self._state.launches[key], self._watches[key]
             is_named = (key, launch.attempt) in named
             if is_named and launch.state is LaunchState.COMMITTED and watch.ordered_at is not None:
                 watch.ordered_at = at.now
+            unseen += launch.state is LaunchState.COMMITTED and not is_named and not watch.has_end
             is_gone = launch.state is LaunchState.RUNNING and not is_named
             if is_gone and key not in self._in_flight and watch.report is None:
                 watch.gone = f"{node_id} no longer knows the run"
                 gone.append(key)
-        return self._stop_given_up(session, node_id, named) + self.review(at, gone)
+        if heartbeat.HasField("launch_slots_free"):
+            self._slots.put(node_id, heartbeat.launch_slots_free - unseen)
+        stops = self._given_up.stops(self._state, session, node_id, named)
+        return stops + self.review(at, gone) + self._feed(at, node_id)
 
     def review_all(self, at: Moment) -> list[Action]:
         """Looks at every launch again, as at the start and after a change of a worker."""
@@ -229,7 +242,7 @@ class LaunchTracker:
         job = self._state.jobs.get(key[0])
         if launch is None or job is None or launch.state.has_ended:
             # Reports that wait are answered from the state that ended the launch.
-            return _answer_all(self._drop(key), launch)
+            return answer_all(self._drop(key), launch)
         if launch.state is LaunchState.WAITING or not self._is_free(at, key):
             return []
         self.timers.set(key, None)
@@ -277,8 +290,13 @@ class LaunchTracker:
         if verdict is not None:
             return [receipt(report, verdict), *self._review_one(at, launch.key)]
         watch.proposed = report
+        if report.is_decline:
+            next_worker = "" if launch.cancel_reason else self._next_worker(launch, job)
+            self._slots.take(next_worker)
+            return [self._propose(launch, launch_commands.decline(report, next_worker))]
         follows = may_follow_end(job.spec, launch, LaunchState(report.message.state))
-        return [self._propose(launch, report_command(report, retry_at_ms(job.spec, launch, at.wall) if follows else 0))]
+        at_ms = retry_at_ms(job.spec, launch, at.wall) if follows else 0
+        return [self._propose(launch, launch_commands.report(report, at_ms))]
 
     def _lost_reason(self, now: Monotonic, launch: Launch, watch: Watch, job: CronJob) -> str | None:
         """Why the current attempt counts as lost; None while it does not."""
@@ -297,21 +315,19 @@ class LaunchTracker:
         return None
 
     def _lose(self, at: Moment, launch: Launch, job: CronJob, reason: str) -> Action:
-        lose = command_pb2.LoseLaunch(
-            job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, attempt=launch.attempt
-        )
+        next_worker, at_ms = "", 0
         if launch.cancel_reason:
             reason += f"; it had been told to stop: {launch.cancel_reason}"
         elif may_follow_loss(job.spec, launch):
             if launch.state is LaunchState.RUNNING:
-                lose.retry_at_unix_ms = retry_at_ms(job.spec, launch, at.wall)
+                at_ms = retry_at_ms(job.spec, launch, at.wall)
             else:
-                lose.next_worker = self._next_worker(launch, job)
-                lose.retry_at_unix_ms = 0 if lose.next_worker else at.wall
+                next_worker = self._next_worker(launch, job)
+                self._slots.take(next_worker)
+                at_ms = 0 if next_worker else at.wall
         elif is_last(job.spec, launch):
             reason += f"; attempt {launch.attempt} was the last"
-        lose.reason = reason
-        return self._propose(launch, command_pb2.Command(lose_launch=lose))
+        return self._propose(launch, launch_commands.lose(launch, reason, next_worker, at_ms))
 
     def _begin(self, at: Moment, job: CronJob, launch: Launch) -> list[Action]:
         """The next attempt of a launch that waits, unless it is too early or nobody serves."""
@@ -321,48 +337,42 @@ class LaunchTracker:
             return []
         worker = self._next_worker(launch, job)
         if worker:
-            assign = command_pb2.AssignLaunch(
-                job_id=key[0], scheduled_at_unix_ms=key[1], attempt=launch.attempt, worker=worker
-            )
-            return [self._propose(launch, command_pb2.Command(assign_launch=assign))]
+            self._slots.take(worker)
+            self._starved.discard(key)
+            return [self._propose(launch, launch_commands.assign(launch, worker))]
+        self._starved.add(key)
         if watch.ready_since is None:
             watch.ready_since = at.now
         deadline = Monotonic(watch.ready_since + job.spec.start_deadline_s)
         if at.now < deadline:
             self.timers.set(key, deadline)
             return []
-        lose = command_pb2.LoseLaunch(job_id=key[0], scheduled_at_unix_ms=key[1], attempt=launch.attempt)
-        what = "take the next attempt" if launch.attempt else "run it"
-        lose.reason = f"no worker could {what}: {why_none_serves(self._state, job)}"
-        return [self._propose(launch, command_pb2.Command(lose_launch=lose))]
+        what = "take the next attempt" if launch.attempts_counted else "run it"
+        reason = f"no worker could {what}: {why_none_serves(self._state, job, watch.unfit)}"
+        return [self._propose(launch, launch_commands.lose(launch, reason))]
+
+    def _feed(self, at: Moment, node_id: str) -> list[Action]:
+        """Gives a worker that has free slots the launches that wait for one, the most urgent first."""
+        actions: list[Action] = []
+        if not self._starved or not self._slots.has_free(node_id):
+            return actions
+        for key in most_urgent_first(self._state, self._starved):
+            job = self._state.jobs.get(key[0])
+            if job is not None and node_id in (job.owner, *job.backups) and self._slots.has_free(node_id):
+                actions += self.review_waiting(at, key[0])
+        return actions
 
     def _cancel(self, launch: Launch, reason: str) -> Action:
-        cancel = command_pb2.CancelLaunch(
-            job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_ms, reason=reason
-        )
-        return self._propose(launch, command_pb2.Command(cancel_launch=cancel))
-
-    def _stop_given_up(self, session: int, node_id: str, named: Iterable[tuple[LaunchKey, int]]) -> list[Action]:
-        """Stops for attempts that a worker has and that were given up; each once per session."""
-        told_in, told = self._stopped.get(node_id, (session, set()))
-        told = told & set(named) if told_in == session else set()
-        launches = self._state.launches
-        new = [(key, attempt) for key, attempt in named if (key, attempt) not in told and key in launches]
-        new = [(key, attempt) for key, attempt in new if was_given_up(launches[key], attempt)]
-        self._stopped.pop(node_id, None)
-        if told or new:
-            self._stopped[node_id] = (session, told | set(new))
-        return [StopLaunch(node_id, *key, attempt, f"attempt {attempt} was given up") for key, attempt in new]
+        return self._propose(launch, launch_commands.cancel(launch, reason))
 
     def _next_worker(self, launch: Launch, job: CronJob) -> str:
-        """The first worker of the job that serves, after a loss another one if there is any; empty when none serves."""
-        serving = serving_workers(self._state, job)
+        """The first worker of the job that can run it and has a slot, after a loss another if any; empty for none."""
+        unfit = self._watches[launch.key].unfit
         lost_on = launch.worker
-        if launch.state is LaunchState.WAITING and launch.earlier_attempts:
-            last = launch.earlier_attempts[-1]
-            lost_on = last.worker if last.state is LaunchState.LOST else ""
-        others = [worker for worker in serving if worker != lost_on]
-        return (others or serving or [""])[0]
+        if launch.state is LaunchState.WAITING:
+            last = launch.earlier_attempts[-1] if launch.earlier_attempts else None
+            lost_on = last.worker if last is not None and last.state is LaunchState.LOST else ""
+        return self._slots.choose((it for it in serving_workers(self._state, job) if it not in unfit), lost_on)
 
     # Bookkeeping
 
@@ -381,16 +391,6 @@ class LaunchTracker:
 
     def _drop(self, key: LaunchKey) -> Watch | None:
         self._open.drop(key)
+        self._starved.discard(key)
         self.timers.set(key, None)
         return self._watches.pop(key, None)
-
-
-def _step_of(launch: Launch) -> tuple[int, bool]:
-    """What changes when an attempt begins, and when one is over."""
-    return (launch.attempt, launch.state is LaunchState.WAITING)
-
-
-def _answer_all(watch: Watch | None, launch: Launch | None) -> list[Action]:
-    """Receipts for the reports that an attempt leaves behind, from the state that ended it."""
-    waiting = () if watch is None else (watch.proposed, watch.report)
-    return [receipt(report, judge(launch, report) or "") for report in waiting if report is not None]

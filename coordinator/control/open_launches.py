@@ -59,6 +59,12 @@ class OpenLaunches:
         return [launch for launch in _found(state, self.of_job(job_id)) if launch.trigger is LaunchTrigger.SCHEDULE]
 
 
+def most_urgent_first(state: State, keys: Iterable[LaunchKey]) -> list[LaunchKey]:
+    """Launches by the class of their jobs, then by when they were due; without those that are gone."""
+    known = [key for key in keys if key[0] in state.jobs and key in state.launches]
+    return sorted(known, key=lambda key: (state.jobs[key[0]].spec.priority_class, state.launches[key].due_ms, key))
+
+
 def _found(state: State, keys: Iterable[LaunchKey]) -> Iterable[Launch]:
     return (launch for key in keys if (launch := state.launches.get(key)) is not None and not launch.state.has_ended)
 

@@ -1,6 +1,7 @@
 """Retry policies: whether an attempt is followed by another one, and when. Pure.
 
     how the attempt ended                      never   on_lost           on_failure
+    declined by its worker                     (another attempt that does not count; see launches.py)
     lost before its start was confirmed        ends    at once           at once
     lost after its start was confirmed         ends    after a pause     after a pause
     FAILED, TIMED_OUT                          ends    ends              after a pause
@@ -8,8 +9,8 @@
 
 A launch that was told to stop makes no further attempt, and none makes more than `attempts_max`.
 
-The pause after attempt n is `retry_backoff_s * 2**(n-1)`, at most `retry_backoff_s_max`, times 0.9 to 1.1 by a hash of
-the token: jobs that failed together do not come back together, and every leader computes the same.
+The pause after the n-th attempt that counts is `retry_backoff_s * 2**(n-1)`, at most `retry_backoff_s_max`, times 0.9
+to 1.1 by a hash of the token: jobs that failed together do not come back together, and every leader computes the same.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ def may_follow_end(spec: CronJobSpec, launch: Launch, state: LaunchState) -> boo
 
 def is_last(spec: CronJobSpec, launch: Launch) -> bool:
     """True when only `attempts_max` keeps it from another attempt."""
-    return spec.retry is not RetryPolicy.NEVER and launch.attempt >= spec.attempts_max
+    return spec.retry is not RetryPolicy.NEVER and launch.attempts_counted >= spec.attempts_max
 
 
 def pause_ms(spec: CronJobSpec, launch: Launch) -> int:
     """The pause after the launch's present attempt, at least 1."""
-    pause_s = min(spec.retry_backoff_s * 2.0 ** (max(launch.attempt, 1) - 1), spec.retry_backoff_s_max)
+    pause_s = min(spec.retry_backoff_s * 2.0 ** (max(launch.attempts_counted, 1) - 1), spec.retry_backoff_s_max)
     token = f"{launch.job_id}/{launch.scheduled_at_ms}/{launch.attempt}"
     share = key_hash(token) / HASH_SPACE
     return max(1, round(pause_s * 1_000 * (1 - SPREAD + 2 * SPREAD * share)))
@@ -56,4 +57,4 @@ def wait_left_ms(job: CronJob | None, launch: Launch, wall: WallMs) -> int:
 
 
 def _has_another(spec: CronJobSpec, launch: Launch) -> bool:
-    return launch.attempt < spec.attempts_max and not launch.cancel_reason
+    return launch.attempts_counted < spec.attempts_max and not launch.cancel_reason

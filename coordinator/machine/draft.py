@@ -55,6 +55,7 @@ class Draft:
         self.results = state.results
         self.result_order = state.result_order
         self.next_result_position = state.next_result_position
+        self._launch_counts = state.launch_counts
         self.move_of_shard = state.move_of_shard
         self.next_shard_id = state.next_shard_id
         self.next_move_id = state.next_move_id
@@ -91,6 +92,7 @@ class Draft:
             next_event_sequence=self._next_event_sequence,
             move_of_shard=self.move_of_shard,
             launch_times=self.launch_times,
+            launch_counts=self._launch_counts,
         )
 
     def record(self, kind: str, subject: str | int, message: str) -> None:
@@ -204,7 +206,7 @@ class Draft:
         self.jobs = self.jobs.delete(job.id)
         with self.launches.mutate() as launches:
             for time_ms in self.launch_times.get(job.id, ()):
-                del launches[(job.id, time_ms)]
+                self._count(launches.pop((job.id, time_ms)), -1)
             self.launches = launches.finish()
         if job.id in self.launch_times:
             self.launch_times = self.launch_times.delete(job.id)
@@ -216,6 +218,9 @@ class Draft:
         if launch == before:
             return
         self.launches = self.launches.set(launch.key, launch)
+        self._count(launch, 1)
+        if before is not None:
+            self._count(before, -1)
         self.changes.append(LaunchChanged(before, launch))
         times = list(self.launch_times.get(launch.job_id, ()))
         if before is None:
@@ -223,10 +228,17 @@ class Draft:
         too_old_ms = self.time_ms - round(self.settings.launches_kept_s * 1_000)
         excess = max(len(times) - self.settings.launches_kept, bisect_left(times[:-1], too_old_ms), 0)
         for time_ms in times[:excess]:
-            if self.launches[(launch.job_id, time_ms)].state.has_ended:
+            oldest = self.launches[(launch.job_id, time_ms)]
+            if oldest.state.has_ended:
+                self._count(oldest, -1)
                 self.launches = self.launches.delete((launch.job_id, time_ms))
                 del times[bisect_left(times, time_ms)]
         self.launch_times = self.launch_times.set(launch.job_id, tuple(times))
+
+    def _count(self, launch: Launch, change: int) -> None:
+        count = self._launch_counts.get(launch.state, 0) + change
+        counts = self._launch_counts
+        self._launch_counts = counts.set(launch.state, count) if count else counts.delete(launch.state)
 
     def put_settings(self, settings: ClusterSettings) -> None:
         """Replaces the settings."""

@@ -16,13 +16,15 @@ report once the attempt was given up. What a launch can become:
                  -> CANCELLED    CancelLaunch, or its job is paused before the first attempt
                  -> MISSED, or as its last attempt ended    LoseLaunch: nobody can run it
     COMMITTED    -> RUNNING      StartLaunch
+                 -> COMMITTED, WAITING, CANCELLED    DeclineLaunch: its worker starts nothing of it
     COMMITTED,   -> SUCCEEDED, FAILED, TIMED_OUT, CANCELLED    FinishLaunch
     RUNNING      -> WAITING      FinishLaunch or LoseLaunch with a time for the next attempt
                  -> COMMITTED    LoseLaunch with a worker for the next attempt
                  -> LOST         LoseLaunch
                  -> (the same, with a cancel_reason)    CancelLaunch: no further attempt, whatever becomes of this one
 
-A launch with a cancel_reason makes no further attempt.
+A launch with a cancel_reason makes no further attempt. An attempt that was declined surely never started: it is not
+filed among the earlier ones, so it counts for no retry policy, but its number is used up.
 """
 
 from __future__ import annotations
@@ -265,6 +267,24 @@ def lose_launch(draft: Draft, command: command_pb2.LoseLaunch) -> None:
         next_words = _next_words(lost, will_retry)
     lost_words = f"attempt {launch.attempt} at {when} lost on {launch.worker}: {command.reason}"
     draft.record("launch", launch.job_id, f"{lost_words}{next_words}")
+
+
+def decline_launch(draft: Draft, command: command_pb2.DeclineLaunch) -> None:
+    """The worker never starts the attempt: the next one is on another worker, or follows when there is one."""
+    launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
+    if launch.state is not LaunchState.COMMITTED:
+        raise Refused(RefusalReason.STALE, f"{_named(launch)} is {launch.state.name.lower()}: it cannot be declined")
+    if launch.cancel_reason:
+        reason = launch.cancel_reason
+        draft.put_launch(replace(launch, state=LaunchState.CANCELLED, reason=reason, finished_ms=draft.time_ms))
+        draft.record("launch", launch.job_id, f"cancelled at {_show_time(launch.scheduled_at_ms)}: {reason}")
+    elif command.next_worker:
+        draft.node(command.next_worker)
+        draft.put_launch(
+            replace(launch, attempt=launch.attempt + 1, worker=command.next_worker, reason=command.reason)
+        )
+    else:
+        draft.put_launch(replace(launch, worker="", state=LaunchState.WAITING, reason=command.reason))
 
 
 def _refuse_waiting(launch: Launch) -> None:

@@ -85,6 +85,7 @@ HANDLERS: dict[str, Callable[[Draft, Any], None]] = {
     "lose_launch": launches.lose_launch,
     "assign_launch": launches.assign_launch,
     "cancel_launch": launches.cancel_launch,
+    "decline_launch": launches.decline_launch,
     "admit_master": masters.admit_master,
 }
 """One handler for each operation of command.proto but the batch, which is applied here; a test compares the lists."""

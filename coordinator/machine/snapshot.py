@@ -6,6 +6,7 @@ older format version still loads; one of a newer version is refused as `Damaged`
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
@@ -29,7 +30,7 @@ from coordinator.machine.codec import (
     shard_to_proto,
 )
 from coordinator.machine.state import LaunchKey, RememberedResult, State
-from coordinator.model import AdmittedMaster, Launch, WallMs
+from coordinator.model import AdmittedMaster, Launch, LaunchState, WallMs
 from coordinator.model.errors import Damaged
 
 FORMAT_VERSION = 1
@@ -121,7 +122,13 @@ def _build(message: snapshot_pb2.Snapshot) -> State:
         masters=Map((master.id, master) for master in masters),
         move_of_shard=Map((shard_id, move.id) for move in moves for shard_id in move.shard_ids),
         launch_times=Map(launch_times(launches)),
+        launch_counts=Map(launch_counts(launches)),
     )
+
+
+def launch_counts(launches: Iterable[Launch]) -> dict[LaunchState, int]:
+    """Launches by state: the derived `State.launch_counts`."""
+    return Counter(launch.state for launch in launches)
 
 
 def launch_times(launches: Iterable[Launch]) -> dict[str, tuple[WallMs, ...]]:

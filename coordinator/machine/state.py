@@ -4,8 +4,9 @@ Every change makes a new `State` that shares all it can with the old one (the ma
 library `immutables`), so a refused or failed command cannot leave half a change behind, and a snapshot can be written
 from a state while the machine goes on.
 
-Maps have no order that two masters agree on: whoever iterates sorts first. `launch_times` and `move_of_shard` follow
-from the other fields and are kept because they are asked for often; they are not part of a snapshot.
+Maps have no order that two masters agree on: whoever iterates sorts first. `launch_times`, `launch_counts` and
+`move_of_shard` follow from the other fields and are kept because they are asked for often; they are not part of a
+snapshot.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from coordinator.model import (
     ClusterSettings,
     CronJob,
     Launch,
+    LaunchState,
     LogRecord,
     Move,
     Node,
@@ -75,6 +77,8 @@ class State:
     """Id of the move in progress, by shard id. Derived."""
     launch_times: Map[str, tuple[WallMs, ...]] = field(default_factory=Map)
     """Scheduled times of the launches that are kept, ascending, by job id. Derived."""
+    launch_counts: Map[LaunchState, int] = field(default_factory=Map)
+    """How many launches are kept, by state; none is no entry. Derived."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,12 @@ class Launch:
         return (self.job_id, self.scheduled_at_ms)
 
     @property
+    def attempts_counted(self) -> int:
+        """How many attempts it made, this one included: not those that a worker declined, which never started."""
+        is_at_one = self.attempt > 0 and self.state is not LaunchState.WAITING
+        return len(self.earlier_attempts) + is_at_one
+
+    @property
     def lateness_ms(self) -> int | None:
         """How long after it was due its first process started; None while none has. Below 0 when clocks differ."""
         times = [attempt.started_ms for attempt in self.earlier_attempts] + [self.started_ms]

@@ -4,6 +4,7 @@
     cron_launches_ended_total     counter    launches that ended, by `state`; missed and skipped ones never ran, and one
                                              record of them may stand for many (it says so)
     cron_retries_total            counter    attempts that followed another one, by how that ended (`after`)
+    cron_declines_total           counter    attempts that their worker declined, mostly for want of a free slot
     cron_running                  gauge      launches on a worker: running, or ordered and not confirmed
     cron_waiting                  gauge      launches that wait for an earlier run, a retry's pause, or their turn
     launches                      gauge      launches that are kept, by `state`; from every master
@@ -18,7 +19,6 @@ missed or lost; the 99th percentile of cron_launch_lateness_seconds above what j
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -65,6 +65,11 @@ class CronMetrics(Collector):
             ("after",),
             registry=registry,
         )
+        self._declines = Counter(
+            f"{PREFIX}cron_declines",
+            "Attempts that their worker declined while this master led.",
+            registry=registry,
+        )
         # A state that nothing has ended in is 0, not absent: so the first one is an increase.
         for state_ in LaunchState:
             if state_.has_ended:
@@ -89,9 +94,14 @@ class CronMetrics(Collector):
             self._lateness.observe(max(0, lateness_ms) / 1_000)
         if after.state.has_ended and (before is None or not before.state.has_ended):
             self._ended.labels(after.state.name.lower()).inc()
-        has_next_attempt = before is not None and after.attempt > max(1, before.attempt)
-        if has_next_attempt and after.earlier_attempts:
-            self._retries.labels(after.earlier_attempts[-1].state.name.lower()).inc()
+        if before is None:
+            return
+        if before.state is LaunchState.COMMITTED and not after.state.has_ended and _is_declined(before, after):
+            self._declines.inc()
+        # The first attempt after one that counted: what is declined does not make it another retry.
+        last = after.earlier_attempts[-1] if after.earlier_attempts else None
+        if last is not None and after.attempt > before.attempt and last.attempt == after.attempt - 1:
+            self._retries.labels(last.state.name.lower()).inc()
 
     def describe(self) -> Iterable[Metric]:
         """Nothing beforehand: the registry would collect once just to learn the names."""
@@ -99,13 +109,19 @@ class CronMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """What is read when Prometheus asks."""
-        launches = Tally(launch.state for launch in self._state().launches.values())
+        launches = self._state().launch_counts
         by_state = GaugeMetricFamily(f"{PREFIX}launches", "Launches that are kept, by state.", labels=("state",))
         for state in LaunchState:
-            by_state.add_metric((state.name.lower(),), launches[state])
+            by_state.add_metric((state.name.lower(),), launches.get(state, 0))
         yield by_state
         if self._is_leading():
-            running = launches[LaunchState.RUNNING] + launches[LaunchState.COMMITTED]
+            running = launches.get(LaunchState.RUNNING, 0) + launches.get(LaunchState.COMMITTED, 0)
             yield GaugeMetricFamily(f"{PREFIX}cron_running", "Launches on a worker.", value=running)
-            waiting = launches[LaunchState.WAITING]
+            waiting = launches.get(LaunchState.WAITING, 0)
             yield GaugeMetricFamily(f"{PREFIX}cron_waiting", "Launches that wait.", value=waiting)
+
+
+def _is_declined(before: Launch, after: Launch) -> bool:
+    """True when an attempt is over and is filed nowhere."""
+    is_over = after.attempt > before.attempt or after.state is LaunchState.WAITING
+    return is_over and after.earlier_attempts == before.earlier_attempts

@@ -67,7 +67,7 @@ def fill_status(response: cluster_pb2.GetStatusResponse, state: State, around: S
     response.moves = len(state.moves)
     response.jobs = len(state.jobs)
     response.jobs_without_owner = sum(not job.owner for job in state.jobs.values())
-    response.launches_in_progress = sum(not launch.state.has_ended for launch in state.launches.values())
+    response.launches_in_progress = sum(count for at, count in state.launch_counts.items() if not at.has_ended)
     response.problems.extend(problems(state, around))
 
 

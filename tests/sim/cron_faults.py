@@ -27,6 +27,7 @@ LEADER_MOMENTS = (
     "applied finish_launch",
     "receipt",
     "applied lose_launch",
+    "applied decline_launch",
     "applied record_no_launch",
 )
 """Before and after the commit of an intent, after dispatch, while it runs, after completion, before the receipt."""

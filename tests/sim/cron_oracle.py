@@ -18,8 +18,10 @@ knew, only until the entry that gave the attempt up. (What counts no more may be
 is paused or dead, or be unheard of behind a partition until its lease ends: who waited for it might wait for ever.)
 Launches that somebody triggers by hand stand beside the schedule and are not counted.
 
+Given up. A launch that found no free slot is given up only if no worker of its job was seen to have one.
+
 When it was well. On a cluster where all is well a launch starts within LATE_S_MAX of its time, unless it waited for an
-earlier one or for one of the slots of its worker. LIVE_S_MAX after the last fault no time is missed any more, and in
+earlier one or for a free slot. LIVE_S_MAX after the last fault no time is missed any more, and in
 the end nothing is left that neither ends nor waits for anything.
 """
 
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from tests.sim.cron_world import World
 
 LATE_S_MAX = 0.1
+FED_S_MAX = 10.0
+"""Three heartbeats: so long a worker may have a free slot that the leader does not know of."""
 LIVE_S_MAX = 30.0
 """After the last fault: workers find the leader and are admitted, and what waited for them goes on."""
 STANDS_FOR = re.compile(r"this record stands for (more than )?(\d+) times from (\S+) on")
@@ -281,13 +285,30 @@ class Oracle:
             self.given_up_at[(job_id, scheduled_at_ms, before.attempt)] = self._world.time.now
         if after.state.has_ended and after.state not in (LaunchState.SUCCEEDED, LaunchState.FAILED):
             assert after.reason, f"{job_id} at {show(scheduled_at_ms)} ended as {after.state.name} without a reason"
+        if before is not None and after.state is LaunchState.MISSED and "has no free slot" in after.reason:
+            self._check_starved(job_id, scheduled_at_ms)
         if after.state.has_ended:
             self._world.counts[f"ended {after.state.name}"] += 1
         book = self.books.get(job_id)
         is_next = before is not None and before.attempt != after.attempt
         if book is not None and is_next and after.attempt > 1:
             limit = 1 if book.spec.retry is RetryPolicy.NEVER else book.spec.attempts_max
-            assert after.attempt <= limit, f"{job_id} at {show(scheduled_at_ms)}: attempt {after.attempt} of {limit}"
+            count = after.attempts_counted
+            assert count <= limit, f"{job_id} at {show(scheduled_at_ms)}: attempt {count} of {limit}"
+
+    def _check_starved(self, job_id: str, scheduled_at_ms: int) -> None:
+        world, job = self._world, self._world.state.jobs[job_id]
+        for name in (job.owner, *job.backups):
+            process = world.workers[name].process if name in world.workers else None
+            is_there = process is not None and process.is_well() and not process.is_paused and name not in world.net.cut
+            if process is None or not is_there or process.free_since is None or not world.state.nodes[name].is_serving:
+                continue
+            since = max(process.free_since, world.led_since)
+            assert world.time.now - since <= FED_S_MAX, (
+                f"{job_id} at {show(scheduled_at_ms)} is given up, and {name} had a free slot for"
+                f" {world.time.now - since:.1f} s"
+            )
+        world.counts["starved"] += 1
 
     # Starts
 
@@ -314,7 +335,7 @@ class Oracle:
             return
         late_s = (world.leader.master.wall - launch.due_ms) / 1_000
         was_well = world.well_since <= world.time.now - late_s - 0.5
-        has_waited = run.token[:2] in self._waited or run.waited_s > LATE_S_MAX
+        has_waited = run.token[:2] in self._waited
         if was_well and run.token[2] == 1 and not has_waited:
             assert late_s <= LATE_S_MAX, f"{_run_name(run)} starts {late_s:.3f} s late, and all was well"
             self.late_s.append(late_s)
@@ -350,7 +371,7 @@ class Oracle:
         run = self.runs.get((*key, launch.attempt))
         if launch.state is LaunchState.WAITING:
             others = (it for it in self.launches.values() if it.job_id == key[0] and it.key != launch.key)
-            waits_for_other = any(not it.state.has_ended for it in others)
+            waits_for_other = any(not it.state.has_ended for it in others) or self._world.is_starved
             is_time = launch.not_before_ms < self._world.true_ms - 60_000
             assert waits_for_other or not is_time, f"{key[0]} at {show(key[1])} waits for nothing"
             return

@@ -27,6 +27,8 @@ Token = tuple[str, int, int]
 """Job, scheduled time, attempt."""
 GRACE_S = 5.0
 LAUNCHES_MAX = 16
+LAUNCHES_FEW = 1
+"""In one seed of three, so that workers decline."""
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 JOURNAL_MAX = 300
 """A leader orders a token again for seconds only, so this is long."""
@@ -66,8 +68,6 @@ class Run:
     """How long it would take."""
     state: int
     """How it would end by itself."""
-    waited_s: float = 0.0
-    """How long its order waited for a free slot."""
     ended_at: float | None = None
     lease_lost_at: float | None = None
     """When its worker first had no lease, as far as that is before its end."""
@@ -77,10 +77,9 @@ class Run:
 
 @dataclass(slots=True)
 class _Order:
-    """An order that was accepted: it waits for a slot or the disk, or runs."""
+    """An order that was accepted: it waits for the disk, or runs."""
 
     order: session_pb2.LaunchOrder
-    received_at: float
     run: Run | None = None
     running: session_pb2.LaunchReport | None = None
     stop_state: int = 0
@@ -102,6 +101,7 @@ class Worker:
         """What the journal has of results without a receipt."""
         self.cluster_id = ""
         self.generation = 0
+        self.slots = LAUNCHES_FEW if world.seed % 3 == 1 else LAUNCHES_MAX
         self.orphans: list[Run] = []
         """Runs that go on without an agent."""
 
@@ -163,8 +163,11 @@ class Process:
         self.number = worker.processes
         self._rng = worker.rng
         self._deferred: list[Callable[[], object]] = []
-        self._queue: list[Token] = []
         self._is_stopping = False
+        self._refusals: set[Token] = set()
+        """Of which is being noted that they never start."""
+        self.free_since: float | None = self.world.time.now
+        """Since when it would take an order."""
         self._lease_seen = NO_LEASE
         node = types_pb2.Node(
             id=worker.id,
@@ -289,7 +292,13 @@ class Process:
             case _:
                 raise AssertionError(f"the simulated driver does not know {action}")
 
+    @property
+    def slots_free(self) -> int:
+        """How many more orders it would take."""
+        return 0 if self._is_stopping else max(0, self.worker.slots - len(self.orders))
+
     def _name_launches(self, heartbeat: session_pb2.Heartbeat) -> None:
+        heartbeat.launch_slots_free = self.slots_free
         for job_id, scheduled_at_ms, attempt in {**self.orders, **self.worker.unreceipted}:
             heartbeat.launches.add(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, attempt=attempt)
 
@@ -327,8 +336,6 @@ class Process:
     def _launch(self, order: session_pb2.LaunchOrder) -> None:
         launch = order.launch
         token = (launch.job_id, launch.scheduled_at_unix_ms, launch.attempt)
-        if self._is_stopping:
-            return
         known = self.orders.get(token)
         if known is not None:
             if known.running is not None:
@@ -339,19 +346,36 @@ class Process:
             if entry.report is not None:
                 self._report(entry.report)
             return
-        self.orders[token] = _Order(order, self.world.time.now)
+        if token in self._refusals:
+            return
+        if not self.slots_free:
+            self._decline(token)
+            return
+        self.orders[token] = _Order(order)
+        self._note_slots()
         self.world.worker_hook("order taken", self.worker)
         if self.is_alive:
-            self._queue.append(token)
-            self._fill_slots()
-
-    def _fill_slots(self) -> None:
-        while self._queue and len(self.orders) - len(self._queue) < LAUNCHES_MAX:
-            token = self._queue.pop(0)
-            if self.world.time.now - self.orders[token].received_at >= self.world.config.cron.order_timeout_s / 2:
-                del self.orders[token]
-                continue
             self._later(self._rng.uniform(0.000_2, 0.005), partial(self._begin, token))
+
+    def _decline(self, token: Token) -> None:
+        """It never starts here; that is on disk before it is said."""
+        self.world.counts["declined"] += 1
+        report = session_pb2.LaunchReport(
+            job_id=token[0],
+            scheduled_at_unix_ms=token[1],
+            attempt=token[2],
+            finished_unix_ms=self.world.true_ms,
+            reason="no slot is free",
+            decline=session_pb2.LAUNCH_DECLINE_BUSY,
+        )
+        self._refusals.add(token)
+        self._later(self._rng.uniform(0.000_2, 0.005), partial(self._finish, token, report))
+
+    def _note_slots(self) -> None:
+        if not self.slots_free:
+            self.free_since = None
+        elif self.free_since is None:
+            self.free_since = self.world.time.now
 
     def _begin(self, token: Token) -> None:
         """The disk has the token: the process may start."""
@@ -368,7 +392,7 @@ class Process:
             return
         wish_s, state = self.world.fate(self._rng, order.order.spec)
         now = self.world.time.now
-        run = Run(token, self.worker.id, now, order.order.spec, wish_s, state, now - order.received_at)
+        run = Run(token, self.worker.id, now, order.order.spec, wish_s, state)
         order.run = run
         self.world.oracle.started(run)
         order.running = session_pb2.LaunchReport(
@@ -409,9 +433,7 @@ class Process:
         token = (launch.job_id, launch.scheduled_at_unix_ms, launch.attempt)
         run = order.run
         if run is None:
-            if token in self._queue:
-                self._queue.remove(token)
-            self.orders.pop(token, None)
+            self._forget(token)
             return
         if run.stopping or run.ended_at is not None:
             if not state:
@@ -453,6 +475,7 @@ class Process:
 
     def _finish(self, token: Token, report: session_pb2.LaunchReport) -> None:
         """The result is on disk."""
+        self._refusals.discard(token)
         self.worker.journal[token] = Entry(report)
         self.worker.unreceipted[token] = report
         self._forget(token)
@@ -471,9 +494,10 @@ class Process:
         if entry is not None and entry.report is not None:
             self._report(entry.report)
             return
-        if token in self._queue:
-            self._queue.remove(token)
-        self.orders.pop(token, None)
+        if token in self._refusals:
+            return
+        self._forget(token)
+        self._refusals.add(token)
         report = session_pb2.LaunchReport(
             job_id=token[0],
             scheduled_at_unix_ms=token[1],
@@ -486,7 +510,7 @@ class Process:
 
     def _forget(self, token: Token) -> None:
         self.orders.pop(token, None)
-        self._fill_slots()
+        self._note_slots()
 
     def _pending(self) -> list[session_pb2.LaunchReport]:
         running = [order.running for order in self.orders.values() if order.running is not None]

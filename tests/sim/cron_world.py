@@ -86,6 +86,8 @@ class World:
         self.masters_gone = False
         self.well_since = math.inf
         """Since when everything has been well; infinity while it is not."""
+        self.led_since = 0.0
+        """Since when the present leader leads."""
         self._survivors: list[Flight] = []
         self._terms = 0
         self._freezing = False
@@ -137,6 +139,7 @@ class World:
         master = self.rng.choice(candidates)
         self.note(f"{master.id} leads in term {self._terms}, clock {master.offset_ms:+} ms")
         self.leader = Leader(self, master, self._terms)
+        self.led_since = self.time.now
 
     def lose_leader(self, *, is_killed: bool, is_elected: bool = True) -> None:
         """The leader dies or is deposed; another one follows."""
@@ -204,6 +207,11 @@ class World:
             self._freezing = True
             self.time.after(FREEZE_EVERY_S, self._try_freeze)
 
+    @property
+    def is_starved(self) -> bool:
+        """True while a launch waits for a free slot."""
+        return self.leader is not None and self.leader.cron.waits_for_workers
+
     def _try_freeze(self) -> None:
         if self._is_settled():
             self._freezing = False
@@ -222,6 +230,8 @@ class World:
             return False
         if leader is not None and leader.is_cut:
             return False
+        if self.is_starved:
+            return False  # The next heartbeat may tell of a free slot.
         return all(self._is_worker_settled(worker) for worker in self.workers.values())
 
     def _is_worker_settled(self, worker: Worker) -> bool:

@@ -27,6 +27,7 @@ from coordinator.machine import cron as machine_cron
 from coordinator.machine import ranges
 from coordinator.machine.draft import Draft
 from coordinator.model import CatchUpPolicy, CronJob, CronJobSpec, Launch, LaunchState, OverlapPolicy, RetryPolicy
+from tests.sim import cron_worker
 from tests.sim.cron_faults import LEADER_MOMENTS, WORKER_MOMENTS, Plan, run_seed
 from tests.sim.cron_leader import Leader
 from tests.sim.cron_oracle import LATE_S_MAX
@@ -74,6 +75,8 @@ def test_the_seeds_reach_what_they_are_for() -> None:
     wanted += ["drain_node", "change_settings", "set_job_paused", "delete_job", "assign_launch", "cancel_launch"]
     wanted += [
         "stops",
+        "declined",
+        "starved",
         "refused commit_launch",
         "refused finish_launch",
         "caught up",
@@ -162,6 +165,8 @@ class Row:
     promises: Promises = Promises()  # noqa: RUF009 - frozen
     switch_off: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
     """For what is not the worker's."""
+    change: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
+    """What is so with the protection and without it."""
     seeds: int = 12
 
     @property
@@ -244,6 +249,16 @@ def _ignore_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launches.LaunchTracker, "on_heartbeat", lambda *arguments: [])
 
 
+def _feed_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader does not look who waits when a slot is free again."""
+    monkeypatch.setattr(launches.LaunchTracker, "_feed", lambda *arguments: [])
+
+
+def _one_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seed has workers that decline."""
+    monkeypatch.setattr(cron_worker, "LAUNCHES_MAX", cron_worker.LAUNCHES_FEW)
+
+
 WITHOUT = {
     "watermark": Row(
         findings=("is decided, due next is",),
@@ -292,6 +307,12 @@ WITHOUT = {
         kinds=("operator",),
         switch_off=_forget_pauses,
     ),
+    "free_slots_are_given_to_who_waits": Row(
+        findings=("had a free slot for",),
+        kinds=("worker",),
+        change=_one_slot,
+        switch_off=_feed_nobody,
+    ),
     "heartbeats_that_name_launches": Row(
         findings=("is RUNNING for good",),
         kinds=("partition", "paused_worker"),
@@ -309,6 +330,7 @@ WITHOUT = {
 def test_without_it_a_seed_fails(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each protection is needed: one of a few seeds fails without it, in the way that it is for, and passes with it."""
     row = WITHOUT[name]
+    row.change(monkeypatch)
     for seed in range(row.seeds):
         with monkeypatch.context() as switched:
             row.switch_off(switched)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from immutables import Map
 from prometheus_client import CollectorRegistry
 
 from coordinator.api.v1 import command_pb2
+from coordinator.machine.snapshot import launch_counts
 from coordinator.machine.state import LaunchChanged, State, Transition
 from coordinator.model import Launch, LaunchAttempt, LaunchState, LaunchTrigger, WallMs
 from coordinator.server.cron_metrics import CronMetrics
@@ -26,7 +28,8 @@ class Counted:
         """A launch goes through states, the first from nothing."""
         before = None
         for after in states:
-            self.state = State(launches=self.state.launches.set(after.key, after))
+            launches = self.state.launches.set(after.key, after)
+            self.state = State(launches=launches, launch_counts=Map(launch_counts(launches.values())))
             change = LaunchChanged(before, after)
             self.metrics.on_transition(Transition(self.state, command_pb2.CommandResult(), (change,)))
             before = after
@@ -102,6 +105,19 @@ def test_the_first_attempt_of_one_that_waited_is_no_retry() -> None:
     assert counted.value("cron_launch_lateness_seconds_count") == 1
 
 
+def test_declines_are_no_retries() -> None:
+    """An attempt that was declined is a decline, whether the next one is on its way or waits; a loss is none."""
+    counted = Counted()
+    waiting = launch(LaunchState.WAITING, attempt=2)
+    counted.see(launch(COMMITTED), launch(COMMITTED, attempt=2), waiting, launch(COMMITTED, attempt=3))
+    assert counted.value("cron_declines_total") == 2
+    lost = (LaunchAttempt(1, "w1", LaunchState.LOST),)
+    again = launch(COMMITTED, attempt=2, earlier=lost)
+    counted.see(launch(COMMITTED), again, launch(COMMITTED, attempt=3, earlier=lost))
+    assert counted.value("cron_declines_total") == 3
+    assert counted.value("cron_retries_total", after="lost") == 1
+
+
 def test_only_the_leader_counts() -> None:
     """A follower shows what is kept by state, but no gauge and no count of its own; a leader shows all."""
     counted = Counted(leads=False)
@@ -112,3 +128,12 @@ def test_only_the_leader_counts() -> None:
     counted.leads = True
     assert counted.value("cron_running") == 1
     assert counted.value("cron_waiting") == 0
+
+
+def test_a_scrape_does_not_look_at_the_launches() -> None:
+    """What a scrape costs does not grow with the launches that are kept: it reads the counts that the machine keeps."""
+    counted = Counted()
+    counted.state = State(launches=None, launch_counts=Map({RUNNING: 2, SUCCEEDED: 100_000}))  # type: ignore[arg-type]
+    assert counted.value("launches", state="succeeded") == 100_000
+    assert counted.value("launches", state="lost") == 0
+    assert counted.value("cron_running") == 2

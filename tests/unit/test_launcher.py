@@ -34,10 +34,11 @@ class Desk:
     """A launcher with what it reported."""
 
     def __init__(self, directory: Path, settings: WorkerSettings = SETTINGS) -> None:
+        self.directory = directory
         self.reports: list[session_pb2.LaunchReport] = []
         self.clock = ManualClock()
         self._news = asyncio.Event()
-        self.launcher = Launcher(directory, settings, "w1", self.clock, self._on_report, 5.0)
+        self.launcher = Launcher(directory, settings, "w1", self.clock, self._on_report)
 
     def _on_report(self, report: session_pb2.LaunchReport) -> None:
         copied = session_pb2.LaunchReport()
@@ -364,43 +365,74 @@ async def test_stop_all_leaves_no_process_and_no_result(desk: Desk) -> None:
 # Many
 
 
-async def test_over_the_limit_the_most_urgent_wait_least(tmp_path: Path) -> None:
-    """With one slot, orders wait; then the lowest class number goes first, and first in, first out within a class."""
+def has_declined(report: session_pb2.LaunchReport, decline: session_pb2.LaunchDecline.ValueType) -> bool:
+    """True for a report that declines an order so, and says nothing of a run."""
+    return (report.decline, report.state, report.started_unix_ms) == (decline, 0, 0) and bool(report.reason)
+
+
+async def test_over_the_limit_an_order_is_declined_at_once(tmp_path: Path) -> None:
+    """Without a free slot an order is declined and never starts, in this process or the next; other orders go on."""
     desk = Desk(tmp_path / "journal", replace(SETTINGS, launches_max=1))
     await desk.launcher.start()
-    gate, log = tmp_path / "gate", tmp_path / "log"
+    assert desk.launcher.slots_free == 1
+    gate, witness = tmp_path / "gate", tmp_path / "witness"
     first = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", at=1)
+    second = script(f"open({str(witness)!r},'a').write('x')", at=2)
     await desk.launcher.launch(first)
-    waiting = [
-        script(f"open({str(log)!r},'a').write('{name}')", at=at, priority_class=priority)
-        for at, name, priority in ((2, "c", 5), (3, "a", 0), (4, "d", 5), (5, "b", 1))
+    assert desk.launcher.slots_free == 0
+    await desk.launcher.launch(second)
+    await desk.launcher.launch(second)
+    answer = await desk.final(second)
+    assert has_declined(answer, session_pb2.LAUNCH_DECLINE_BUSY)
+    assert answer.reason == "none of its 1 slots is free"
+    assert token_of(answer) in {token_of(token) for token in desk.launcher.known_launches()}
+    gate.touch()
+    await desk.final(first)
+    await desk.launcher.launch(second)
+    assert desk.reports[-1] == answer
+    await desk.launcher.launch(script("print('third')", at=3))
+    assert (await desk.final(script("", at=3))).state == SUCCEEDED
+    await desk.launcher.stop()
+    again = Desk(tmp_path / "journal")
+    await again.launcher.start()
+    assert answer in again.launcher.pending_reports()
+    await again.launcher.launch(second)
+    assert again.reports == [answer]
+    await again.launcher.on_receipt(receipt_of(answer))
+    assert answer not in again.launcher.pending_reports()
+    await again.launcher.launch(second)
+    await again.launcher.stop()
+    assert not witness.exists()
+
+
+async def test_while_the_agent_stops_orders_are_declined(desk: Desk) -> None:
+    """An order that comes after the agent was told to stop goes to another worker without a wait."""
+    desk.launcher.take_no_orders("the worker agent stops")
+    order = script("print('late')")
+    await desk.launcher.launch(order)
+    answer = await desk.final(order)
+    assert has_declined(answer, session_pb2.LAUNCH_DECLINE_BUSY)
+    assert (answer.reason, desk.launcher.slots_free) == ("the worker agent stops", 0)
+
+
+async def test_a_run_of_a_job_that_is_gone_is_told_of_once(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Its reports are refused every few seconds; one line says so, and with the refusal of its end it is forgotten."""
+    gate = desk.directory / "gate"
+    order = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    await desk.launcher.launch(order)
+    await desk.running(order)
+    refusal = receipt_of(desk.reports[0])
+    refusal.refusal = "this launch is not known; it was deleted, or is too old to be kept"
+    for _ in range(5):
+        await desk.launcher.on_receipt(refusal)
+    gate.touch()
+    refusal.state = (await desk.final(order)).state
+    await desk.launcher.on_receipt(refusal)
+    assert [record.getMessage() for record in caplog.records if "refused" in record.getMessage()] == [
+        f"the report of launch {token_of(order.launch)} was refused: {refusal.refusal};"
+        " it goes on, and nobody waits for its result"
     ]
-    for order in waiting:
-        await desk.launcher.launch(order)
-    assert desk.launcher.running == 1
-    gate.touch()
-    for order in waiting:
-        await desk.final(order)
-    assert log.read_text() == "abcd"
-    await desk.launcher.stop()
-
-
-async def test_an_order_that_waited_too_long_is_dropped(tmp_path: Path) -> None:
-    """An order that found no slot within the leader's patience belongs to another worker by then: it never starts."""
-    desk = Desk(tmp_path / "journal", replace(SETTINGS, launches_max=1))
-    await desk.launcher.start()
-    gate = tmp_path / "gate"
-    first = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", at=1)
-    late, fresh = script("print('late')", at=2), script("print('fresh')", at=3)
-    await desk.launcher.launch(first)
-    await desk.launcher.launch(late)
-    desk.clock.advance(4.9)
-    await desk.launcher.launch(fresh)
-    desk.clock.advance(0.2)
-    gate.touch()
-    await desk.final(fresh)
-    assert {token_of(report) for report in desk.reports} == {token_of(first.launch), token_of(fresh.launch)}
-    await desk.launcher.stop()
+    assert desk.launcher.pending_reports() == desk.launcher.known_launches() == []
 
 
 # The journal

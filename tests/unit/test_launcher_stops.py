@@ -28,6 +28,7 @@ from worker_agent.launcher import Launcher
 
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 ONE_SLOT = replace(SETTINGS, launches_max=1)
+MANY_SLOTS = replace(SETTINGS, launches_max=16)
 TREE = """
 import signal, subprocess, sys, time
 child = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('child', flush=True); time.sleep(60)"
@@ -114,24 +115,19 @@ async def test_a_stop_for_what_has_ended_is_answered_with_how_it_ended(desk: Des
     assert [report.state for report in desk.reports] == [RUNNING, SUCCEEDED, SUCCEEDED]
 
 
-async def test_an_order_that_waits_is_cancelled_and_never_starts(tmp_path: Path) -> None:
-    """A stop for an order that waits for a slot is durable: neither the free slot nor a second order starts it."""
+async def test_a_stop_for_what_was_declined_is_answered_with_that(tmp_path: Path) -> None:
+    """An order that was declined never starts, so a stop finds nothing to do and is told so."""
     desk = Desk(tmp_path / "data", ONE_SLOT)
     await desk.launcher.start()
-    gate, witness = tmp_path / "gate", tmp_path / "witness"
-    first = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", at=1)
-    second = script(f"open({str(witness)!r},'a').write('x')", at=2)
+    first, second = script("import time; time.sleep(60)", at=1), script("print('never')", at=2)
     await desk.launcher.launch(first)
     await desk.launcher.launch(second)
     await desk.launcher.stop_launch(stop_of(second))
-    result = await desk.final(second)
-    assert (result.state, result.reason, result.started_unix_ms) == (CANCELLED, "by hand", 0)
-    gate.touch()
-    await desk.final(first)
-    await desk.launcher.launch(second)
-    assert desk.reports[-1] == result
-    await desk.launcher.stop()
-    assert not witness.exists()
+    answer = await desk.final(second)
+    assert answer.decline == session_pb2.LAUNCH_DECLINE_BUSY
+    await desk.launcher.stop_launch(stop_of(second))
+    assert [report for report in desk.reports if token_of(report) == token_of(second.launch)] == [answer, answer]
+    await desk.launcher.stop(0.1)
 
 
 async def test_a_stop_that_comes_before_its_order_outlives_the_agent(tmp_path: Path) -> None:
@@ -151,8 +147,10 @@ async def test_a_stop_that_comes_before_its_order_outlives_the_agent(tmp_path: P
     await second.launcher.stop()
 
 
-async def test_stops_and_orders_at_once_leave_one_answer_each(desk: Desk) -> None:
+async def test_stops_and_orders_at_once_leave_one_answer_each(tmp_path: Path) -> None:
     """Orders with their stops right behind them end CANCELLED, once each, however far each has come by then."""
+    desk = Desk(tmp_path, MANY_SLOTS)
+    await desk.launcher.start()
     orders = [script("import time; time.sleep(60)", at=at) for at in range(1, 13)]
     for order in orders:
         await desk.launcher.launch(order)
@@ -161,7 +159,9 @@ async def test_stops_and_orders_at_once_leave_one_answer_each(desk: Desk) -> Non
         assert (await desk.final(order)).state == CANCELLED
     ends = [token_of(report) for report in desk.reports if report.state != RUNNING]
     assert len(ends) == len(set(ends)) == len(orders)
+    await until_idle(desk.launcher)
     assert desk.launcher.running == desk.launcher.waiting == 0
+    await desk.launcher.stop()
 
 
 async def test_an_order_right_behind_its_stop_never_starts(desk: Desk, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:
     """Whatever time runs have to stop otherwise, those of a lost lease are gone before the leader's count is over."""
     reports: list[session_pb2.LaunchReport] = []
     settings = replace(SETTINGS, stop_grace_s=600.0)
-    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, 5.0, lease_grace_s=0.1)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, lease_grace_s=0.1)
     await launcher.start()
     stubborn = "import os,signal,time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'up')\ntime.sleep(60)"
     await launcher.launch(script(stubborn))
@@ -239,25 +239,11 @@ async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch
         assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
 
 
-async def test_with_the_lease_orders_that_wait_are_forgotten(tmp_path: Path) -> None:
-    """An order of before does not start under a later lease; the leader may order it again."""
-    desk = Desk(tmp_path / "data", ONE_SLOT)
-    await desk.launcher.start()
-    await desk.launcher.launch(script("import time; time.sleep(60)", at=1))
-    waiting = script("print('later')", at=2)
-    await desk.launcher.launch(waiting)
-    desk.launcher.end_lease("the session lease ended")
-    assert desk.launcher.waiting == 0
-    await desk.launcher.launch(waiting)
-    assert (await desk.final(waiting)).state == SUCCEEDED
-    await desk.launcher.stop()
-
-
 async def test_an_end_that_is_seen_after_the_lease_is_no_success(tmp_path: Path) -> None:
     """A process that came to its own end while its agent stood still, beyond the lease, has no result."""
     has_lease = True
     reports: list[session_pb2.LaunchReport] = []
-    launcher = Launcher(tmp_path, SETTINGS, "w1", Desk(tmp_path).clock, reports.append, 5.0, lambda: has_lease)
+    launcher = Launcher(tmp_path, SETTINGS, "w1", Desk(tmp_path).clock, reports.append, lambda: has_lease)
     await launcher.start()
     gate = tmp_path / "gate"
     order = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
@@ -274,7 +260,7 @@ async def test_nothing_starts_without_a_lease(tmp_path: Path) -> None:
     """An agent that stood still after it had noted a start, until beyond the lease, does not start it then."""
     has_lease = True
     desk = Desk(tmp_path)
-    launcher = Launcher(tmp_path, SETTINGS, "w1", desk.clock, desk.reports.append, 5.0, lambda: has_lease)
+    launcher = Launcher(tmp_path, SETTINGS, "w1", desk.clock, desk.reports.append, lambda: has_lease)
     await launcher.start()
     witness = tmp_path / "started"
     order = script(f"open({str(witness)!r}, 'w')")
@@ -294,8 +280,8 @@ async def test_nothing_starts_without_a_lease(tmp_path: Path) -> None:
 
 
 async def test_heartbeats_name_every_launch_until_its_receipt(tmp_path: Path) -> None:
-    """Waiting, running, ended without a receipt: named; after the receipt no more."""
-    desk = Desk(tmp_path / "data", ONE_SLOT)
+    """Running, ended without a receipt: named; after the receipt no more."""
+    desk = Desk(tmp_path / "data")
     await desk.launcher.start()
     gate = tmp_path / "gate"
     first = script(f"import os,time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)", at=1)

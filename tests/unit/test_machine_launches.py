@@ -241,3 +241,48 @@ def test_many_due_launches_are_one_entry() -> None:
     assert driver.state.index == index + 1
     assert all(result.HasField("applied") for result in transition.result.applied.results)
     assert len(driver.state.launches) == BATCH_COMMANDS_MAX
+
+
+def decline(at: int, attempt: int, worker: str = "") -> command_pb2.DeclineLaunch:
+    """A worker's word that it never starts an attempt."""
+    return command_pb2.DeclineLaunch(
+        job_id="j", scheduled_at_unix_ms=at, attempt=attempt, next_worker=worker, reason="a declined"
+    )
+
+
+def test_a_declined_attempt_uses_up_its_number_and_nothing_else() -> None:
+    """Shows that the next attempt follows on another worker, or waits, and that the declined one is filed nowhere."""
+    driver, at = cluster()
+    commit(driver, at, "a")
+    driver.accept(decline_launch=decline(at, 1, "b"))
+    launch = launch_at(driver, at)
+    assert (launch.state, launch.attempt, launch.worker, launch.reason) == (LaunchState.COMMITTED, 2, "b", "a declined")
+    assert (launch.earlier_attempts, launch.attempts_counted) == ((), 1)
+    start = command_pb2.StartLaunch(job_id="j", scheduled_at_unix_ms=at, attempt=1)
+    assert driver.refuse(start_launch=start).code == command_pb2.REFUSAL_CODE_STALE
+    assert driver.refuse(decline_launch=decline(at, 1, "b")).code == command_pb2.REFUSAL_CODE_STALE
+    driver.accept(decline_launch=decline(at, 2))
+    launch = launch_at(driver, at)
+    assert (launch.state, launch.attempt, launch.worker, launch.attempts_counted) == (LaunchState.WAITING, 2, "", 0)
+    driver.accept(assign_launch=assign(at, 2, "a"))
+    driver.accept(lose_launch=lose(at, 3, retry_at=at + 5_000))
+    driver.accept(assign_launch=assign(at, 3, "b"))
+    driver.accept(decline_launch=decline(at, 4))
+    assert [it.attempt for it in launch_at(driver, at).earlier_attempts] == [3]
+    assert launch_at(driver, at).attempts_counted == 1
+    driver.accept(lose_launch=lose(at, 4))
+    launch = launch_at(driver, at)
+    assert (launch.state, launch.attempt, launch.reason) == (LaunchState.LOST, 3, "gone; gone")
+
+
+def test_what_runs_cannot_be_declined_and_what_shall_stop_ends() -> None:
+    """Shows that a decline of a run is refused, and that one of a cancelled launch cancels it."""
+    driver, at = cluster()
+    commit(driver, at, "a")
+    driver.accept(start_launch=command_pb2.StartLaunch(job_id="j", scheduled_at_unix_ms=at, attempt=1))
+    assert driver.refuse(decline_launch=decline(at, 1, "b")).code == command_pb2.REFUSAL_CODE_STALE
+    commit(driver, at + 60_000, "a")
+    driver.accept(cancel_launch=cancel(at + 60_000))
+    driver.accept(decline_launch=decline(at + 60_000, 1, "b"))
+    launch = launch_at(driver, at + 60_000)
+    assert (launch.state, launch.attempt, launch.worker, launch.reason) == (LaunchState.CANCELLED, 1, "a", "enough")

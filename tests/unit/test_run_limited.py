@@ -145,9 +145,9 @@ async def test_a_worker_that_is_not_root_may_not_act_as_others(desk: Desk) -> No
 
 
 async def test_other_systems_refuse_clearly(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are no such limits, a job that asks for them fails with the reason, and is not started without."""
+    """Where there are no such limits, a job that asks for them is declined, and is not started without."""
     monkeypatch.setattr(launch_command, "IS_POSIX", False)
     result = await result_of(desk, script("print('never')", memory_bytes_max=1 << 30))
-    assert (result.state, result.exit_status, result.output) == (FAILED, 127, b"")
+    assert (result.decline, result.state, result.output) == (session_pb2.LAUNCH_DECLINE_UNFIT, 0, b"")
     assert "memory_bytes_max, processor_s_max and open_files_max need a POSIX system" in result.reason
     assert (await result_of(desk, script("print('plain')", at=2))).state == SUCCEEDED

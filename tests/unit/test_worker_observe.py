@@ -27,6 +27,7 @@ VIEW = View(
     generation=77,
     metrics=session_pb2.NodeMetrics(cpu_percent=45.24, memory_percent=62.1, disk_percent=34.5, open_streams=12),
     queue_depth=3,
+    output_bytes=4_096,
     reports_pending=1,
     jobs_owned=("loop_01", "loop_02"),
     jobs_backed=("loop_03",),
@@ -88,6 +89,7 @@ def test_metrics_are_made_of_the_view() -> None:
         'coordinator_worker_jobs{rank="owner"} 2.0',
         'coordinator_worker_launches_total{state="failed"} 1.0',
         "coordinator_worker_launches_waiting 3.0",
+        "coordinator_worker_launch_output_bytes 4096.0",
     ):
         assert line in text.splitlines()
 

@@ -104,6 +104,7 @@ class Command(_message.Message):
     LOSE_LAUNCH_FIELD_NUMBER: _builtins.int
     ASSIGN_LAUNCH_FIELD_NUMBER: _builtins.int
     CANCEL_LAUNCH_FIELD_NUMBER: _builtins.int
+    DECLINE_LAUNCH_FIELD_NUMBER: _builtins.int
     ADMIT_MASTER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Unique name of the request; a second command with the same name returns the first one's result. Empty: none. The
@@ -256,6 +257,10 @@ class Command(_message.Message):
         """A launch shall stop, or never start."""
 
     @_builtins.property
+    def decline_launch(self) -> Global___DeclineLaunch:
+        """The worker of an attempt declines it."""
+
+    @_builtins.property
     def admit_master(self) -> Global___AdmitMaster:
         """Another disk takes a master's place."""
 
@@ -300,13 +305,14 @@ class Command(_message.Message):
         lose_launch: Global___LoseLaunch | None = ...,
         assign_launch: Global___AssignLaunch | None = ...,
         cancel_launch: Global___CancelLaunch | None = ...,
+        decline_launch: Global___DeclineLaunch | None = ...,
         admit_master: Global___AdmitMaster | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "decline_launch", b"decline_launch", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort_move", b"abort_move", "activate_node", b"activate_node", "admit_master", b"admit_master", "apply_job", b"apply_job", "assign_jobs", b"assign_jobs", "assign_launch", b"assign_launch", "assign_shards", b"assign_shards", "barrier", b"barrier", "batch", b"batch", "bootstrap_cluster", b"bootstrap_cluster", "cancel_launch", b"cancel_launch", "cause", b"cause", "change_settings", b"change_settings", "commit_launch", b"commit_launch", "cut_over", b"cut_over", "decline_launch", b"decline_launch", "delete_job", b"delete_job", "drain_node", b"drain_node", "drop_replica", b"drop_replica", "expire_node", b"expire_node", "finish_launch", b"finish_launch", "form_shards", b"form_shards", "leave_node", b"leave_node", "lose_launch", b"lose_launch", "merge_shards", b"merge_shards", "operation", b"operation", "promote_replica", b"promote_replica", "record_no_launch", b"record_no_launch", "register_node", b"register_node", "release_shard", b"release_shard", "remove_node", b"remove_node", "remove_replica", b"remove_replica", "request_id", b"request_id", "reshape", b"reshape", "set_job_paused", b"set_job_paused", "set_node_weight", b"set_node_weight", "split_shard", b"split_shard", "start_launch", b"start_launch", "start_move", b"start_move", "suspect_node", b"suspect_node", "undrain_node", b"undrain_node"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "form_shards", "drop_replica", "release_shard", "reshape", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "assign_launch", "cancel_launch", "admit_master"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["bootstrap_cluster", "change_settings", "barrier", "batch", "register_node", "activate_node", "suspect_node", "expire_node", "drain_node", "undrain_node", "set_node_weight", "leave_node", "remove_node", "assign_shards", "start_move", "promote_replica", "cut_over", "remove_replica", "abort_move", "split_shard", "merge_shards", "form_shards", "drop_replica", "release_shard", "reshape", "apply_job", "delete_job", "set_job_paused", "assign_jobs", "commit_launch", "record_no_launch", "start_launch", "finish_launch", "lose_launch", "assign_launch", "cancel_launch", "decline_launch", "admit_master"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -1640,6 +1646,46 @@ class CancelLaunch(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelLaunch: _TypeAlias = CancelLaunch  # noqa: Y015
+
+@_typing.final
+class DeclineLaunch(_message.Message):
+    """The worker of an attempt declines it: it never started and never will. The attempt counts for no retry policy, but its number
+    is used up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCHEDULED_AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    NEXT_WORKER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """The job."""
+    scheduled_at_unix_ms: _builtins.int
+    """The scheduled time."""
+    attempt: _builtins.int
+    """The attempt that is declined; another one is refused, and so is one that has started."""
+    next_worker: _builtins.str
+    """Worker for the next attempt; empty while nobody can take it: the launch waits."""
+    reason: _builtins.str
+    """What the worker said, for people."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        scheduled_at_unix_ms: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        next_worker: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "job_id", b"job_id", "next_worker", b"next_worker", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeclineLaunch: _TypeAlias = DeclineLaunch  # noqa: Y015
 
 @_typing.final
 class AdmitMaster(_message.Message):

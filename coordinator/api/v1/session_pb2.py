@@ -25,17 +25,19 @@ _sym_db = _symbol_database.Default()
 from coordinator.api.v1 import types_pb2 as coordinator_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coordinator/api/v1/session.proto\x12\x12\x63oordinator.api.v1\x1a\x1e\x63oordinator/api/v1/types.proto\"\xdd\x02\n\x0bOpenRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.coordinator.api.v1.HelloH\x00\x12\x32\n\theartbeat\x18\x02 \x01(\x0b\x32\x1d.coordinator.api.v1.HeartbeatH\x00\x12=\n\x0freplica_reports\x18\x03 \x01(\x0b\x32\".coordinator.api.v1.ReplicaReportsH\x00\x12\x39\n\rlaunch_report\x18\x04 \x01(\x0b\x32 .coordinator.api.v1.LaunchReportH\x00\x12.\n\x07goodbye\x18\x05 \x01(\x0b\x32\x1b.coordinator.api.v1.GoodbyeH\x00\x12\x39\n\rshard_figures\x18\x06 \x01(\x0b\x32 .coordinator.api.v1.ShardFiguresH\x00\x42\t\n\x07message\"\xd4\x03\n\x0cOpenResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.coordinator.api.v1.WelcomeH\x00\x12\x30\n\x08redirect\x18\x02 \x01(\x0b\x32\x1c.coordinator.api.v1.RedirectH\x00\x12\x35\n\x0blease_grant\x18\x03 \x01(\x0b\x32\x1e.coordinator.api.v1.LeaseGrantH\x00\x12\x34\n\nassignment\x18\x04 \x01(\x0b\x32\x1e.coordinator.api.v1.AssignmentH\x00\x12\x37\n\x0claunch_order\x18\x05 \x01(\x0b\x32\x1f.coordinator.api.v1.LaunchOrderH\x00\x12H\n\x15launch_report_receipt\x18\x06 \x01(\x0b\x32\'.coordinator.api.v1.LaunchReportReceiptH\x00\x12\x30\n\x08\x66\x61rewell\x18\x07 \x01(\x0b\x32\x1c.coordinator.api.v1.FarewellH\x00\x12\x35\n\x0blaunch_stop\x18\x08 \x01(\x0b\x32\x1e.coordinator.api.v1.LaunchStopH\x00\x42\t\n\x07message\"\xaf\x01\n\x05Hello\x12&\n\x04node\x18\x01 \x01(\x0b\x32\x18.coordinator.api.v1.Node\x12\x14\n\x0c\x63luster_name\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x1a\n\x12\x61pplied_generation\x18\x04 \x01(\x04\x12\x32\n\x08launches\x18\x05 \x03(\x0b\x32 .coordinator.api.v1.LaunchReport\"l\n\x07Welcome\x12\x11\n\tleader_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x13\n\x0bheartbeat_s\x18\x03 \x01(\x01\x12\x17\n\x0fsession_lease_s\x18\x04 \x01(\x01\x12\x12\n\ncluster_id\x18\x05 \x01(\t\"E\n\x08Redirect\x12\x11\n\tleader_id\x18\x01 \x01(\t\x12\x16\n\x0eleader_address\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x9e\x01\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1a\n\x12\x61pplied_generation\x18\x02 \x01(\x04\x12\x30\n\x07metrics\x18\x03 \x01(\x0b\x32\x1f.coordinator.api.v1.NodeMetrics\x12\x31\n\x08launches\x18\x04 \x03(\x0b\x32\x1f.coordinator.api.v1.LaunchToken\"L\n\x0bLaunchToken\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"\xc1\x02\n\x0bNodeMetrics\x12\x13\n\x0b\x63pu_percent\x18\x01 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x02 \x01(\x01\x12\x14\n\x0c\x64isk_percent\x18\x03 \x01(\x01\x12$\n\x1cnetwork_received_bytes_per_s\x18\x04 \x01(\x01\x12 \n\x18network_sent_bytes_per_s\x18\x05 \x01(\x01\x12\x14\n\x0copen_streams\x18\x06 \x01(\r\x12\x18\n\x10running_launches\x18\x07 \x01(\r\x12\x1d\n\x15resident_memory_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x64isk_read_bytes_per_s\x18\t \x01(\x01\x12\x1e\n\x16\x64isk_write_bytes_per_s\x18\n \x01(\x01\x12\x19\n\x11unwritable_shards\x18\x0b \x01(\r\"(\n\nLeaseGrant\x12\x1a\n\x12heartbeat_sequence\x18\x01 \x01(\x04\"\xbb\x01\n\x0fShardAssignment\x12(\n\x05shard\x18\x01 \x01(\x0b\x32\x19.coordinator.api.v1.Shard\x12-\n\x04role\x18\x02 \x01(\x0e\x32\x1f.coordinator.api.v1.ReplicaRole\x12\x0f\n\x07\x63\x65\x64\x65_to\x18\x03 \x01(\t\x12\x0f\n\x07move_id\x18\x04 \x01(\x04\x12\x0c\n\x04seal\x18\x05 \x01(\x08\x12\x0f\n\x07parents\x18\x06 \x03(\x04\x12\x0e\n\x06\x66ormed\x18\x07 \x01(\x08\"-\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\"\xc9\x01\n\nAssignment\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x33\n\x06shards\x18\x02 \x03(\x0b\x32#.coordinator.api.v1.ShardAssignment\x12/\n\x04jobs\x18\x03 \x03(\x0b\x32!.coordinator.api.v1.JobAssignment\x12\'\n\x05peers\x18\x04 \x03(\x0b\x32\x18.coordinator.api.v1.Peer\x12\x18\n\x10\x63opy_bytes_per_s\x18\x05 \x01(\x04\"-\n\rJobAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\xb2\x01\n\rReplicaReport\x12\x10\n\x08shard_id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x08progress\x18\x03 \x01(\x0e\x32#.coordinator.api.v1.ReplicaProgress\x12\x11\n\tcaught_up\x18\x04 \x03(\t\x12\x0f\n\x07lagging\x18\x05 \x03(\t\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xb7\x01\n\x0bShardFigure\x12\x10\n\x08shard_id\x18\x01 \x01(\x04\x12\r\n\x05users\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x13\n\x0bmedian_hash\x18\x04 \x01(\x04\x12\x15\n\rlast_sequence\x18\x05 \x01(\x04\x12\x13\n\x0b\x63opied_rows\x18\x06 \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18\x07 \x01(\x04\x12\x11\n\tcopy_rows\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x61mage\x18\t \x01(\t\"?\n\x0cShardFigures\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.ShardFigure\"D\n\x0eReplicaReports\x12\x32\n\x07reports\x18\x01 \x03(\x0b\x32!.coordinator.api.v1.ReplicaReport\"h\n\x0bLaunchOrder\x12*\n\x06launch\x18\x01 \x01(\x0b\x32\x1a.coordinator.api.v1.Launch\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.coordinator.api.v1.CronJobSpec\"L\n\nLaunchStop\x12.\n\x05token\x18\x01 \x01(\x0b\x32\x1f.coordinator.api.v1.LaunchToken\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xe5\x01\n\x0cLaunchReport\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.coordinator.api.v1.LaunchState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x06 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x07 \x01(\x03\x12\x13\n\x0b\x65xit_status\x18\x08 \x01(\x05\x12\x0e\n\x06output\x18\t \x01(\x0c\"\x95\x01\n\x13LaunchReportReceipt\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.coordinator.api.v1.LaunchState\x12\x0f\n\x07refusal\x18\x05 \x01(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\")\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66inal\x18\x02 \x01(\x08*y\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_ROLE_PRIMARY\x10\x01\x12\x18\n\x14REPLICA_ROLE_IN_SYNC\x10\x02\x12\x18\n\x14REPLICA_ROLE_JOINING\x10\x03*\xa9\x01\n\x0fReplicaProgress\x12 \n\x1cREPLICA_PROGRESS_UNSPECIFIED\x10\x00\x12\x1d\n\x19REPLICA_PROGRESS_ACCEPTED\x10\x01\x12\x1e\n\x1aREPLICA_PROGRESS_CAUGHT_UP\x10\x02\x12\x1a\n\x16REPLICA_PROGRESS_CEDED\x10\x03\x12\x19\n\x15REPLICA_PROGRESS_LOST\x10\x04\x32_\n\x0eSessionService\x12M\n\x04Open\x12\x1f.coordinator.api.v1.OpenRequest\x1a .coordinator.api.v1.OpenResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n coordinator/api/v1/session.proto\x12\x12\x63oordinator.api.v1\x1a\x1e\x63oordinator/api/v1/types.proto\"\xdd\x02\n\x0bOpenRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.coordinator.api.v1.HelloH\x00\x12\x32\n\theartbeat\x18\x02 \x01(\x0b\x32\x1d.coordinator.api.v1.HeartbeatH\x00\x12=\n\x0freplica_reports\x18\x03 \x01(\x0b\x32\".coordinator.api.v1.ReplicaReportsH\x00\x12\x39\n\rlaunch_report\x18\x04 \x01(\x0b\x32 .coordinator.api.v1.LaunchReportH\x00\x12.\n\x07goodbye\x18\x05 \x01(\x0b\x32\x1b.coordinator.api.v1.GoodbyeH\x00\x12\x39\n\rshard_figures\x18\x06 \x01(\x0b\x32 .coordinator.api.v1.ShardFiguresH\x00\x42\t\n\x07message\"\xd4\x03\n\x0cOpenResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.coordinator.api.v1.WelcomeH\x00\x12\x30\n\x08redirect\x18\x02 \x01(\x0b\x32\x1c.coordinator.api.v1.RedirectH\x00\x12\x35\n\x0blease_grant\x18\x03 \x01(\x0b\x32\x1e.coordinator.api.v1.LeaseGrantH\x00\x12\x34\n\nassignment\x18\x04 \x01(\x0b\x32\x1e.coordinator.api.v1.AssignmentH\x00\x12\x37\n\x0claunch_order\x18\x05 \x01(\x0b\x32\x1f.coordinator.api.v1.LaunchOrderH\x00\x12H\n\x15launch_report_receipt\x18\x06 \x01(\x0b\x32\'.coordinator.api.v1.LaunchReportReceiptH\x00\x12\x30\n\x08\x66\x61rewell\x18\x07 \x01(\x0b\x32\x1c.coordinator.api.v1.FarewellH\x00\x12\x35\n\x0blaunch_stop\x18\x08 \x01(\x0b\x32\x1e.coordinator.api.v1.LaunchStopH\x00\x42\t\n\x07message\"\xaf\x01\n\x05Hello\x12&\n\x04node\x18\x01 \x01(\x0b\x32\x18.coordinator.api.v1.Node\x12\x14\n\x0c\x63luster_name\x18\x02 \x01(\t\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x1a\n\x12\x61pplied_generation\x18\x04 \x01(\x04\x12\x32\n\x08launches\x18\x05 \x03(\x0b\x32 .coordinator.api.v1.LaunchReport\"l\n\x07Welcome\x12\x11\n\tleader_id\x18\x01 \x01(\t\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x13\n\x0bheartbeat_s\x18\x03 \x01(\x01\x12\x17\n\x0fsession_lease_s\x18\x04 \x01(\x01\x12\x12\n\ncluster_id\x18\x05 \x01(\t\"E\n\x08Redirect\x12\x11\n\tleader_id\x18\x01 \x01(\t\x12\x16\n\x0eleader_address\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xd4\x01\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x1a\n\x12\x61pplied_generation\x18\x02 \x01(\x04\x12\x30\n\x07metrics\x18\x03 \x01(\x0b\x32\x1f.coordinator.api.v1.NodeMetrics\x12\x31\n\x08launches\x18\x04 \x03(\x0b\x32\x1f.coordinator.api.v1.LaunchToken\x12\x1e\n\x11launch_slots_free\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x14\n\x12_launch_slots_free\"L\n\x0bLaunchToken\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"\xc1\x02\n\x0bNodeMetrics\x12\x13\n\x0b\x63pu_percent\x18\x01 \x01(\x01\x12\x16\n\x0ememory_percent\x18\x02 \x01(\x01\x12\x14\n\x0c\x64isk_percent\x18\x03 \x01(\x01\x12$\n\x1cnetwork_received_bytes_per_s\x18\x04 \x01(\x01\x12 \n\x18network_sent_bytes_per_s\x18\x05 \x01(\x01\x12\x14\n\x0copen_streams\x18\x06 \x01(\r\x12\x18\n\x10running_launches\x18\x07 \x01(\r\x12\x1d\n\x15resident_memory_bytes\x18\x08 \x01(\x04\x12\x1d\n\x15\x64isk_read_bytes_per_s\x18\t \x01(\x01\x12\x1e\n\x16\x64isk_write_bytes_per_s\x18\n \x01(\x01\x12\x19\n\x11unwritable_shards\x18\x0b \x01(\r\"(\n\nLeaseGrant\x12\x1a\n\x12heartbeat_sequence\x18\x01 \x01(\x04\"\xbb\x01\n\x0fShardAssignment\x12(\n\x05shard\x18\x01 \x01(\x0b\x32\x19.coordinator.api.v1.Shard\x12-\n\x04role\x18\x02 \x01(\x0e\x32\x1f.coordinator.api.v1.ReplicaRole\x12\x0f\n\x07\x63\x65\x64\x65_to\x18\x03 \x01(\t\x12\x0f\n\x07move_id\x18\x04 \x01(\x04\x12\x0c\n\x04seal\x18\x05 \x01(\x08\x12\x0f\n\x07parents\x18\x06 \x03(\x04\x12\x0e\n\x06\x66ormed\x18\x07 \x01(\x08\"-\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\"\xc9\x01\n\nAssignment\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x33\n\x06shards\x18\x02 \x03(\x0b\x32#.coordinator.api.v1.ShardAssignment\x12/\n\x04jobs\x18\x03 \x03(\x0b\x32!.coordinator.api.v1.JobAssignment\x12\'\n\x05peers\x18\x04 \x03(\x0b\x32\x18.coordinator.api.v1.Peer\x12\x18\n\x10\x63opy_bytes_per_s\x18\x05 \x01(\x04\"-\n\rJobAssignment\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\xb2\x01\n\rReplicaReport\x12\x10\n\x08shard_id\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x35\n\x08progress\x18\x03 \x01(\x0e\x32#.coordinator.api.v1.ReplicaProgress\x12\x11\n\tcaught_up\x18\x04 \x03(\t\x12\x0f\n\x07lagging\x18\x05 \x03(\t\x12\x15\n\rlast_sequence\x18\x06 \x01(\x04\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\xb7\x01\n\x0bShardFigure\x12\x10\n\x08shard_id\x18\x01 \x01(\x04\x12\r\n\x05users\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x13\n\x0bmedian_hash\x18\x04 \x01(\x04\x12\x15\n\rlast_sequence\x18\x05 \x01(\x04\x12\x13\n\x0b\x63opied_rows\x18\x06 \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18\x07 \x01(\x04\x12\x11\n\tcopy_rows\x18\x08 \x01(\x04\x12\x0e\n\x06\x64\x61mage\x18\t \x01(\t\"?\n\x0cShardFigures\x12/\n\x06shards\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.ShardFigure\"D\n\x0eReplicaReports\x12\x32\n\x07reports\x18\x01 \x03(\x0b\x32!.coordinator.api.v1.ReplicaReport\"h\n\x0bLaunchOrder\x12*\n\x06launch\x18\x01 \x01(\x0b\x32\x1a.coordinator.api.v1.Launch\x12-\n\x04spec\x18\x02 \x01(\x0b\x32\x1f.coordinator.api.v1.CronJobSpec\"L\n\nLaunchStop\x12.\n\x05token\x18\x01 \x01(\x0b\x32\x1f.coordinator.api.v1.LaunchToken\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x99\x02\n\x0cLaunchReport\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.coordinator.api.v1.LaunchState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0fstarted_unix_ms\x18\x06 \x01(\x03\x12\x18\n\x10\x66inished_unix_ms\x18\x07 \x01(\x03\x12\x13\n\x0b\x65xit_status\x18\x08 \x01(\x05\x12\x0e\n\x06output\x18\t \x01(\x0c\x12\x32\n\x07\x64\x65\x63line\x18\n \x01(\x0e\x32!.coordinator.api.v1.LaunchDecline\"\x95\x01\n\x13LaunchReportReceipt\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12.\n\x05state\x18\x04 \x01(\x0e\x32\x1f.coordinator.api.v1.LaunchState\x12\x0f\n\x07refusal\x18\x05 \x01(\t\"\x19\n\x07Goodbye\x12\x0e\n\x06reason\x18\x01 \x01(\t\")\n\x08\x46\x61rewell\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x66inal\x18\x02 \x01(\x08*y\n\x0bReplicaRole\x12\x1c\n\x18REPLICA_ROLE_UNSPECIFIED\x10\x00\x12\x18\n\x14REPLICA_ROLE_PRIMARY\x10\x01\x12\x18\n\x14REPLICA_ROLE_IN_SYNC\x10\x02\x12\x18\n\x14REPLICA_ROLE_JOINING\x10\x03*\xa9\x01\n\x0fReplicaProgress\x12 \n\x1cREPLICA_PROGRESS_UNSPECIFIED\x10\x00\x12\x1d\n\x19REPLICA_PROGRESS_ACCEPTED\x10\x01\x12\x1e\n\x1aREPLICA_PROGRESS_CAUGHT_UP\x10\x02\x12\x1a\n\x16REPLICA_PROGRESS_CEDED\x10\x03\x12\x19\n\x15REPLICA_PROGRESS_LOST\x10\x04*b\n\rLaunchDecline\x12\x1e\n\x1aLAUNCH_DECLINE_UNSPECIFIED\x10\x00\x12\x17\n\x13LAUNCH_DECLINE_BUSY\x10\x01\x12\x18\n\x14LAUNCH_DECLINE_UNFIT\x10\x02\x32_\n\x0eSessionService\x12M\n\x04Open\x12\x1f.coordinator.api.v1.OpenRequest\x1a .coordinator.api.v1.OpenResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coordinator.api.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICAROLE']._serialized_start=3503
-  _globals['_REPLICAROLE']._serialized_end=3624
-  _globals['_REPLICAPROGRESS']._serialized_start=3627
-  _globals['_REPLICAPROGRESS']._serialized_end=3796
+  _globals['_REPLICAROLE']._serialized_start=3609
+  _globals['_REPLICAROLE']._serialized_end=3730
+  _globals['_REPLICAPROGRESS']._serialized_start=3733
+  _globals['_REPLICAPROGRESS']._serialized_end=3902
+  _globals['_LAUNCHDECLINE']._serialized_start=3904
+  _globals['_LAUNCHDECLINE']._serialized_end=4002
   _globals['_OPENREQUEST']._serialized_start=89
   _globals['_OPENREQUEST']._serialized_end=438
   _globals['_OPENRESPONSE']._serialized_start=441
@@ -47,41 +49,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REDIRECT']._serialized_start=1199
   _globals['_REDIRECT']._serialized_end=1268
   _globals['_HEARTBEAT']._serialized_start=1271
-  _globals['_HEARTBEAT']._serialized_end=1429
-  _globals['_LAUNCHTOKEN']._serialized_start=1431
-  _globals['_LAUNCHTOKEN']._serialized_end=1507
-  _globals['_NODEMETRICS']._serialized_start=1510
-  _globals['_NODEMETRICS']._serialized_end=1831
-  _globals['_LEASEGRANT']._serialized_start=1833
-  _globals['_LEASEGRANT']._serialized_end=1873
-  _globals['_SHARDASSIGNMENT']._serialized_start=1876
-  _globals['_SHARDASSIGNMENT']._serialized_end=2063
-  _globals['_PEER']._serialized_start=2065
-  _globals['_PEER']._serialized_end=2110
-  _globals['_ASSIGNMENT']._serialized_start=2113
-  _globals['_ASSIGNMENT']._serialized_end=2314
-  _globals['_JOBASSIGNMENT']._serialized_start=2316
-  _globals['_JOBASSIGNMENT']._serialized_end=2361
-  _globals['_REPLICAREPORT']._serialized_start=2364
-  _globals['_REPLICAREPORT']._serialized_end=2542
-  _globals['_SHARDFIGURE']._serialized_start=2545
-  _globals['_SHARDFIGURE']._serialized_end=2728
-  _globals['_SHARDFIGURES']._serialized_start=2730
-  _globals['_SHARDFIGURES']._serialized_end=2793
-  _globals['_REPLICAREPORTS']._serialized_start=2795
-  _globals['_REPLICAREPORTS']._serialized_end=2863
-  _globals['_LAUNCHORDER']._serialized_start=2865
-  _globals['_LAUNCHORDER']._serialized_end=2969
-  _globals['_LAUNCHSTOP']._serialized_start=2971
-  _globals['_LAUNCHSTOP']._serialized_end=3047
-  _globals['_LAUNCHREPORT']._serialized_start=3050
-  _globals['_LAUNCHREPORT']._serialized_end=3279
-  _globals['_LAUNCHREPORTRECEIPT']._serialized_start=3282
-  _globals['_LAUNCHREPORTRECEIPT']._serialized_end=3431
-  _globals['_GOODBYE']._serialized_start=3433
-  _globals['_GOODBYE']._serialized_end=3458
-  _globals['_FAREWELL']._serialized_start=3460
-  _globals['_FAREWELL']._serialized_end=3501
-  _globals['_SESSIONSERVICE']._serialized_start=3798
-  _globals['_SESSIONSERVICE']._serialized_end=3893
+  _globals['_HEARTBEAT']._serialized_end=1483
+  _globals['_LAUNCHTOKEN']._serialized_start=1485
+  _globals['_LAUNCHTOKEN']._serialized_end=1561
+  _globals['_NODEMETRICS']._serialized_start=1564
+  _globals['_NODEMETRICS']._serialized_end=1885
+  _globals['_LEASEGRANT']._serialized_start=1887
+  _globals['_LEASEGRANT']._serialized_end=1927
+  _globals['_SHARDASSIGNMENT']._serialized_start=1930
+  _globals['_SHARDASSIGNMENT']._serialized_end=2117
+  _globals['_PEER']._serialized_start=2119
+  _globals['_PEER']._serialized_end=2164
+  _globals['_ASSIGNMENT']._serialized_start=2167
+  _globals['_ASSIGNMENT']._serialized_end=2368
+  _globals['_JOBASSIGNMENT']._serialized_start=2370
+  _globals['_JOBASSIGNMENT']._serialized_end=2415
+  _globals['_REPLICAREPORT']._serialized_start=2418
+  _globals['_REPLICAREPORT']._serialized_end=2596
+  _globals['_SHARDFIGURE']._serialized_start=2599
+  _globals['_SHARDFIGURE']._serialized_end=2782
+  _globals['_SHARDFIGURES']._serialized_start=2784
+  _globals['_SHARDFIGURES']._serialized_end=2847
+  _globals['_REPLICAREPORTS']._serialized_start=2849
+  _globals['_REPLICAREPORTS']._serialized_end=2917
+  _globals['_LAUNCHORDER']._serialized_start=2919
+  _globals['_LAUNCHORDER']._serialized_end=3023
+  _globals['_LAUNCHSTOP']._serialized_start=3025
+  _globals['_LAUNCHSTOP']._serialized_end=3101
+  _globals['_LAUNCHREPORT']._serialized_start=3104
+  _globals['_LAUNCHREPORT']._serialized_end=3385
+  _globals['_LAUNCHREPORTRECEIPT']._serialized_start=3388
+  _globals['_LAUNCHREPORTRECEIPT']._serialized_end=3537
+  _globals['_GOODBYE']._serialized_start=3539
+  _globals['_GOODBYE']._serialized_end=3564
+  _globals['_FAREWELL']._serialized_start=3566
+  _globals['_FAREWELL']._serialized_end=3607
+  _globals['_SESSIONSERVICE']._serialized_start=4004
+  _globals['_SESSIONSERVICE']._serialized_end=4099
 # @@protoc_insertion_point(module_scope)

@@ -80,6 +80,30 @@ REPLICA_PROGRESS_LOST: ReplicaProgress.ValueType  # 4
 """It has no data, or none that can be trusted, although it is in sync: it has to be taken out and copied anew."""
 Global___ReplicaProgress: _TypeAlias = ReplicaProgress  # noqa: Y015
 
+class _LaunchDecline:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LaunchDeclineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchDecline.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LAUNCH_DECLINE_UNSPECIFIED: _LaunchDecline.ValueType  # 0
+    """It does not."""
+    LAUNCH_DECLINE_BUSY: _LaunchDecline.ValueType  # 1
+    """It starts nothing at the moment: every slot is taken, or it stops."""
+    LAUNCH_DECLINE_UNFIT: _LaunchDecline.ValueType  # 2
+    """It cannot run this job at all."""
+
+class LaunchDecline(_LaunchDecline, metaclass=_LaunchDeclineEnumTypeWrapper):
+    """Why a worker declines an order."""
+
+LAUNCH_DECLINE_UNSPECIFIED: LaunchDecline.ValueType  # 0
+"""It does not."""
+LAUNCH_DECLINE_BUSY: LaunchDecline.ValueType  # 1
+"""It starts nothing at the moment: every slot is taken, or it stops."""
+LAUNCH_DECLINE_UNFIT: LaunchDecline.ValueType  # 2
+"""It cannot run this job at all."""
+Global___LaunchDecline: _TypeAlias = LaunchDecline  # noqa: Y015
+
 @_typing.final
 class OpenRequest(_message.Message):
     """From the worker."""
@@ -324,10 +348,13 @@ class Heartbeat(_message.Message):
     APPLIED_GENERATION_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     LAUNCHES_FIELD_NUMBER: _builtins.int
+    LAUNCH_SLOTS_FREE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Number of this heartbeat in this session, from 1."""
     applied_generation: _builtins.int
     """Generation of the last assignment that the worker has applied."""
+    launch_slots_free: _builtins.int
+    """How many more launches the worker would start now; not set by a version that does not say."""
     @_builtins.property
     def metrics(self) -> Global___NodeMetrics:
         """What the worker measures of itself."""
@@ -345,12 +372,15 @@ class Heartbeat(_message.Message):
         applied_generation: _builtins.int = ...,
         metrics: Global___NodeMetrics | None = ...,
         launches: _abc.Iterable[Global___LaunchToken] | None = ...,
+        launch_slots_free: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_launch_slots_free", b"_launch_slots_free", "launch_slots_free", b"launch_slots_free", "metrics", b"metrics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_generation", b"applied_generation", "launches", b"launches", "metrics", b"metrics", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_launch_slots_free", b"_launch_slots_free", "applied_generation", b"applied_generation", "launch_slots_free", b"launch_slots_free", "launches", b"launches", "metrics", b"metrics", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__launch_slots_free: _TypeAlias = _typing.Literal["launch_slots_free"]  # noqa: Y015
+    _WhichOneofArgType__launch_slots_free: _TypeAlias = _typing.Literal["_launch_slots_free", b"_launch_slots_free"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__launch_slots_free) -> _WhichOneofReturnType__launch_slots_free | None: ...
 
 Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
@@ -847,6 +877,7 @@ class LaunchReport(_message.Message):
     FINISHED_UNIX_MS_FIELD_NUMBER: _builtins.int
     EXIT_STATUS_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
+    DECLINE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     scheduled_at_unix_ms: _builtins.int
@@ -854,7 +885,7 @@ class LaunchReport(_message.Message):
     attempt: _builtins.int
     """The attempt."""
     state: _types_pb2.LaunchState.ValueType
-    """RUNNING, SUCCEEDED, FAILED, TIMED_OUT or CANCELLED."""
+    """RUNNING, SUCCEEDED, FAILED, TIMED_OUT or CANCELLED; not set where `decline` is."""
     reason: _builtins.str
     """Why, for people."""
     started_unix_ms: _builtins.int
@@ -865,6 +896,8 @@ class LaunchReport(_message.Message):
     """Exit status of the process; negative for a signal."""
     output: _builtins.bytes
     """Last bytes that it printed, bounded."""
+    decline: Global___LaunchDecline.ValueType
+    """Why the worker declines this attempt: it never started, and on this worker never will."""
     def __init__(
         self,
         *,
@@ -877,10 +910,11 @@ class LaunchReport(_message.Message):
         finished_unix_ms: _builtins.int = ...,
         exit_status: _builtins.int = ...,
         output: _builtins.bytes = ...,
+        decline: Global___LaunchDecline.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "output", b"output", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "decline", b"decline", "exit_status", b"exit_status", "finished_unix_ms", b"finished_unix_ms", "job_id", b"job_id", "output", b"output", "reason", b"reason", "scheduled_at_unix_ms", b"scheduled_at_unix_ms", "started_unix_ms", b"started_unix_ms", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -968,7 +968,7 @@ class Launch(_message.Message):
     """Why it shall stop; empty when it shall not."""
     @_builtins.property
     def earlier_attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaunchAttempt]:
-        """The attempts before this one."""
+        """The attempts before this one, without those that their worker declined."""
 
     def __init__(
         self,
