@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coordinator.api.v1 import command_pb2, snapshot_pb2, types_pb2
+from coordinator.machine.draft import Draft
 from coordinator.machine.machine import (
     FORGOTTEN_AT_ONCE_MAX,
     HANDLERS,
@@ -518,3 +520,15 @@ def test_a_snapshot_of_a_newer_format_is_refused() -> None:
         decode_snapshot(data)
     with pytest.raises(Damaged, match="cannot be decoded"):
         decode_snapshot(b"\xff\xff\xff")
+
+
+def test_a_command_hands_every_field_of_the_state_on() -> None:
+    """A draft that changes nothing ends as the state that it began with, field by field, but for index and time."""
+    state = State()
+    for field in fields(State):
+        object.__setattr__(state, field.name, object())
+    draft = Draft(state, 5, WallMs(7), "")
+    after = draft.finish()
+    assert (after.index, after.time_ms) == (5, 7)
+    names = [field.name for field in fields(State) if field.name not in ("index", "time_ms")]
+    assert [name for name in names if getattr(after, name) is not getattr(state, name)] == []
