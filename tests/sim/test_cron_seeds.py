@@ -64,7 +64,7 @@ def test_cron_campaign(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_seeds_reach_what_they_are_for() -> None:
     """Among a few seeds are kills at every moment, every kind of fault, every way for a launch to end."""
-    worlds = [run_seed(seed, Plan(seconds=6 * 3_600.0, fault_every_s=120.0)) for seed in range(12)]
+    worlds = [run_seed(seed, Plan(seconds=6 * 3_600.0, fault_every_s=120.0)) for seed in range(20)]
     counts = sum((world.counts for world in worlds), Counter[str]())
     wanted = [f"leader killed at {moment}" for moment in LEADER_MOMENTS]
     wanted += [f"worker killed at {moment}" for moment in WORKER_MOMENTS]
@@ -81,6 +81,8 @@ def test_the_seeds_reach_what_they_are_for() -> None:
         "refused finish_launch",
         "caught up",
         "beside a run that counts no more",
+        "recorded: the job was paused",
+        "recorded: all jobs were paused",
     ]
     missing = [name for name in wanted if not counts[name]]
     assert not missing, (missing, counts)
