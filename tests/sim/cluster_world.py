@@ -96,7 +96,7 @@ class WorkerSide(replica_world.World):
         self.cluster.at(self.cluster.now_s + seconds, action)
 
     def run_until(self, end_s: float, condition: Callable[[], object] | None = None) -> bool:
-        return self.cluster.run_until(end_s, condition or (lambda: False))
+        return self.cluster.run_until(end_s, condition)
 
 
 class World(raft_world.World):

@@ -113,13 +113,14 @@ class World:
         """Has something done after a while."""
         self.at(self.now_s + seconds, action)
 
-    def run_until(self, end_s: float, condition: Callable[[], object] = lambda: False) -> bool:
+    def run_until(self, end_s: float, condition: Callable[[], object] | None = None) -> bool:
         """Lets time pass until then, or until the condition holds; whether it does."""
-        while not condition():
-            if not self._queue or self._queue[0][0] > end_s:
+        queue = self._queue
+        while condition is None or not condition():
+            if not queue or queue[0][0] > end_s:
                 self.now_s = end_s
                 return False
-            self.now_s, _, action = heapq.heappop(self._queue)
+            self.now_s, _, action = heapq.heappop(queue)
             self.events += 1
             action()
         return True
