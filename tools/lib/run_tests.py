@@ -41,6 +41,8 @@ COMPUTING = ("tests/unit", "tests/property")
 """Folders of tests that wait for hardly anything but the processor."""
 SIMULATIONS = "tests/sim"
 """The folder of tests in virtual time: however late they get the processor, they see the same."""
+NICE = 19
+"""As nice as can be."""
 SIMULATION_S_MAX = 900
 """For one of them, however little the others leave of the processor."""
 
@@ -111,9 +113,10 @@ def run_pytest(arguments: Sequence[str], environment: dict[str, str]) -> int:
 
 def run_all_tests(environment: dict[str, str]) -> int:
     """Every test but the campaigns; 0 when all passed."""
-    with tempfile.TemporaryFile() as output, behind(simulations(), environment, output) as simulating:
+    with tempfile.TemporaryFile() as output, behind(_pytest(simulations()), environment, output) as simulating:
         status = run_pytest(computing(), environment)
         status = run_pytest(waiting(), environment) or status
+        _set_nice_of_session(simulating.pid, 0)  # Now it is what is waited for.
         status = simulating.wait() or status
         heading("the simulations, which ran behind these tests")
         output.seek(0)
@@ -123,13 +126,11 @@ def run_all_tests(environment: dict[str, str]) -> int:
 
 
 @contextmanager
-def behind(
-    arguments: Sequence[str], environment: dict[str, str], output: IO[bytes]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A pytest that takes the processor only where nobody else wants it; ended with the block."""
+def behind(command: Sequence[str], environment: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that takes the processor only where nobody else wants it; ended with the block."""
     is_posix = os.name == "posix"
     process = subprocess.Popen(
-        _pytest(arguments),
+        command,
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -143,7 +144,7 @@ def behind(
     finally:
         if process.poll() is None:
             if is_posix:
-                os.killpg(process.pid, signal.SIGTERM)  # Its session, with what it started.
+                os.killpg(process.pid, signal.SIGTERM)
             else:
                 process.terminate()
             process.wait()
@@ -151,10 +152,14 @@ def behind(
 
 def _stand_back() -> None:
     """Puts this process and those that it starts behind all others."""
-    os.nice(19)
+    os.nice(NICE)
+    _set_nice_of_session("self", NICE)
+
+
+def _set_nice_of_session(process: int | str, nice: int) -> None:
+    """Linux may share the processor among sessions first, and look at how nice the processes are in each only then."""
     with suppress(OSError):
-        # Linux may share the processor among sessions first, and only then look at the processes of each.
-        Path("/proc/self/autogroup").write_text("19")
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
 
 
 def simulations() -> list[str]:
