@@ -51,7 +51,11 @@ class LaunchState(enum.Enum):
     @property
     def has_ended(self) -> bool:
         """True when nothing more will happen."""
-        return self not in (LaunchState.WAITING, LaunchState.COMMITTED, LaunchState.RUNNING)
+        return self not in _OPEN
+
+
+_OPEN = (LaunchState.WAITING, LaunchState.COMMITTED, LaunchState.RUNNING)
+"""Made once: this is asked of every launch at every look."""
 
 
 class LaunchTrigger(enum.Enum):

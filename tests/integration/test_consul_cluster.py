@@ -32,24 +32,37 @@ TICK = CronJobSpec(id="tick", schedule="* * * * * *", python="worker_agent.loops
 MASTERS, WORKERS = {"m1", "m2", "m3"}, {"w1", "w2", "w3"}
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, agent: ConsulAgent) -> Iterator[LocalCluster]:
-    """Three masters and three workers, registered and healthy in Consul, at rest."""
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory, consul_binary: Path) -> Iterator[ConsulAgent]:
+    """A running agent for all tests."""
+    with ConsulAgent(tmp_path_factory.mktemp("consul"), binary=consul_binary) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory, agent: ConsulAgent) -> Iterator[LocalCluster]:
+    """Three masters and three workers, for all tests: only the last one stops some of them."""
     consul = ConsulSettings(address=agent.address, check_interval_s=1.0, check_timeout_s=0.5, poll_wait_s=10.0)
 
     def with_tick(config: ClusterConfig) -> ClusterConfig:
         return replace(config, cron=replace(config.cron, jobs=(TICK,)))
 
     with LocalCluster(
-        tmp_path / "cluster", discovery=DiscoverySettings("consul", consul), change=with_tick
+        tmp_path_factory.mktemp("cluster"), discovery=DiscoverySettings("consul", consul), change=with_tick
     ) as running:
         running.start()
         running.wait_ready()
-        wait_until(lambda: passing(agent, "worker-agent") == WORKERS, DEADLINE_S, "three healthy workers in Consul")
-        wait_until(lambda: passing(agent, "coordinator") == MASTERS, DEADLINE_S, "three healthy masters in Consul")
-        client = running.client()
-        wait_until(lambda: not client.list_moves().moves and not client.plan_rebalance().moves, DEADLINE_S, "rest")
         yield running
+
+
+@pytest.fixture
+def cluster(started: LocalCluster, agent: ConsulAgent) -> LocalCluster:
+    """Those, registered and healthy in Consul, at rest."""
+    wait_until(lambda: passing(agent, "worker-agent") == WORKERS, DEADLINE_S, "three healthy workers in Consul")
+    wait_until(lambda: passing(agent, "coordinator") == MASTERS, DEADLINE_S, "three healthy masters in Consul")
+    client = started.client()
+    wait_until(lambda: not client.list_moves().moves and not client.plan_rebalance().moves, DEADLINE_S, "rest")
+    return started
 
 
 def entries(agent: ConsulAgent, query: str) -> list[dict[str, Any]]:
@@ -121,6 +134,31 @@ def test_nothing_moves_while_consul_is_away_and_when_it_is_back(
     cluster.raise_if_dead()
 
 
+def test_a_worker_finds_the_masters_through_consul(cluster: LocalCluster, agent: ConsulAgent) -> None:
+    """A worker whose own file has stale addresses of all masters joins all the same, and leaves again."""
+    ports = iter(free_ports(3))
+    stale = replace(
+        cluster.config,
+        masters=tuple(replace(master, grpc_address=f"127.0.0.1:{next(ports)}") for master in cluster.config.masters),
+    )
+    path = cluster.directory / "stale.toml"
+    path.write_text(render(stale), encoding="utf-8")
+    ensure(cluster.directory / cluster.config.security.directory, cluster.config.name, [(Role.WORKER, "w4")])
+    worker = Daemon("worker-agent", "w4", path, cluster.directory / "logs" / "w4.log")
+    client = cluster.client()
+    try:
+        worker.start()
+        wait_until(
+            lambda: any(view.node.id == "w4" and view.primaries for view in client.list_nodes().nodes),
+            DEADLINE_S,
+            "w4 carries a share",
+        )
+        assert worker.stop()
+    finally:
+        worker.kill()
+    assert "w4" not in by_status(agent, "worker-agent")
+
+
 def test_consul_shows_who_leads_who_is_lost_and_who_has_left(cluster: LocalCluster, agent: ConsulAgent) -> None:
     """In the catalog the tag follows the leader, what is killed turns critical, what is stopped cleanly is gone."""
     (leader,) = passing(agent, "coordinator?tag=leader")
@@ -148,28 +186,3 @@ def test_consul_shows_who_leads_who_is_lost_and_who_has_left(cluster: LocalClust
     assert leader not in by_status(agent, "coordinator")
     assert cluster.stop() == []
     assert entries(agent, "worker-agent") == entries(agent, "coordinator") == []
-
-
-def test_a_worker_finds_the_masters_through_consul(cluster: LocalCluster, agent: ConsulAgent) -> None:
-    """A worker whose own file has stale addresses of all masters joins all the same, and leaves again."""
-    ports = iter(free_ports(3))
-    stale = replace(
-        cluster.config,
-        masters=tuple(replace(master, grpc_address=f"127.0.0.1:{next(ports)}") for master in cluster.config.masters),
-    )
-    path = cluster.directory / "stale.toml"
-    path.write_text(render(stale), encoding="utf-8")
-    ensure(cluster.directory / cluster.config.security.directory, cluster.config.name, [(Role.WORKER, "w4")])
-    worker = Daemon("worker-agent", "w4", path, cluster.directory / "logs" / "w4.log")
-    client = cluster.client()
-    try:
-        worker.start()
-        wait_until(
-            lambda: any(view.node.id == "w4" and view.primaries for view in client.list_nodes().nodes),
-            DEADLINE_S,
-            "w4 carries a share",
-        )
-        assert worker.stop()
-    finally:
-        worker.kill()
-    assert "w4" not in by_status(agent, "worker-agent")

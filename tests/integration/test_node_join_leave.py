@@ -35,10 +35,10 @@ def swift(config: ClusterConfig) -> ClusterConfig:
     return dataclasses.replace(config, placement=placement, session=session)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    """Three masters and two workers."""
-    with LocalCluster(tmp_path / "cluster", workers=2, change=swift) as local:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Three masters and two workers, for all tests: each leaves those two as they were, the last stops the masters."""
+    with LocalCluster(tmp_path_factory.mktemp("cluster"), workers=2, change=swift) as local:
         local.start()
         local.wait_ready()
         yield local

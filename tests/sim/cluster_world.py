@@ -34,8 +34,9 @@ from tests.sim.cluster_master import Master
 from tests.sim.cluster_net import ClusterNet
 from tests.sim.cluster_worker import Worker
 from tests.sim.linearizability import Operation
-from tests.sim.raft_world import LIVE_S_MAX, SeedFailed, _simulated
+from tests.sim.raft_world import LIVE_S_MAX, _simulated
 from tests.sim.replica_clients import Ledger
+from tests.sim.seeds import SeedFailed, replay
 from worker_agent.replica_core import Protections
 from worker_agent.session_interface import SessionTimes
 
@@ -95,7 +96,7 @@ class WorkerSide(replica_world.World):
         self.cluster.at(self.cluster.now_s + seconds, action)
 
     def run_until(self, end_s: float, condition: Callable[[], object] | None = None) -> bool:
-        return self.cluster.run_until(end_s, condition or (lambda: False))
+        return self.cluster.run_until(end_s, condition)
 
 
 class World(raft_world.World):
@@ -327,6 +328,7 @@ def run_seed(seed: int, plan: Plan | None = None, protections: Protections | Non
         raise SeedFailed(
             f"seed {seed} at {world.now_s if world else 0:.4f} s: {type(error).__name__}: {error}\n"
             + "\n".join(story)
-            + f"\n{plan}\nreplay: SIM_SEED={seed} tools/test tests/sim/test_cluster_seeds.py -k test_seed"
+            + f"\n{plan}\n"
+            + replay(seed, "tests/sim/test_cluster_seeds.py")
         ) from error
     return world

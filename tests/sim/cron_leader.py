@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from tests.sim.cron_world import Master, World
 
 
+FOR_OWNERS = (interface.Applied, interface.ProposalEnded)
+ORDERS = (interface.SendLaunch, interface.StopLaunch)
+"""Sent last, behind everything that was decided with them."""
+
+
 @dataclass(slots=True, eq=False)
 class Flight:
     """A proposal on its way into the log. `token` 0: an operator's."""
@@ -53,7 +58,8 @@ class JobOwners:
         match event:
             case interface.Applied(state, changes):
                 self._state = state
-                self._is_due |= any(self._matters(change) for change in changes)
+                if not self._is_due:
+                    self._is_due = any(map(self._matters, changes))
             case interface.ProposalEnded():
                 ended = self._proposals.end(now, event)
                 self._is_due |= ended is not None
@@ -80,7 +86,7 @@ class JobOwners:
         if isinstance(change, JobChanged):
             before, after = change.before, change.after
             return before is None or after is None or (before.owner, before.spec) != (after.owner, after.spec)
-        return isinstance(change, NodeChanged | SettingsChanged)
+        return isinstance(change, (NodeChanged, SettingsChanged))
 
 
 class Leader:
@@ -157,7 +163,7 @@ class Leader:
         step = self.membership.on_event(time.session_now, WallMs(0), event)  # It does not look at the wall clock.
         self._session_alarm.want(step.next_wake)
         actions = list(step.actions)
-        if isinstance(event, interface.Applied | interface.ProposalEnded):
+        if isinstance(event, FOR_OWNERS):
             step = self._owners.on_event(time.now, event)
             self._owners_alarm.want(step.next_wake)
             actions += step.actions
@@ -210,9 +216,9 @@ class Leader:
             actions += self._tell_cron(opened)
         if not actions:
             return
-        orders = [action for action in actions if isinstance(action, interface.SendLaunch | interface.StopLaunch)]
+        orders = [action for action in actions if isinstance(action, ORDERS)]
         for action in actions:
-            if self.is_alive and not isinstance(action, interface.SendLaunch | interface.StopLaunch):
+            if self.is_alive and not isinstance(action, ORDERS):
                 self._act(action)
         for order in orders:
             if self.is_alive:

@@ -67,18 +67,21 @@ class Time:
 
     def run_until(self, end: float) -> None:
         """Lets time go on."""
+        events, session_events = self._events, self._session_events
         while True:
-            time = self._events[0][0] if self._events else math.inf
-            session_time = math.inf
-            if not self.is_frozen and self._session_events:
-                session_time = self._session_events[0][0] + self._lag_s
-            if min(time, session_time) > end:
+            time = events[0][0] if events else math.inf
+            is_session = False
+            if session_events and not self.is_frozen:
+                session_time = session_events[0][0] + self._lag_s
+                if session_time < time:
+                    time, is_session = session_time, True
+            if time > end:
                 break
-            heap = self._events if time <= session_time else self._session_events
-            own_time, _, what = heapq.heappop(heap)
-            self.now = Monotonic(max(self.now, min(time, session_time)))
-            if heap is self._session_events:
-                self._session_reached = max(self._session_reached, own_time)
+            own_time, _, what = heapq.heappop(session_events if is_session else events)
+            if time > self.now:
+                self.now = Monotonic(time)
+            if is_session and own_time > self._session_reached:
+                self._session_reached = own_time
             what()
         self.now = Monotonic(max(self.now, end))
 

@@ -32,7 +32,7 @@ from tests.sim.cron_net import Network
 from tests.sim.cron_oracle import Oracle
 from tests.sim.cron_time import Time
 from tests.sim.cron_worker import FINAL, Promises, Token, Worker
-from tests.sim.raft_world import SeedFailed
+from tests.sim.seeds import SeedFailed, replay
 
 FREEZE_EVERY_S = 3.0
 TRACE_LINES = 400
@@ -284,8 +284,7 @@ def failing_as_seed(world: World) -> Iterator[None]:
     except AssertionError as error:
         story = "\n".join(world.trace)
         raise SeedFailed(
-            f"seed {world.seed}: {error}\n{story}\nreplay: SIM_SEED={world.seed} tools/test"
-            f" tests/sim/test_cron_seeds.py -k test_seed"
+            f"seed {world.seed}: {error}\n{story}\n{replay(world.seed, 'tests/sim/test_cron_seeds.py')}"
         ) from error
 
 

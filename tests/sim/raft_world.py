@@ -36,6 +36,7 @@ from tests.sim.raft_faults import Faults, Plan
 from tests.sim.raft_master import Master
 from tests.sim.raft_net import Network
 from tests.sim.raft_operator import Operator
+from tests.sim.seeds import SeedFailed, replay
 
 LIVE_S_MAX = 3.0
 """After the last fault: a leader, and a write that is committed."""
@@ -44,10 +45,6 @@ EQUAL_S_MAX = 4.0
 CHUNK_BYTES = 700
 """Of a snapshot, so that one takes several chunks."""
 TRACE_LINES = 150
-
-
-class SeedFailed(AssertionError):
-    """A seed found something; its message is for whoever replays it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +67,7 @@ class World:
     """Masters, network, clients, and their time."""
 
     master_type: type[Master] = Master
+    played_by = "tests/sim/test_raft_seeds.py"
 
     def __init__(self, seed: int, plan: Plan, mutation: Mutation) -> None:
         self.seed = seed
@@ -115,13 +113,14 @@ class World:
         """Has something done after a while."""
         self.at(self.now_s + seconds, action)
 
-    def run_until(self, end_s: float, condition: Callable[[], object] = lambda: False) -> bool:
+    def run_until(self, end_s: float, condition: Callable[[], object] | None = None) -> bool:
         """Lets time pass until then, or until the condition holds; whether it does."""
-        while not condition():
-            if not self._queue or self._queue[0][0] > end_s:
+        queue = self._queue
+        while condition is None or not condition():
+            if not queue or queue[0][0] > end_s:
                 self.now_s = end_s
                 return False
-            self.now_s, _, action = heapq.heappop(self._queue)
+            self.now_s, _, action = heapq.heappop(queue)
             self.events += 1
             action()
         return True
@@ -235,6 +234,6 @@ def run_seed(
         story = "\n".join(world.trace) if world is not None else ""
         raise SeedFailed(
             f"seed {seed} at {world.now_s if world else 0:.4f} s: {type(error).__name__}: {error}\n{story}\n{plan}\n"
-            f"replay: SIM_SEED={seed} tools/test tests/sim/test_raft_seeds.py -k test_seed"
+            + replay(seed, world_type.played_by)
         ) from error
     return world

@@ -22,6 +22,7 @@ from tests.sim.replica_master import Config, Master, Move
 from tests.sim.replica_net import Net
 from tests.sim.replica_store import request_of
 from tests.sim.replica_worker import Hosted, Worker
+from tests.sim.seeds import SeedFailed, replay
 from worker_agent.replica_core import Protections
 from worker_agent.shard_interface import ReportReplica
 from worker_agent.store_interface import LogRecord
@@ -38,10 +39,6 @@ TRACE_LINES = 250
 
 class Violation(AssertionError):
     """Something that must hold does not."""
-
-
-class SeedFailed(AssertionError):
-    """A seed found something; its message is for whoever replays it."""
 
 
 class Checks:
@@ -242,6 +239,6 @@ def run_seed(seed: int, plan: Plan | None = None, protections: Protections | Non
         story = "\n".join(world.trace)
         raise SeedFailed(
             f"seed {seed} at {world.now_s:.4f} s: {type(error).__name__}: {error}\n{story}\n{plan}\n"
-            f"replay: SIM_SEED={seed} tools/test tests/sim/test_replica_seeds.py -k test_seed"
+            + replay(seed, "tests/sim/test_replica_seeds.py")
         ) from error
     return world

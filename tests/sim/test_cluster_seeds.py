@@ -11,14 +11,10 @@ those of the consensus in test_raft_mutations.py; here are those that lie betwee
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import pytest
 
@@ -28,47 +24,52 @@ from coordinator.model import Move, MovePhase, Shard
 from tests.sim import raft_faults, replica_faults
 from tests.sim.cluster_faults import TIMES, Plan
 from tests.sim.cluster_world import RESTORED_S_MAX, run_seed
-from tests.sim.raft_world import SeedFailed
+from tests.sim.seeds import SeedFailed, assert_decides_everything, digest, of_the_suite, play_campaign
 from worker_agent.replica_core import Protections
 
-SEEDS = 200
-ONE = os.environ.get("SIM_SEED")
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a seed is for."""
+
+    counts: Counter[str]
+    terms: int
+    acknowledged: int
+    restored_s: float
 
 
-@pytest.mark.parametrize("seed", [int(ONE)] if ONE else range(SEEDS))
+@cache
+def reached(seed: int) -> Reached:
+    """Plays a seed. Kept, as two tests ask for the first ones."""
+    world = run_seed(seed)
+    counts = world.counts + world.workers.checks.counts
+    terms, acknowledged = len(world.checks.leader_of_term), len(world.workers.ledger.acknowledged)
+    return Reached(counts, terms, acknowledged, world.restored_s)
+
+
+def test_the_seeds_reach_what_they_are_for() -> None:
+    """Among a few seeds are moves, cuts, joins, drains, changes of leader, requests that wait and are passed on."""
+    each = [reached(seed) for seed in range(20)]
+    counts = sum((one.counts for one in each), Counter[str]())
+    asked = ("start_move", "split_shard", "merge_shards", "drain_node", "undrain_node", "abort_move")
+    assert all(counts[f"asked {name}"] >= 5 for name in asked), counts
+    assert all(counts[name] >= 20 for name in ("held", "passed on", "lagging", "made of parents")), counts
+    assert sum(one.terms for one in each) > 60
+    assert sum(one.acknowledged for one in each) > 1_500
+    assert max(one.restored_s for one in each) < RESTORED_S_MAX
+
+
+@pytest.mark.parametrize("seed", of_the_suite())
 def test_seed(seed: int) -> None:
     """A cluster with its clients through seconds of faults: right at every step, whole, equal and complete after."""
-    run_seed(seed)
+    reached(seed)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(0)
 def test_cluster_campaign(capsys: pytest.CaptureFixture[str]) -> None:
     """As many seeds as SIM_SEEDS says, beyond those of the suite."""
-    first, count = int(os.environ.get("SIM_FIRST", SEEDS)), int(os.environ.get("SIM_SEEDS", "2000"))
-    failures: list[str] = []
-    for seed in range(first, first + count):
-        try:
-            run_seed(seed)
-        except SeedFailed as failure:
-            failures.append(str(failure))
-        if (seed - first) % 100 == 99:
-            with capsys.disabled():
-                sys.stdout.write(f"{seed - first + 1} of {count} seeds, {len(failures)} failed\n")
-                sys.stdout.flush()
-    assert not failures, f"{len(failures)} of {count} seeds failed:\n" + "\n\n".join(failures[:20])
-
-
-def test_the_seeds_reach_what_they_are_for() -> None:
-    """Among a few seeds are moves, cuts, joins, drains, changes of leader, requests that wait and are passed on."""
-    worlds = [run_seed(seed) for seed in range(20)]
-    counts = sum((world.counts + world.workers.checks.counts for world in worlds), Counter[str]())
-    asked = ("start_move", "split_shard", "merge_shards", "drain_node", "undrain_node", "abort_move")
-    assert all(counts[f"asked {name}"] >= 5 for name in asked), counts
-    assert all(counts[name] >= 20 for name in ("held", "passed on", "lagging", "made of parents")), counts
-    assert sum(len(world.checks.leader_of_term) for world in worlds) > 60
-    assert sum(len(world.workers.ledger.acknowledged) for world in worlds) > 1_500
-    assert max(world.restored_s for world in worlds) < RESTORED_S_MAX
+    play_campaign(run_seed, 2_000, capsys)
 
 
 def fingerprint(seed: int) -> str:
@@ -78,24 +79,12 @@ def fingerprint(seed: int) -> str:
     side = world.workers
     history = map(str, side.ledger.history())
     story = [*world.trace, *history, str(world.events), str(log), str(sorted(side.checks.committed))]
-    return hashlib.sha256("\n".join(story).encode()).hexdigest()
+    return digest(story)
 
 
 def test_a_seed_decides_everything() -> None:
     """Two processes with other hash seeds, so with other orders of every set, play the same seed to the last event."""
-    code = "import sys; from tests.sim.test_cluster_seeds import fingerprint; sys.stdout.write(fingerprint(5))"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(found) == 1
+    assert_decides_everything(5, fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

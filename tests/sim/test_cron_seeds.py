@@ -11,14 +11,9 @@ it is for, and with it the same seed passes.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 
@@ -32,13 +27,10 @@ from tests.sim.cron_faults import LEADER_MOMENTS, WORKER_MOMENTS, Plan, run_seed
 from tests.sim.cron_leader import Leader
 from tests.sim.cron_oracle import LATE_S_MAX
 from tests.sim.cron_worker import Promises
-from tests.sim.raft_world import SeedFailed
-
-SEEDS = 200
-ONE = os.environ.get("SIM_SEED")
+from tests.sim.seeds import SeedFailed, assert_decides_everything, digest, of_the_suite, play_campaign
 
 
-@pytest.mark.parametrize("seed", [int(ONE)] if ONE else range(SEEDS))
+@pytest.mark.parametrize("seed", of_the_suite())
 def test_seed(seed: int) -> None:
     """One 200th of a year: every scheduled time has one launch or one reason, every token one start."""
     run_seed(seed)
@@ -48,18 +40,7 @@ def test_seed(seed: int) -> None:
 @pytest.mark.timeout(0)
 def test_cron_campaign(capsys: pytest.CaptureFixture[str]) -> None:
     """As many seeds as SIM_SEEDS says, beyond those of the suite."""
-    first, count = int(os.environ.get("SIM_FIRST", SEEDS)), int(os.environ.get("SIM_SEEDS", "2000"))
-    failures: list[str] = []
-    for seed in range(first, first + count):
-        try:
-            run_seed(seed)
-        except SeedFailed as failure:
-            failures.append(str(failure))
-        if (seed - first) % 100 == 99:
-            with capsys.disabled():
-                sys.stdout.write(f"{seed - first + 1} of {count} seeds, {len(failures)} failed\n")
-                sys.stdout.flush()
-    assert not failures, f"{len(failures)} of {count} seeds failed:\n" + "\n\n".join(failures[:20])
+    play_campaign(run_seed, 2_000, capsys)
 
 
 def test_the_seeds_reach_what_they_are_for() -> None:
@@ -126,24 +107,12 @@ def fingerprint(seed: int) -> str:
     runs = [str((run.token, run.worker, run.started_at, run.ended_at)) for run in world.oracle.runs.values()]
     log = [str(launch) for _, launch in sorted(world.oracle.launches.items())]
     story = [*world.trace, *runs, *log, str(sorted(world.counts.items()))]
-    return hashlib.sha256("\n".join(story).encode()).hexdigest()
+    return digest(story)
 
 
 def test_a_seed_decides_everything() -> None:
     """Two processes with other hash seeds, so with other orders of every set, play the same seed to the last event."""
-    code = "import sys; from tests.sim.test_cron_seeds import fingerprint; sys.stdout.write(fingerprint(5))"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(found) == 1
+    assert_decides_everything(5, fingerprint)
 
 
 def _every_minute(spec: CronJobSpec) -> CronJobSpec:

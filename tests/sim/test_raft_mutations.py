@@ -43,7 +43,8 @@ from tests.raft_network import network
 from tests.sim.raft_checks import WatchedJournal
 from tests.sim.raft_disk import Disk, installed
 from tests.sim.raft_faults import Plan
-from tests.sim.raft_world import Mutation, SeedFailed, run_seed
+from tests.sim.raft_world import Mutation, run_seed
+from tests.sim.seeds import SeedFailed
 
 
 class CutOnOverlap(WatchedJournal):

@@ -7,12 +7,9 @@ The worlds are raft_world.py's, what is checked is raft_checks.py's. One seed, w
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -22,55 +19,41 @@ from coordinator.raft.elections import Elections
 from coordinator.raft.journal import Journal
 from tests.sim.raft_disk import DiskFile
 from tests.sim.raft_net import SimLinks
-from tests.sim.raft_world import SeedFailed, run_seed
+from tests.sim.raft_world import run_seed
+from tests.sim.seeds import assert_decides_everything, digest, of_the_suite, play_campaign
 
-SEEDS = 200
-ONE = os.environ.get("SIM_SEED")
-
-
-@pytest.mark.parametrize("seed", [int(ONE)] if ONE else range(SEEDS))
-def test_seed(seed: int) -> None:
-    """Three or five masters with their clients through seconds of faults: safe at every step, whole and live after."""
-    run_seed(seed)
-
-
-@pytest.mark.campaign
-@pytest.mark.timeout(0)
-def test_raft_campaign(capsys: pytest.CaptureFixture[str]) -> None:
-    """As many seeds as SIM_SEEDS says, beyond those of the suite."""
-    first, count = int(os.environ.get("SIM_FIRST", SEEDS)), int(os.environ.get("SIM_SEEDS", "5000"))
-    failures: list[str] = []
-    for seed in range(first, first + count):
-        try:
-            run_seed(seed)
-        except SeedFailed as failure:
-            failures.append(str(failure))
-        if (seed - first) % 100 == 99:
-            with capsys.disabled():
-                sys.stdout.write(f"{seed - first + 1} of {count} seeds, {len(failures)} failed\n")
-                sys.stdout.flush()
-    assert not failures, f"{len(failures)} of {count} seeds failed:\n" + "\n\n".join(failures[:20])
+WATCHED: tuple[tuple[type, str], ...] = (
+    (Consensus, "transfer"),
+    (Elections, "take_pre_vote"),
+    (Journal, "_truncate"),
+    (Journal, "clear"),
+    (DiskFile, "lose_power"),
+    (SimLinks, "closed"),
+)
+"""Methods whose calls are counted."""
 
 
-def test_the_seeds_reach_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among a few seeds are snapshots installed, logs cut, power cuts, lost disks, hand-overs, connections given up."""
-    seen: Counter[str] = Counter()
-    watched: list[tuple[type, str]] = [
-        (Consensus, "transfer"),
-        (Elections, "take_pre_vote"),
-        (Journal, "_truncate"),
-        (Journal, "clear"),
-        (DiskFile, "lose_power"),
-        (SimLinks, "closed"),
-    ]
-    for owner, name in watched:
-        _count(monkeypatch, seen, owner, name)
-    worlds = [run_seed(seed) for seed in range(30)]
-    assert all(seen[name] >= 3 for _, name in watched), seen
-    assert {len(world.masters) for world in worlds} == {3, 5}
-    assert sum(len(world.checks.leader_of_term) for world in worlds) > 60
-    assert sum(world.operator.replaced for world in worlds) >= 3
-    assert sum(len(world.ledger.acknowledged) for world in worlds) > 500
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a seed is for."""
+
+    calls: Counter[str]
+    masters: int
+    terms: int
+    disks_replaced: int
+    acknowledged: int
+
+
+@cache
+def reached(seed: int) -> Reached:
+    """Plays a seed. Kept, as two tests ask for the first ones."""
+    calls: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for owner, name in WATCHED:
+            _count(monkeypatch, calls, owner, name)
+        world = run_seed(seed)
+    terms, acknowledged = len(world.checks.leader_of_term), len(world.ledger.acknowledged)
+    return Reached(calls, len(world.masters), terms, world.operator.replaced, acknowledged)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, seen: Counter[str], owner: type, name: str) -> None:
@@ -83,26 +66,38 @@ def _count(monkeypatch: pytest.MonkeyPatch, seen: Counter[str], owner: type, nam
     monkeypatch.setattr(owner, name, counting)
 
 
+def test_the_seeds_reach_what_they_are_for() -> None:
+    """Among a few seeds are snapshots installed, logs cut, power cuts, lost disks, hand-overs, connections given up."""
+    each = [reached(seed) for seed in range(30)]
+    calls = sum((one.calls for one in each), Counter[str]())
+    assert all(calls[name] >= 3 for _, name in WATCHED), calls
+    assert {one.masters for one in each} == {3, 5}
+    assert sum(one.terms for one in each) > 60
+    assert sum(one.disks_replaced for one in each) >= 3
+    assert sum(one.acknowledged for one in each) > 500
+
+
+@pytest.mark.parametrize("seed", of_the_suite())
+def test_seed(seed: int) -> None:
+    """Three or five masters with their clients through seconds of faults: safe at every step, whole and live after."""
+    reached(seed)
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(0)
+def test_raft_campaign(capsys: pytest.CaptureFixture[str]) -> None:
+    """As many seeds as SIM_SEEDS says, beyond those of the suite."""
+    play_campaign(run_seed, 5_000, capsys)
+
+
 def fingerprint(seed: int) -> str:
     """Everything that a run did, in one line."""
     world = run_seed(seed)
     log = sorted(world.checks.committed.items())
     story = [*world.trace, *map(str, world.ledger.history), str(world.events), str(log)]
-    return hashlib.sha256("\n".join(story).encode()).hexdigest()
+    return digest(story)
 
 
 def test_a_seed_decides_everything() -> None:
     """Two processes with other hash seeds, so with other orders of every set, play the same seed to the last event."""
-    code = "import sys; from tests.sim.test_raft_seeds import fingerprint; sys.stdout.write(fingerprint(7))"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(found) == 1
+    assert_decides_everything(7, fingerprint)

@@ -10,80 +10,68 @@ has a plan of its own, with the faults that matter to it and no others, so that 
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import pytest
 
 from tests.sim.replica_faults import Plan
-from tests.sim.replica_world import SeedFailed, run_seed
+from tests.sim.replica_world import run_seed
+from tests.sim.seeds import SeedFailed, assert_decides_everything, digest, of_the_suite, play_campaign
 from worker_agent.replica_core import Protections
 
-SEEDS = 200
-ONE = os.environ.get("SIM_SEED")
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a seed is for."""
+
+    counts: Counter[str]
+    shards: int
+    acknowledged: int
+    changes: int
 
 
-@pytest.mark.parametrize("seed", [int(ONE)] if ONE else range(SEEDS))
+@cache
+def reached(seed: int) -> Reached:
+    """Plays a seed. Kept, as two tests ask for the first ones."""
+    world = run_seed(seed)
+    return Reached(world.checks.counts, world.plan.shards, len(world.ledger.acknowledged), world.master.changes)
+
+
+def test_the_seeds_reach_what_they_are_for() -> None:
+    """Among a few seeds are cutovers, transfers, seals, replicas that lag, and many writes through all of them."""
+    each = [reached(seed) for seed in range(30)]
+    counts = sum((one.counts for one in each), Counter[str]())
+    assert all(counts[name] >= 5 for name in ("ceded move", "ceded transfer", "ceded seal", "lagging")), counts
+    assert {one.shards for one in each} == {1, 2, 3}
+    assert sum(one.acknowledged for one in each) > 2_000
+    assert sum(one.changes for one in each) > 300
+
+
+@pytest.mark.parametrize("seed", of_the_suite())
 def test_seed(seed: int) -> None:
     """Shards with their clients through seconds of faults: right at every step, whole, equal and complete after."""
-    run_seed(seed)
+    reached(seed)
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(0)
 def test_replica_campaign(capsys: pytest.CaptureFixture[str]) -> None:
     """As many seeds as SIM_SEEDS says, beyond those of the suite."""
-    first, count = int(os.environ.get("SIM_FIRST", SEEDS)), int(os.environ.get("SIM_SEEDS", "5000"))
-    failures: list[str] = []
-    for seed in range(first, first + count):
-        try:
-            run_seed(seed)
-        except SeedFailed as failure:
-            failures.append(str(failure))
-        if (seed - first) % 100 == 99:
-            with capsys.disabled():
-                sys.stdout.write(f"{seed - first + 1} of {count} seeds, {len(failures)} failed\n")
-                sys.stdout.flush()
-    assert not failures, f"{len(failures)} of {count} seeds failed:\n" + "\n\n".join(failures[:20])
-
-
-def test_the_seeds_reach_what_they_are_for() -> None:
-    """Among a few seeds are cutovers, transfers, seals, replicas that lag, and many writes through all of them."""
-    worlds = [run_seed(seed) for seed in range(30)]
-    counts = sum((world.checks.counts for world in worlds), Counter[str]())
-    assert all(counts[name] >= 5 for name in ("ceded move", "ceded transfer", "ceded seal", "lagging")), counts
-    assert {world.plan.shards for world in worlds} == {1, 2, 3}
-    assert sum(len(world.ledger.acknowledged) for world in worlds) > 2_000
-    assert sum(world.master.changes for world in worlds) > 300
+    play_campaign(run_seed, 5_000, capsys)
 
 
 def fingerprint(seed: int) -> str:
     """Everything that a run did, in one line."""
     world = run_seed(seed)
     story = [*world.trace, *map(str, world.ledger.history()), str(world.events), str(sorted(world.checks.committed))]
-    return hashlib.sha256("\n".join(story).encode()).hexdigest()
+    return digest(story)
 
 
 def test_a_seed_decides_everything() -> None:
     """Two processes with other hash seeds, so with other orders of every set, play the same seed to the last event."""
-    code = "import sys; from tests.sim.test_replica_seeds import fingerprint; sys.stdout.write(fingerprint(7))"
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            check=True,
-            timeout=60,
-        ).stdout
-        for hash_seed in ("1", "2")
-    }
-    assert len(found) == 1
+    assert_decides_everything(7, fingerprint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,13 +29,14 @@ from worker_agent.launcher import Launcher
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 ONE_SLOT = replace(SETTINGS, launches_max=1)
 MANY_SLOTS = replace(SETTINGS, launches_max=16)
-TREE = """
-import signal, subprocess, sys, time
-child = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('child', flush=True); time.sleep(60)"
+TREE = r"""
+import os, signal, subprocess, sys, time
+child = "import os,signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(1, b'child\\n'); time.sleep(60)"
 subprocess.Popen([sys.executable, '-c', child])
-signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'asked\n'))
 while True: time.sleep(1)
 """
+"""Both say a whole line at once: a print is two writes where PYTHONUNBUFFERED is set, and they share the pipe."""
 
 
 @pytest.fixture

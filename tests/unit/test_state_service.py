@@ -381,12 +381,13 @@ async def test_what_ends_the_second_try_is_not_said_of_the_first(
         async with one_worker() as (shard, worker):
             shard.is_held = True
             write = put("a", request_id="r1")
+            bounds = scope(1.0 if expected is TimedOut else 5.0)  # Who is late is waited for until then.
             if calls_execute:
                 submitted = worker.core.try_write(write)
                 assert isinstance(submitted, asyncio.Future)
-                writing = asyncio.ensure_future(worker.core.settle(submitted, write, scope()))
+                writing = asyncio.ensure_future(worker.core.settle(submitted, write, bounds))
             else:
-                writing = asyncio.ensure_future(worker.core.write(write, scope()))
+                writing = asyncio.ensure_future(worker.core.write(write, bounds))
             for number, error in enumerate((OutcomeUnknown("the disk became full"), second), 1):
                 await until(lambda shard=shard: shard.submitted)
                 shard.submitted.popleft()[1].set_exception(error)

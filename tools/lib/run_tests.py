@@ -1,20 +1,28 @@
 """Every check and test, with the command that continuous integration uses.
 
 The checks come first and do not stop each other; pytest comes last, so that its closing line is the last line. It runs
-twice, each time with as many processes as there are cores (pytest-xdist): first what computes, test by test; then what
+three times, each with as many processes as there are cores (pytest-xdist): what computes, test by test; then what
 starts daemons of its own and mostly waits for them, file by file, since the tests of a file may share a cluster, or the
-ports of the quickstart. Arguments that are not known here go to one plain pytest: `tools/test -k planner`.
+ports of the quickstart; and behind both of them, from the start, the simulations. They know no time but their own, so
+they take what the others leave of the processor, which is half of it, and are shown when the others are through.
+Arguments that are not known here go to one plain pytest: `tools/test -k planner`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVERS_REQUIRED = "COORDINATOR_TESTS_REQUIRE_SERVERS"
@@ -29,8 +37,14 @@ class Step:
     command: tuple[str, ...]
 
 
-TOGETHER = ("tests/unit", "tests/property", "tests/sim")
-"""Folders of tests that wait for nothing but the processor."""
+COMPUTING = ("tests/unit", "tests/property")
+"""Folders of tests that wait for hardly anything but the processor."""
+SIMULATIONS = "tests/sim"
+"""The folder of tests in virtual time: however late they get the processor, they see the same."""
+NICE = 19
+"""As nice as can be."""
+SIMULATION_S_MAX = 900
+"""For one of them, however little the others leave of the processor."""
 
 CHECKS = (
     Step("ruff", (sys.executable, "-m", "ruff", "check", ".")),
@@ -75,6 +89,9 @@ def main(arguments: list[str]) -> int:
         "PATH": programs + os.pathsep + os.environ.get("PATH", ""),
         SERVERS_REQUIRED: "1",
     }
+    if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # Nothing in the checkout then; but each of some hundred daemons would compile for a quarter of its start.
+        environment["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
     failed = []
     if not options.tests:
         failed = [step.name for step in CHECKS if not run(step, environment)]
@@ -85,27 +102,89 @@ def main(arguments: list[str]) -> int:
     if failed:
         heading(f"FAILED so far: {', '.join(failed)}; the tests run all the same")
     heading("tests")
-    status = 0
-    for arguments_of_pytest in (rest,) if rest else (computing(), waiting()):
-        # Campaigns (long random runs) have a command of their own.
-        selection = [] if "-m" in rest else ["-m", "not campaign"]
-        command = [sys.executable, "-m", "pytest", *selection, *arguments_of_pytest]
-        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode or status
+    status = run_pytest(rest, environment) if rest else run_all_tests(environment)
     return status or (1 if failed else 0)
 
 
+def run_pytest(arguments: Sequence[str], environment: dict[str, str]) -> int:
+    """One pytest in the foreground; its exit status."""
+    return subprocess.run(_pytest(arguments), cwd=ROOT, env=environment, check=False).returncode
+
+
+def run_all_tests(environment: dict[str, str]) -> int:
+    """Every test but the campaigns; 0 when all passed."""
+    with tempfile.TemporaryFile() as output, behind(_pytest(simulations()), environment, output) as simulating:
+        status = run_pytest(computing(), environment)
+        status = run_pytest(waiting(), environment) or status
+        _set_nice_of_session(simulating.pid, 0)  # Now it is what is waited for.
+        status = simulating.wait() or status
+        heading("the simulations, which ran behind these tests")
+        output.seek(0)
+        shutil.copyfileobj(output, sys.stdout.buffer)
+        sys.stdout.flush()
+    return status
+
+
+@contextmanager
+def behind(command: Sequence[str], environment: dict[str, str], output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that takes the processor only where nobody else wants it; ended with the block."""
+    is_posix = os.name == "posix"
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=is_posix,
+        preexec_fn=_stand_back if is_posix else None,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            if is_posix:
+                os.killpg(process.pid, signal.SIGTERM)
+            else:
+                process.terminate()
+            process.wait()
+
+
+def _stand_back() -> None:
+    """Puts this process and those that it starts behind all others."""
+    os.nice(NICE)
+    _set_nice_of_session("self", NICE)
+
+
+def _set_nice_of_session(process: int | str, nice: int) -> None:
+    """Linux may share the processor among sessions first, and look at how nice the processes are in each only then."""
+    with suppress(OSError):
+        Path(f"/proc/{process}/autogroup").write_text(str(nice))
+
+
+def simulations() -> list[str]:
+    """pytest's arguments for what knows virtual time only."""
+    return [SIMULATIONS, f"--timeout={SIMULATION_S_MAX}", *_shared_by("worksteal")]
+
+
 def computing() -> list[str]:
-    """pytest's arguments for what computes."""
-    return [*TOGETHER, *_shared_by("worksteal")]
+    """pytest's arguments for the rest of what computes."""
+    return [*COMPUTING, *_shared_by("worksteal")]
 
 
 def waiting() -> list[str]:
     """pytest's arguments for everything else."""
-    return ["tests", *(f"--ignore={folder}" for folder in TOGETHER), *_shared_by("loadfile")]
+    return ["tests", *(f"--ignore={folder}" for folder in (*COMPUTING, SIMULATIONS)), *_shared_by("loadfile")]
 
 
 def _shared_by(distribution: str) -> list[str]:
     return ["--numprocesses", str(os.cpu_count() or 1), "--dist", distribution]
+
+
+def _pytest(arguments: Sequence[str]) -> list[str]:
+    # Campaigns (long random runs) have a command of their own.
+    selection = [] if "-m" in arguments else ["-m", "not campaign"]
+    return [sys.executable, "-m", "pytest", *selection, *arguments]
 
 
 if __name__ == "__main__":
