@@ -141,7 +141,7 @@ def drop_waiting(draft: Draft, job_id: str, reason: str) -> None:
     """Ends the launches of a job that its schedule committed and that nobody has begun."""
     for scheduled_at_ms in draft.launch_times.get(job_id, ()):
         launch = draft.launches[(job_id, scheduled_at_ms)]
-        is_begun = launch.attempt > 0 or launch.trigger is not LaunchTrigger.SCHEDULE
+        is_begun = launch.attempts_counted > 0 or launch.trigger is not LaunchTrigger.SCHEDULE
         if launch.state is LaunchState.WAITING and not is_begun:
             _cancel_waiting(draft, launch, reason)
 
