@@ -84,16 +84,18 @@ def prepared(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def running(prepared: Path, tmp_path: Path) -> Iterator[Running]:
-    """A quickstart that runs."""
-    quickstart = Running(prepared, tmp_path / "output.log")
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A quickstart that runs, for the tests at the end of this file: nothing else is started beside it."""
+    directory = tmp_path_factory.mktemp("running") / "quickstart"
+    prepare(directory, cluster_config(Ports.free(2)))
+    quickstart = Running(directory, directory.with_name("output.log"))
     try:
         quickstart.wait_for("Ctrl-C stops everything")
         yield quickstart
     finally:
         quickstart.end()
-        assert list(running_with(prepared / "cluster.toml")) == []
+        assert list(running_with(directory / "cluster.toml")) == []
 
 
 @pytest.mark.timeout(300)
@@ -105,6 +107,82 @@ def test_check_proves_every_point(tmp_path: Path) -> None:
     assert re.findall(r"^proved +\((\w)\)", done.stdout, re.MULTILINE) == [point.letter for point in POINTS]
     assert list(running_with(directory / "cluster.toml")) == []
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
+
+
+def test_second_start_finds_its_state(prepared: Path, tmp_path: Path) -> None:
+    """Shows that a clean stop leaves nothing behind, and that the next start has the cluster of the first."""
+    first = Running(prepared, tmp_path / "first.log")
+    try:
+        first.wait_for("Ctrl-C stops everything")
+        before = first.json("status")
+        assert first.ctl("nodes", "set-weight", "w1", "2").returncode == 0
+    finally:
+        assert first.end(signal.SIGINT) == 0
+    assert "stopped" in first.log.read_text()
+    second = Running(prepared, tmp_path / "second.log")
+    try:
+        said = second.wait_for("Ctrl-C stops everything")
+        assert "with the state of an earlier start" in said
+        after = second.json("status")
+        nodes = second.json("nodes", "list")
+    finally:
+        assert second.end() == 0
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert isinstance(nodes, dict)
+    assert before["cluster_id"] == after["cluster_id"]
+    assert {view["node"]["id"]: view["node"]["weight"] for view in nodes["nodes"]} == {"w1": 2, "w2": 1}
+
+
+def test_port_in_use_is_one_clear_line(prepared: Path) -> None:
+    """Shows that an occupied port is named before anything is started."""
+    config = found(prepared)
+    assert config is not None
+    address = config.masters[1].peer_address
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+        listener.listen()
+        done = run_quickstart("--dir", str(prepared))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"port in use: {address} (peer port of m2)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
+    """Shows one line each for a directory of somebody else, a half-written one, and one that cannot be made."""
+    foreign, half, file = tmp_path / "foreign", tmp_path / "half", tmp_path / "file"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("dear")
+    prepare(half, cluster_config(Ports.free(1)))
+    (half / MARKER_NAME).write_text('{"quickstart": 1, "complete": false}')
+    file.write_text("")
+    for directory, expected in ((foreign, "not a quickstart's"), (half, "half written"), (file, "not a directory")):
+        done = run_quickstart("--dir", str(directory))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert expected in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert (foreign / "letter.txt").read_text() == "dear"
+
+
+def test_wrong_usage_is_two(tmp_path: Path) -> None:
+    """Shows that numbers of workers that make no sense are wrong usage."""
+    for arguments in (["--workers", "0"], ["--workers", "many"], ["--check", "--consul"], ["--nosuch"]):
+        assert run_quickstart(*arguments, "--dir", str(tmp_path / "x")).returncode == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_configuration_is_found_again(tmp_path: Path) -> None:
+    """Shows that what is written is read as the same, and that more workers can be added to it."""
+    config = cluster_config(Ports.fixed(2))
+    prepare(tmp_path / "new", config)
+    again = found(tmp_path / "new")
+    assert again == config
+    assert again is not None
+    assert [worker.grpc_address for worker in with_workers(again, 3).workers][-1] == "127.0.0.1:7303"
+    assert found(tmp_path / "nothing") is None
+    (tmp_path / "new" / "cluster.toml").unlink()
+    with pytest.raises(QuickstartError, match="half written"):
+        found(tmp_path / "new")
 
 
 def test_clusterctl_against_a_running_cluster(running: Running, tmp_path: Path) -> None:
@@ -176,31 +254,6 @@ def test_completion_asks_the_cluster(running: Running) -> None:
         assert {answer.split(",")[1] for answer in done.stdout.splitlines()} == wanted
 
 
-def test_second_start_finds_its_state(prepared: Path, tmp_path: Path) -> None:
-    """Shows that a clean stop leaves nothing behind, and that the next start has the cluster of the first."""
-    first = Running(prepared, tmp_path / "first.log")
-    try:
-        first.wait_for("Ctrl-C stops everything")
-        before = first.json("status")
-        assert first.ctl("nodes", "set-weight", "w1", "2").returncode == 0
-    finally:
-        assert first.end(signal.SIGINT) == 0
-    assert "stopped" in first.log.read_text()
-    second = Running(prepared, tmp_path / "second.log")
-    try:
-        said = second.wait_for("Ctrl-C stops everything")
-        assert "with the state of an earlier start" in said
-        after = second.json("status")
-        nodes = second.json("nodes", "list")
-    finally:
-        assert second.end() == 0
-    assert isinstance(before, dict)
-    assert isinstance(after, dict)
-    assert isinstance(nodes, dict)
-    assert before["cluster_id"] == after["cluster_id"]
-    assert {view["node"]["id"]: view["node"]["weight"] for view in nodes["nodes"]} == {"w1": 2, "w2": 1}
-
-
 def test_second_quickstart_on_a_running_directory_is_refused(running: Running) -> None:
     """Shows that a directory in use is named in one line with the processes, and that the first goes on."""
     done = run_quickstart("--dir", str(running.directory))
@@ -209,54 +262,3 @@ def test_second_quickstart_on_a_running_directory_is_refused(running: Running) -
     processes = {name: process for process, name in running_with(running.directory / "cluster.toml")}
     assert f"m1 (process {processes['m1']})" in done.stderr
     assert running.ctl("status").returncode == 0
-
-
-def test_port_in_use_is_one_clear_line(prepared: Path) -> None:
-    """Shows that an occupied port is named before anything is started."""
-    config = found(prepared)
-    assert config is not None
-    address = config.masters[1].peer_address
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", int(address.rpartition(":")[2])))
-        listener.listen()
-        done = run_quickstart("--dir", str(prepared))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert f"port in use: {address} (peer port of m2)" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
-def test_directories_that_cannot_be_used(tmp_path: Path) -> None:
-    """Shows one line each for a directory of somebody else, a half-written one, and one that cannot be made."""
-    foreign, half, file = tmp_path / "foreign", tmp_path / "half", tmp_path / "file"
-    foreign.mkdir()
-    (foreign / "letter.txt").write_text("dear")
-    prepare(half, cluster_config(Ports.free(1)))
-    (half / MARKER_NAME).write_text('{"quickstart": 1, "complete": false}')
-    file.write_text("")
-    for directory, expected in ((foreign, "not a quickstart's"), (half, "half written"), (file, "not a directory")):
-        done = run_quickstart("--dir", str(directory))
-        assert (done.returncode, done.stdout) == (1, "")
-        assert expected in done.stderr
-        assert done.stderr.count("\n") == 1
-    assert (foreign / "letter.txt").read_text() == "dear"
-
-
-def test_wrong_usage_is_two(tmp_path: Path) -> None:
-    """Shows that numbers of workers that make no sense are wrong usage."""
-    for arguments in (["--workers", "0"], ["--workers", "many"], ["--check", "--consul"], ["--nosuch"]):
-        assert run_quickstart(*arguments, "--dir", str(tmp_path / "x")).returncode == 2
-    assert not (tmp_path / "x").exists()
-
-
-def test_configuration_is_found_again(tmp_path: Path) -> None:
-    """Shows that what is written is read as the same, and that more workers can be added to it."""
-    config = cluster_config(Ports.fixed(2))
-    prepare(tmp_path / "new", config)
-    again = found(tmp_path / "new")
-    assert again == config
-    assert again is not None
-    assert [worker.grpc_address for worker in with_workers(again, 3).workers][-1] == "127.0.0.1:7303"
-    assert found(tmp_path / "nothing") is None
-    (tmp_path / "new" / "cluster.toml").unlink()
-    with pytest.raises(QuickstartError, match="half written"):
-        found(tmp_path / "new")

@@ -19,6 +19,8 @@ SEEDS = 200
 """Of each kind, in the suite."""
 PROGRESS_EVERY = 100
 FAILURES_SHOWN = 20
+PLAYED_S_MAX = 600
+"""For a few seconds of work: tools/test plays seeds on what other tests leave of the processor."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -72,7 +74,7 @@ def assert_decides_everything(seed: int, fingerprint: Callable[[int], str]) -> N
             env={**os.environ, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             check=True,
-            timeout=60,
+            timeout=PLAYED_S_MAX,
         ).stdout
         for hash_seed in ("1", "2")
     }
