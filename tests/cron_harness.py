@@ -24,6 +24,7 @@ from coordinator.control.interface import (
     StopLaunch,
     Tokens,
 )
+from coordinator.control.timers import Gathered
 from coordinator.machine.codec import job_spec_to_proto
 from coordinator.machine.machine import apply
 from coordinator.machine.state import Change, State
@@ -112,7 +113,8 @@ class CronHarness:
         self.held.clear()
         settings = CronSettings(order_timeout_s=order_timeout_s, catch_up_per_s=catch_up_per_s)
         now, wall = self.clock.monotonic(), self.clock.wall_ms()
-        self.control = CronControl(self.state, settings, Tokens(), now, wall, self.report_gather_s)
+        self.control = CronControl(self.state, settings, Tokens(), now, wall)
+        self.control._reported = Gathered(self.report_gather_s)
         self.advance(0)
 
     def feed(self, event: Event) -> None:

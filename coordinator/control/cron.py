@@ -87,15 +87,7 @@ class JobWatch:
 class CronControl:
     """Implements `Controller`. `now` and `wall` of the constructor are the moment at which this master leads."""
 
-    def __init__(
-        self,
-        state: State,
-        settings: CronSettings,
-        tokens: Tokens,
-        now: Monotonic,
-        wall: WallMs,
-        report_gather_s: float = REPORT_GATHER_S,
-    ) -> None:
+    def __init__(self, state: State, settings: CronSettings, tokens: Tokens, now: Monotonic, wall: WallMs) -> None:
         self._state = state
         self._since_ms = wall
         self._last = Moment(now, wall)
@@ -108,7 +100,7 @@ class CronControl:
         self._slots = Slots(state.launches.values(), settings.catch_up_per_s, now, wall)
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
-        self._reported: Gathered[LaunchKey] = Gathered(report_gather_s)
+        self._reported: Gathered[LaunchKey] = Gathered(REPORT_GATHER_S)
         self._backing_off: set[str] = set()
         self._passed = PassedRecorder()
         self._started = False

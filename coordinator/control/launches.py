@@ -81,8 +81,7 @@ class LaunchTracker:
 
     def is_ending(self, job_id: str) -> bool:
         """True while a worker has said how a launch of the job ended, and that is not committed yet."""
-        watches = [self._watches[key] for key in self._open.of_job(job_id)]
-        return any(it is not None and it.is_final for watch in watches for it in (watch.report, watch.proposed))
+        return any(self._watches[key].has_end for key in self._open.of_job(job_id))
 
     @property
     def is_starved(self) -> bool:

@@ -78,7 +78,12 @@ def test_news_of_a_commit_costs_no_message_of_its_own(tmp_path: Path) -> None:
         sent = net.masters[leader].replication
         told: list[Node] = []
         real = sent._send_append
-        sent._send_append = lambda node, index: (told.append(node), real(node, index))  # type: ignore[method-assign]
+
+        def send_append(node: Node, next_index: int) -> None:
+            told.append(node)
+            real(node, next_index)
+
+        sent._send_append = send_append  # type: ignore[method-assign]
         outcome = net.propose(leader, "quiet")
         for _ in range(6):
             net.turn(0.0)
