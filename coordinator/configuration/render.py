@@ -18,6 +18,7 @@ HIDDEN_FIELDS = ("id",)
 """Of masters and workers: the name of the table says it."""
 TABLE_FIELDS = ("labels", "environment", "required_labels")
 """Pairs of name and value, which the file holds as a table."""
+_JOB_FIELDS = tuple(field.name for field in dataclasses.fields(CronJobSpec))
 PRIORITY_OF_CLASS = {number: name for name, number in reversed(PRIORITY_NAMES.items())}
 """The word where there is one, since those come first."""
 
@@ -41,7 +42,7 @@ def render_cluster(config: ClusterConfig, *, complete: bool = False) -> str:
 
 def changed_options(before: CronJobSpec, after: CronJobSpec) -> list[tuple[str, str, str]]:
     """What differs between two definitions: key, value before and after; empty where one does not have it."""
-    names = [name for name, _ in _fields(after) if getattr(before, name) != getattr(after, name)]
+    names = [name for name in _JOB_FIELDS if getattr(before, name) != getattr(after, name)]
     old, new = _job_options(before, names), _job_options(after, names)
     order = [key_of(name) for name in names]
     keys = sorted({*old, *new}, key=lambda key: (order.index(key.partition(".")[0]), key))
@@ -92,9 +93,8 @@ def _options(
 ) -> list[tuple[str, object]]:
     """Keys and values, without those that `like` has too; of the fields with these names, when they are given."""
     options: list[tuple[str, object]] = []
-    for name, value in _fields(settings):
-        if names is not None and name not in names:
-            continue
+    fields = _fields(settings) if names is None else [(name, getattr(settings, name)) for name in names]
+    for name, value in fields:
         if dataclasses.is_dataclass(value) or (like is not None and value == getattr(like, name)):
             continue
         if isinstance(settings, CronJobSpec) and name in ("command", "python") and not value:

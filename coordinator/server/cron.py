@@ -16,7 +16,7 @@ from coordinator.config import ClusterConfig
 from coordinator.config_file import changed_options, check_job_spec
 from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.schedule import compile_schedule, format_wall
-from coordinator.machine.codec import job_spec_from_proto, job_spec_to_proto, job_to_proto, launch_to_proto
+from coordinator.machine.codec import job_spec_from_proto, job_to_proto, launch_to_proto
 from coordinator.machine.state import State
 from coordinator.model import Clock, CronJob, CronJobSpec, Launch, LaunchState, WallMs
 from coordinator.model.errors import InvalidRequest, RefusalReason, Refused
@@ -111,10 +111,9 @@ class CronService(cron_pb2_grpc.CronServiceServicer):
                 job_id for job_id in sorted(state.jobs) if state.jobs[job_id].source == "api" and job_id not in stay
             )
         if not request.dry_run:
+            messages = {message.id: message for message in request.jobs}
             commands = {
-                spec.id: command_pb2.Command(
-                    apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="api")
-                )
+                spec.id: command_pb2.Command(apply_job=command_pb2.ApplyJob(spec=messages[spec.id], source="api"))
                 for spec in changed
             }
             for job_id in response.deleted:
