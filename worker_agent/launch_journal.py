@@ -112,11 +112,12 @@ class LaunchJournal:
         with self._memory:
             return self._entries.get(token)
 
-    def attempts(self, job_id: str, scheduled_at_ms: int) -> list[int]:
-        """The attempts of a launch that are known."""
+    def attempts(self, job_id: str, scheduled_at_ms: int) -> list[tuple[int, str]]:
+        """The attempts of a launch that are known, each with its run."""
         prefix = f"{job_id}/{scheduled_at_ms}/"
         with self._memory:
-            return [int(token[len(prefix) :]) for token in self._entries if token.startswith(prefix)]
+            found = [(token, entry.run) for token, entry in self._entries.items() if token.startswith(prefix)]
+        return [(int(token[len(prefix) :]), run) for token, run in found]
 
     def unfinished(self) -> list[Entry]:
         """Tokens that started and of which nobody knows that they ended, the oldest first."""

@@ -129,7 +129,7 @@ class Launcher:
         await self.outputs.start()
         unfinished = self._journal.unfinished()
         if unfinished:
-            killed = await asyncio.to_thread(kill_runs, {entry.run for entry in unfinished})
+            killed = await asyncio.to_thread(kill_runs, {entry.run for entry in unfinished} - {NEVER_RAN})
             if killed:
                 _log.warning("killed %d processes of launches that outlived an earlier agent", killed)
             for entry in unfinished:
@@ -168,6 +168,10 @@ class Launcher:
         if entry is not None:
             if entry.report is not None:
                 self._on_report(entry.report)
+            elif entry.run == NEVER_RAN:
+                # A crash took the word, but not the promise.
+                again = "it had declined or cancelled this attempt before it was started anew"
+                self._spawn_refusal(_report(key, decline=session_pb2.LAUNCH_DECLINE_BUSY, reason=again))
             else:
                 _log.warning("launch %s was started before and has no result; it is not started again", key.token)
             return
@@ -231,12 +235,14 @@ class Launcher:
 
     def latest_attempt(self, job_id: str, scheduled_at_ms: int) -> int:
         """The latest attempt of a launch that is known here; 0 for none."""
-        known = self._opened().attempts(job_id, scheduled_at_ms)
+        known = [attempt for attempt, run in self._opened().attempts(job_id, scheduled_at_ms) if run != NEVER_RAN]
         return max((*known, *self.outputs.attempts(job_id, scheduled_at_ms)), default=0)
 
     def knows(self, key: LaunchKey) -> bool:
         """True when the attempt ran here, as far as that is remembered."""
-        return self._opened().get(key.token) is not None or key.attempt in self.outputs.attempts(*key[:2])
+        entry = self._opened().get(key.token)
+        ran = entry is not None and entry.run != NEVER_RAN
+        return ran or key.attempt in self.outputs.attempts(*key[:2])
 
     async def on_receipt(self, receipt: session_pb2.LaunchReportReceipt) -> None:
         """The leader has committed a report, or will never: one line says why, however often the run is reported."""

@@ -45,8 +45,9 @@ class View:
     generation: int
     metrics: session_pb2.NodeMetrics
     queue_depth: int
-    output_bytes: int
     """Launch orders that were taken and have no process yet."""
+    output_bytes: int
+    """Bytes of what runs printed that are kept."""
     reports_pending: int
     """Launch reports without a receipt."""
     jobs_owned: tuple[str, ...]
@@ -148,7 +149,7 @@ class WorkerCollector(Collector):
         yield _counter("damaged_copies_mended", "Copies that were damaged and are whole again.", view.scrub.mended)
         yield _gauge("damaged_shards", "Last copies that are damaged, and served but for that.", view.damaged_shards)
         yield _gauge("launches_running", "Launches that run now.", view.metrics.running_launches)
-        yield _gauge("launches_waiting", "Launch orders that wait for a free place.", view.queue_depth)
+        yield _gauge("launches_waiting", "Launch orders that were taken and have no process yet.", view.queue_depth)
         yield _gauge("launch_output_bytes", "Bytes of what runs printed that are kept.", view.output_bytes)
         yield _gauge("launch_reports_pending", "Launch reports without a receipt.", view.reports_pending)
         yield _gauge("open_streams", "gRPC calls and streams that are open.", view.metrics.open_streams)

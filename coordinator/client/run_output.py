@@ -44,7 +44,7 @@ class RunOutputReader:
     async def read(self, attempt: int, *, follow: bool) -> AsyncGenerator[launch_pb2.ReadOutputResponse, None]:
         """The pieces of an attempt (0 for the latest), with `follow` until it has ended. Raises CoordinatorError."""
         launch = await self._begun(attempt, follow=follow)
-        attempt = attempt or launch.attempt
+        is_latest, attempt = not attempt, attempt or launch.attempt
         loop = asyncio.get_running_loop()
         request = launch_pb2.ReadOutputRequest(
             job_id=launch.job_id, scheduled_at_unix_ms=launch.scheduled_at_unix_ms, attempt=attempt, follow=follow
@@ -63,7 +63,11 @@ class RunOutputReader:
                 if not follow or not can_help or loop.time() - heard_at_s > self._timeout_s:
                     raise
                 launch = await self._find_launch()
-                if launch.state not in _GOES_ON or launch.attempt != attempt:
+                if is_latest and not request.offset_bytes and launch.attempt > attempt:
+                    # It was declined, or lost before it printed anything: the next one is the latest now.
+                    launch = await self._begun(0, follow=follow)
+                    request.attempt = attempt = launch.attempt
+                elif launch.state not in _GOES_ON or launch.attempt != attempt:
                     raise
             await asyncio.sleep(LOOK_S)
 

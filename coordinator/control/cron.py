@@ -224,7 +224,7 @@ class CronControl:
             if watch is not None and not ended.applied:
                 watch.backoff_until = Monotonic(at.now + RETRY_S)
             return [*self._launches.review_waiting(at, ended.subject), *self._review(at, ended.subject)]
-        launch_ended = self._launches.in_flight().on_ended(event, self._state.index)
+        launch_ended = self._launches.in_flight.on_ended(event, self._state.index)
         if launch_ended is None:
             return []
         actions = self._launches.on_ended(at, launch_ended)

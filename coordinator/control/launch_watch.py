@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from coordinator.control.interface import Action
@@ -18,7 +17,7 @@ class Watch:
     """WAITING: nothing begins before; on the monotonic clock, so that a step of the wall clock changes nothing."""
     ready_since: Monotonic | None = None
     """Since when only a worker is, or was, missing."""
-    unfit: Mapping[str, str] = field(default_factory=dict)
+    unfit: dict[str, str] = field(default_factory=dict)
     """Workers that said that they cannot run it at all, and why."""
     ordered_at: Monotonic | None = None
     """When the attempt was ordered in the worker's latest session, or last named by it; None before its order."""
@@ -42,7 +41,7 @@ class Watch:
         """Keeps what is true of the wait for a worker over attempts that are declined."""
         if before.earlier_attempts == after.earlier_attempts:
             is_declined = before.state is LaunchState.COMMITTED
-            next_watch.unfit = self.unfit
+            next_watch.unfit = dict(self.unfit)
             next_watch.ready_since = now if is_declined and self.ready_since is None else self.ready_since
 
 

@@ -6,8 +6,8 @@ a receipt; without a receipt it reports again. The order rules:
 
 - At most one proposal per launch is on its way; its end is followed by a fresh look at the state. The begin of a
   WAITING launch and a decision of its job are never on their way at once: both rely on what has not ended (overlap.py).
-- A COMMITTED attempt is lost when its worker is not heard (and another one serves), or neither confirms the start nor
-  names the order in a heartbeat for `order_timeout_s`: an order that waits for a disk is not lost. A RUNNING one
+- A COMMITTED attempt is lost when its worker is not heard (and another one has a slot), or neither confirms the start
+  nor names the order in a heartbeat for `order_timeout_s`: an order that waits for a disk is not lost. A RUNNING one
   only when it surely ended: the worker is DOWN or gone (its lease ended), or it no longer names the run, in a Hello (a
   worker kills, at its start, what outlived it) or a heartbeat. What follows is for retries.py to say; an attempt
   without a next one is not called lost while its worker may still tell: for that, suspicion is not enough.
@@ -56,7 +56,8 @@ class LaunchTracker:
         self._state = state
         self._order_timeout_s = order_timeout_s
         self._is_deciding = is_deciding
-        self._in_flight: InFlight[LaunchKey] = InFlight(tokens)
+        self.in_flight: InFlight[LaunchKey] = InFlight(tokens)
+        """Its proposals, for the owner to sort ProposalEnded events."""
         self._watches: dict[LaunchKey, Watch] = {}
         self._open = OpenLaunches()
         self.timers: Timers[LaunchKey] = Timers()
@@ -77,11 +78,11 @@ class LaunchTracker:
 
     def is_beginning(self, job_id: str) -> bool:
         """True while something about a WAITING launch of the job is on its way."""
-        return any(key in self._in_flight for key in self._open.waiting_of_job(job_id))
+        return any(key in self.in_flight for key in self._open.waiting_of_job(job_id))
 
     def is_ending(self, job_id: str) -> bool:
         """True while a worker has said how a launch of the job ended, and that is not committed yet."""
-        return any(self._watches[key].has_end for key in self._open.of_job(job_id))
+        return any(self._watches[launch.key].has_end for launch in self.open_launches(job_id))
 
     @property
     def is_starved(self) -> bool:
@@ -94,17 +95,13 @@ class LaunchTracker:
         self._slots.take(worker)
         return worker
 
-    def in_flight(self) -> InFlight[LaunchKey]:
-        """Its proposals, for the owner to sort ProposalEnded events."""
-        return self._in_flight
-
     # Events
 
     def on_applied(self, at: Moment, state: State, changes: Iterable[LaunchChanged]) -> list[Action]:
         """Takes in a new state with what it did to launches."""
         self._state = state
         actions: list[Action] = []
-        touched: dict[LaunchKey, None] = dict.fromkeys(self._in_flight.on_state(state.index))
+        touched: dict[LaunchKey, None] = dict.fromkeys(self.in_flight.on_state(state.index))
         for change in changes:
             before, after = change.before, change.after
             touched[after.key] = None
@@ -140,7 +137,7 @@ class LaunchTracker:
             return [receipt(report, verdict or "")]
         watch = self._watch(at, launch)
         if report.message.decline == session_pb2.LAUNCH_DECLINE_UNFIT:
-            watch.unfit = {**watch.unfit, report.node_id: report.message.reason}
+            watch.unfit[report.node_id] = report.message.reason
         elif report.is_decline:
             self._slots.put(report.node_id, 0)
         elif report.is_final and not watch.has_end:
@@ -166,8 +163,10 @@ class LaunchTracker:
                 continue
             if launch.state is LaunchState.COMMITTED:
                 watch.ordered_at = None
-            elif key not in self._in_flight and watch.report is None:
+            elif key not in self.in_flight and watch.report is None:
                 watch.gone = f"{node_id} came back without the run"
+        for watch in self._watches.values():
+            watch.unfit.pop(node_id, None)
         return actions + self.review(at, keys)
 
     def on_heartbeat(self, at: Moment, session: int, node_id: str, heartbeat: session_pb2.Heartbeat) -> list[Action]:
@@ -182,7 +181,7 @@ class LaunchTracker:
                 watch.ordered_at = at.now
             unseen += launch.state is LaunchState.COMMITTED and not is_named and not watch.has_end
             is_gone = launch.state is LaunchState.RUNNING and not is_named
-            if is_gone and key not in self._in_flight and watch.report is None:
+            if is_gone and key not in self.in_flight and watch.report is None:
                 watch.gone = f"{node_id} no longer knows the run"
                 gone.append(key)
         if heartbeat.HasField("launch_slots_free"):
@@ -192,11 +191,15 @@ class LaunchTracker:
 
     def review_all(self, at: Moment) -> list[Action]:
         """Looks at every launch again, as at the start and after a change of a worker."""
-        return self.review(at, sorted(self._watches))
+        self._slots.keep(self._state.nodes)
+        return self.review(at, most_urgent_first(self._state, self._watches))
 
     def review_job(self, at: Moment, job_id: str) -> list[Action]:
         """Looks at a job's launches again: what the job is, or who runs it, has changed."""
-        return self.review(at, self._open.of_job(job_id))
+        keys = self._open.of_job(job_id)
+        for key in keys:
+            self._watches[key].unfit.clear()
+        return self.review(at, keys)
 
     def review_waiting(self, at: Moment, job_id: str) -> list[Action]:
         """Begins those of a job's WAITING launches that may; tells those to stop that a later one replaces."""
@@ -274,7 +277,7 @@ class LaunchTracker:
 
     def _is_free(self, at: Moment, key: LaunchKey) -> bool:
         """True when something may be proposed for the launch now; sees to a later look when only time is missing."""
-        if key in self._in_flight:
+        if key in self.in_flight:
             return False
         watch = self._watches[key]
         if watch.backoff_until is not None and at.now < watch.backoff_until:
@@ -347,18 +350,18 @@ class LaunchTracker:
             self.timers.set(key, deadline)
             return []
         what = "take the next attempt" if launch.attempts_counted else "run it"
-        reason = f"no worker could {what}: {why_none_serves(self._state, job, watch.unfit)}"
-        return [self._propose(launch, launch_commands.lose(launch, reason))]
+        why = f"no worker could {what}: {why_none_serves(self._state, job, watch.unfit)}"
+        return [self._propose(launch, launch_commands.lose(launch, why))]
 
     def _feed(self, at: Moment, node_id: str) -> list[Action]:
         """Gives a worker that has free slots the launches that wait for one, the most urgent first."""
         actions: list[Action] = []
         if not self._starved or not self._slots.has_free(node_id):
             return actions
-        for key in most_urgent_first(self._state, self._starved):
-            job = self._state.jobs.get(key[0])
-            if job is not None and node_id in (job.owner, *job.backups) and self._slots.has_free(node_id):
-                actions += self.review_waiting(at, key[0])
+        for job_id in dict.fromkeys(key[0] for key in most_urgent_first(self._state, self._starved)):
+            may_run = node_id in serving_workers(self._state, self._state.jobs[job_id])
+            if may_run and self._slots.has_free(node_id):
+                actions += self.review_waiting(at, job_id)
         return actions
 
     def _cancel(self, launch: Launch, reason: str) -> Action:
@@ -366,18 +369,18 @@ class LaunchTracker:
 
     def _next_worker(self, launch: Launch, job: CronJob) -> str:
         """The first worker of the job that can run it and has a slot, after a loss another if any; empty for none."""
-        unfit = self._watches[launch.key].unfit
         lost_on = launch.worker
         if launch.state is LaunchState.WAITING:
             last = launch.earlier_attempts[-1] if launch.earlier_attempts else None
             lost_on = last.worker if last is not None and last.state is LaunchState.LOST else ""
-        return self._slots.choose((it for it in serving_workers(self._state, job) if it not in unfit), lost_on)
+        fit = [it for it in serving_workers(self._state, job) if it not in self._watches[launch.key].unfit]
+        return self._slots.choose(fit, lost_on)
 
     # Bookkeeping
 
     def _propose(self, launch: Launch, command: command_pb2.Command) -> Action:
         command.cause = launch.cause or f"cron/{launch.job_id}/{self._state.index}"
-        return self._in_flight.propose(launch.key, command)
+        return self.in_flight.propose(launch.key, command)
 
     def _watch(self, at: Moment, launch: Launch) -> Watch:
         self._open.put(launch)

@@ -90,6 +90,10 @@ class PassedRecorder:
         records = self._prepared[job.id].records
         while records and records[0].scheduled_at_ms <= job.decided_until_ms:
             records.popleft()
+        if records and records[0].earlier and records[0].earlier[0] <= job.decided_until_ms:
+            # Decided otherwise in part, as by a proposal of before that was in doubt: what is left is another record.
+            records.clear()
+            records.extend(records_of(job))
         if not records:
             self._recording.discard(job.id)
             return None

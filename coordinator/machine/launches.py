@@ -34,7 +34,7 @@ from itertools import pairwise
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.draft import Draft
-from coordinator.machine.passed import move_watermark
+from coordinator.machine.passed import ALL_PAUSED, JOB_PAUSED, move_watermark
 from coordinator.model import CronJob, Launch, LaunchAttempt, LaunchState, LaunchTrigger, WallMs
 from coordinator.model.errors import RefusalReason, Refused
 
@@ -141,9 +141,13 @@ def drop_waiting(draft: Draft, job_id: str, reason: str) -> None:
     """Ends the launches of a job that its schedule committed and that nobody has begun."""
     for scheduled_at_ms in draft.launch_times.get(job_id, ()):
         launch = draft.launches[(job_id, scheduled_at_ms)]
-        is_begun = launch.attempts_counted > 0 or launch.trigger is not LaunchTrigger.SCHEDULE
-        if launch.state is LaunchState.WAITING and not is_begun:
+        if launch.state is LaunchState.WAITING and _is_unbegun(launch):
             _cancel_waiting(draft, launch, reason)
+
+
+def _is_unbegun(launch: Launch) -> bool:
+    """True for a launch of the schedule that no worker has begun: of one that waits."""
+    return launch.attempts_counted == 0 and launch.trigger is LaunchTrigger.SCHEDULE
 
 
 def _cancel_waiting(draft: Draft, launch: Launch, reason: str) -> None:
@@ -209,7 +213,12 @@ def start_launch(draft: Draft, command: command_pb2.StartLaunch) -> None:
     launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
     _refuse_waiting(launch)
     draft.put_launch(
-        replace(launch, state=LaunchState.RUNNING, started_ms=WallMs(command.started_unix_ms or draft.time_ms))
+        replace(
+            launch,
+            state=LaunchState.RUNNING,
+            reason="",
+            started_ms=WallMs(command.started_unix_ms or draft.time_ms),
+        )
     )
 
 
@@ -274,17 +283,27 @@ def decline_launch(draft: Draft, command: command_pb2.DeclineLaunch) -> None:
     launch = _require_attempt(draft, command.job_id, command.scheduled_at_unix_ms, command.attempt)
     if launch.state is not LaunchState.COMMITTED:
         raise Refused(RefusalReason.STALE, f"{_named(launch)} is {launch.state.name.lower()}: it cannot be declined")
+    declined = replace(launch, worker="", state=LaunchState.WAITING, reason=command.reason)
     if launch.cancel_reason:
         reason = launch.cancel_reason
         draft.put_launch(replace(launch, state=LaunchState.CANCELLED, reason=reason, finished_ms=draft.time_ms))
         draft.record("launch", launch.job_id, f"cancelled at {_show_time(launch.scheduled_at_ms)}: {reason}")
+    elif _is_unbegun(declined) and (reason := _why_paused(draft, launch.job_id)):
+        _cancel_waiting(draft, declined, reason)
     elif command.next_worker:
         draft.node(command.next_worker)
         draft.put_launch(
             replace(launch, attempt=launch.attempt + 1, worker=command.next_worker, reason=command.reason)
         )
     else:
-        draft.put_launch(replace(launch, worker="", state=LaunchState.WAITING, reason=command.reason))
+        draft.put_launch(declined)
+
+
+def _why_paused(draft: Draft, job_id: str) -> str:
+    """The reason for which nothing new of the job begins; empty when something may."""
+    if draft.job(job_id).paused:
+        return JOB_PAUSED
+    return ALL_PAUSED if draft.settings.cron_paused else ""
 
 
 def _refuse_waiting(launch: Launch) -> None:

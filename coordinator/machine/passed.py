@@ -6,7 +6,7 @@ RecordNoLaunch in ascending order. Whoever leads then finds all that takes in th
 
 Invariant: `closed_until` is the end of the last stretch, or `decided_until` without one; no CommitLaunch of the
 schedule at or below it is accepted, whenever it was proposed. A stretch is forgotten once the watermark has reached its
-end. One without scheduled times stays until something later is decided, and does no harm.
+end. One without scheduled times, or whose times are all recorded, stays until something later is decided: harmless.
 
 Schedules know whole seconds only: a stretch without one adds nothing to what was there before. So there is at most one
 a second, however often somebody edits.
@@ -49,7 +49,7 @@ def pass_over(draft: Draft, job: CronJob, reason: str) -> CronJob:
     job = replace(job, passed=(*earlier, past))
     if len(job.passed) > PASSED_MAX:
         job = move_watermark(job, job.passed[0].until_ms)
-        draft.record("cron", job.id, f"changed {PASSED_MAX} times and more: what the first left open has no record")
+        draft.record("cron", job.id, f"changed over {PASSED_MAX} times: what the first left open may have no record")
     return job
 
 

@@ -6,7 +6,8 @@
     cron_retries_total            counter    attempts that followed another one, by how that ended (`after`)
     cron_declines_total           counter    attempts that their worker declined, mostly for want of a free slot
     cron_running                  gauge      launches on a worker: running, or ordered and not confirmed
-    cron_waiting                  gauge      launches that wait for an earlier run, a retry's pause, or their turn
+    cron_waiting                  gauge      launches that wait for an earlier run, a retry's pause, their turn, or
+                                             a worker with a free slot
     launches                      gauge      launches that are kept, by `state`; from every master
 
 All but the last come from the master that leads, and from it alone, so that sums over the masters are right: what is

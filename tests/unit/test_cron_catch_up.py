@@ -49,6 +49,8 @@ def test_an_outage_of_many_jobs_does_not_end_in_a_flood() -> None:
     harness.clock.advance(659)  # 9 times of each job are older than the start deadline, one is on time.
     harness.lead(order_timeout_s=1_000.0, catch_up_per_s=2.0)
     assert len(harness.orders) == 20 + 1  # Those on time are not held up.
+    for name in ("w1", "w2", "w3"):
+        harness.heartbeat(name, slots_free=1_000)
     waiting = [launch for launch in harness.state.launches.values() if launch.state is LaunchState.WAITING]
     assert len(waiting) == 20 * 9 - 1
     assert all(launch.reason == "waits for its turn after an outage" for launch in waiting)

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.control.worker_slots import WorkerSlots
+from coordinator.api.v1 import command_pb2
+from coordinator.control.worker_slots import SLOTS_ASSUMED, WorkerSlots
+from coordinator.machine.codec import job_spec_to_proto
 from coordinator.model import CronJobSpec, LaunchState, OverlapPolicy, RetryPolicy
 from tests.cron_harness import CronHarness
 from tests.unit.test_cron_retries import attempts, minutely, ordered
@@ -202,7 +204,7 @@ def test_a_decline_is_answered_whatever_became_of_its_launch() -> None:
 
 
 def test_slots_are_a_hint() -> None:
-    """Who has said nothing is taken to have one; what a worker is given and what ends there counts until it speaks."""
+    """Who has said nothing is taken to have some; what a worker is given and what ends there counts until it speaks."""
     slots = WorkerSlots()
     assert slots.choose(["w1", "w2"], avoid="w1") == "w2"
     assert slots.choose(["w1"], avoid="w1") == "w1"
@@ -216,3 +218,41 @@ def test_slots_are_a_hint() -> None:
     assert not slots.has_free("w1")
     slots.forget("w1")
     assert slots.has_free("w1")
+
+
+def test_a_worker_that_could_not_run_it_may_later() -> None:
+    """What workers cannot run is tried again once the job is another one, and by a worker that begins a new session."""
+    harness = ordered(start=False, start_deadline_s=300.0)
+    for name in ("w1", "w2", "w3"):
+        harness.decline(harness.orders[-1], unfit=True)
+        harness.heartbeat(name, slots_free=5)
+    assert len(harness.orders) == 3
+    harness.open_session("w2", session=2)
+    harness.heartbeat("w2", slots_free=5, session=2)
+    assert orders(harness)[3:] == [("w2", 4)]
+    harness.decline(harness.orders[-1], unfit=True, session=2)
+    spec = replace(harness.state.jobs["tick"].spec, command=("true", "now"))
+    harness.accept(apply_job=command_pb2.ApplyJob(spec=job_spec_to_proto(spec), source="api"))
+    assert orders(harness)[4:] == [("w1", 5)]
+
+
+def test_a_new_leader_does_not_flood_workers_that_have_not_said_how_much_they_take() -> None:
+    """Of many that wait, each worker gets as many as are assumed at most, the most urgent first."""
+    allow = {"overlap": OverlapPolicy.ALLOW, "overlap_limit": 50, "command": ("true",), "start_deadline_s": 300.0}
+    specs = [
+        CronJobSpec(id=f"job-{n:02}", schedule="* * * * *", priority_class=n % 7, **allow)  # type: ignore[arg-type]
+        for n in range(40)
+    ]
+    harness = CronHarness(*specs, workers=("w1",))
+    harness.lead()
+    harness.heartbeat("w1", slots_free=0)
+    harness.advance(60)
+    for order in list(harness.orders):
+        harness.decline(order)
+    harness.proposed.clear()
+    harness.lead()
+    jobs = [command.assign_launch.job_id for command in harness.proposed]
+    classes = [harness.state.jobs[job_id].spec.priority_class for job_id in jobs]
+    assert len(classes) == SLOTS_ASSUMED
+    assert classes == sorted(classes)
+    assert max(classes) == 2

@@ -187,11 +187,14 @@ async def test_a_child_that_keeps_the_pipe_open_does_not_keep_the_launch_open(de
 
 
 def find_with_token(token: str) -> list[psutil.Process]:
-    """Living processes of a launch, by the environment that they inherited."""
+    """Living processes of a launch, by the environment that they inherited; none of tests that run beside this one."""
+    beside = {process.pid for process in psutil.Process(os.getppid()).children()} - {os.getpid()}
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("LAUNCH_TOKEN") == token and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get("LAUNCH_TOKEN") != token or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if beside.isdisjoint(parent.pid for parent in process.parents()):
                 found.append(process)
         except (psutil.Error, OSError):
             continue

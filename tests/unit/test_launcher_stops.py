@@ -24,7 +24,8 @@ from tests.unit.test_launcher import (
 )
 from worker_agent import process
 from worker_agent.launch_command import key_of, token_of
-from worker_agent.launcher import Launcher
+from worker_agent.launch_journal import LaunchJournal
+from worker_agent.launcher import NEVER_RAN, Launcher
 
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 ONE_SLOT = replace(SETTINGS, launches_max=1)
@@ -316,3 +317,18 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
     assert known(desk) == set()
     assert [report.state for report in desk.reports] == [RUNNING]
     assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
+
+
+async def test_a_promise_outlives_a_crash_that_took_the_word(tmp_path: Path) -> None:
+    """A token that is noted as one that never starts, without the answer, is declined again when it is ordered."""
+    order = script("print('never')")
+    journal = LaunchJournal(tmp_path)
+    journal.begin(token_of(order.launch), NEVER_RAN)
+    journal.close()
+    desk = Desk(tmp_path)
+    await desk.launcher.start()
+    await desk.launcher.launch(order)
+    assert (await desk.final(order)).decline == session_pb2.LAUNCH_DECLINE_BUSY
+    assert not desk.launcher.knows(key_of(order.launch))
+    assert desk.launcher.latest_attempt("tick", order.launch.scheduled_at_unix_ms) == 0
+    await desk.launcher.stop()

@@ -286,3 +286,25 @@ def test_what_runs_cannot_be_declined_and_what_shall_stop_ends() -> None:
     driver.accept(decline_launch=decline(at + 60_000, 1, "b"))
     launch = launch_at(driver, at + 60_000)
     assert (launch.state, launch.attempt, launch.worker, launch.reason) == (LaunchState.CANCELLED, 1, "a", "enough")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("is_offered", [False, True])
+def test_a_pause_ends_what_is_declined_after_it(everything: bool, is_offered: bool) -> None:
+    """Shows that nothing of the schedule begins in a pause because its first worker declined it; a retry goes on."""
+    driver, at = cluster()
+    commit(driver, at, "a")
+    commit(driver, at + 60_000, "a")
+    driver.accept(lose_launch=lose(at + 60_000, 1, retry_at=at + 61_000))
+    driver.accept(assign_launch=assign(at + 60_000, 1, "b"))
+    if everything:
+        settings = types_pb2.Settings(replicas=2, cron_paused=True)
+        driver.accept(change_settings=command_pb2.ChangeSettings(settings=settings))
+    else:
+        driver.accept(set_job_paused=command_pb2.SetJobPaused(job_id="j", paused=True))
+    driver.accept(decline_launch=decline(at, 1, "b" if is_offered else ""))
+    launch = launch_at(driver, at)
+    assert launch.state is LaunchState.CANCELLED
+    assert launch.reason == ("all jobs were paused" if everything else "the job was paused")
+    driver.accept(decline_launch=decline(at + 60_000, 2))
+    assert launch_at(driver, at + 60_000).state is LaunchState.WAITING

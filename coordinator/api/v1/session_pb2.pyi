@@ -361,7 +361,7 @@ class Heartbeat(_message.Message):
 
     @_builtins.property
     def launches(self) -> _containers.RepeatedCompositeFieldContainer[Global___LaunchToken]:
-        """Every launch that the worker has an order of and no receipt for the end of: waiting for a slot, running, or ended. A running
+        """Every launch that the worker has an order of and no receipt for the end of: starting, running, or ended. A running
         launch that is not named any more is lost.
         """
 

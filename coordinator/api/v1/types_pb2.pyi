@@ -256,7 +256,7 @@ class _LaunchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchSta
     LAUNCH_STATE_SKIPPED: _LaunchState.ValueType  # 8
     """It never ran because a policy said so, or it was paused, or its schedule was changed."""
     LAUNCH_STATE_WAITING: _LaunchState.ValueType  # 9
-    """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
+    """The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn, for a worker with a free slot."""
     LAUNCH_STATE_CANCELLED: _LaunchState.ValueType  # 10
     """It was told to stop, or never to start."""
 
@@ -282,7 +282,7 @@ LAUNCH_STATE_MISSED: LaunchState.ValueType  # 7
 LAUNCH_STATE_SKIPPED: LaunchState.ValueType  # 8
 """It never ran because a policy said so, or it was paused, or its schedule was changed."""
 LAUNCH_STATE_WAITING: LaunchState.ValueType  # 9
-"""The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn."""
+"""The intent is committed, and the (next) attempt waits: for an earlier run, for the pause before a retry, for its turn, for a worker with a free slot."""
 LAUNCH_STATE_CANCELLED: LaunchState.ValueType  # 10
 """It was told to stop, or never to start."""
 Global___LaunchState: _TypeAlias = LaunchState  # noqa: Y015
@@ -688,7 +688,9 @@ class CronJobSpec(_message.Message):
     catch_up_limit: _builtins.int
     """How many launches one catch-up may make."""
     start_deadline_s: _builtins.float
-    """How late a launch may still start, in seconds; later it is recorded as missed."""
+    """How late a launch may still start, in seconds; later it is recorded as missed. So long, too, one that was declined waits for
+    a worker with a free slot.
+    """
     retry: Global___RetryPolicy.ValueType
     """When a launch may be tried again."""
     attempts_max: _builtins.int
