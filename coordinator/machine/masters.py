@@ -19,7 +19,7 @@ def admit_master(draft: Draft, command: command_pb2.AdmitMaster) -> None:
         AdmittedMaster(command.master_id, command.disk_id, command.peer_address, draft.time_ms),
     )
     where = f" at {command.peer_address}" if command.peer_address else ""
-    draft.record("master", command.master_id, f"has a new disk{where}; the one before it counts nowhere any more")
+    draft.record("master", command.master_id, f"votes with disk {command.disk_id}{where}; none before it counts")
 
 
 _TAG = bytes((0x82, 0x05))

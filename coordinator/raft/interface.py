@@ -62,6 +62,8 @@ class PeerStanding:
     """Random name of its data directory."""
     is_learner: bool
     """True while that disk does not vote."""
+    is_founder: bool
+    """True when it is the disk that this master saw, empty, when its own was founded, in the life of this process."""
     matched_index: int
     """At the leader: index up to which its log is known to be the leader's."""
 

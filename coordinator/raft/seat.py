@@ -32,6 +32,8 @@ class Seat:
         self._machine = machine
         self._consensus: Consensus | None = None
         self._state: State | None = None
+        self._founders: dict[str, str] = {}
+        """Disks of the other masters when this one's was founded."""
         transport.describe = self._describe
         transport.check_peer = self._check
 
@@ -48,7 +50,8 @@ class Seat:
         if not self.identity.is_voter:
             log.info(
                 "%s: its data directory is new; it votes once all masters are connected and theirs are new too, or "
-                "once `clusterctl masters replace %s` has admitted it",
+                "once the leader has admitted it: by itself when it was there at the founding, else told by "
+                "`clusterctl masters replace %s`",
                 self._transport.self_id,
                 self._transport.self_id,
             )
@@ -86,7 +89,8 @@ class Seat:
         # Before it has answered this leader there is only what it said when the connection was made.
         told = self._transport.told[id].is_voter, 0
         counts, matched_index = self._consensus.replication.standing(id) or told
-        return PeerStanding(self._transport.disk_of(id), not counts, matched_index)
+        disk_id = self._transport.disk_of(id)
+        return PeerStanding(disk_id, not counts, self._founders.get(id) == disk_id, matched_index)
 
     # Voting
 
@@ -121,4 +125,7 @@ class Seat:
         transport = self._transport
         if consensus.has_history or set(transport.connected_ids) != set(transport.nodes):
             return False
-        return not any(transport.told[id].has_history for id in transport.nodes)
+        if any(transport.told[id].has_history for id in transport.nodes):
+            return False
+        self._founders = {id: transport.disk_of(id) for id in transport.nodes}
+        return True

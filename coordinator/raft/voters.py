@@ -11,7 +11,8 @@ Rules:
 2. **Founding.** A learner whose own log is empty votes once it is connected with *all* other masters and none of them
    has any history either (a term, or an entry). If this disk had ever spoken, somebody would have history: whoever it
    voted for had the term on disk before, and so had whoever it acknowledged. So a majority of empty disks never
-   elects while one master with history may be somewhere.
+   elects while one master with history may be somewhere. One that was there, but saw another too late (somebody has
+   history by then), is admitted by the leader (rule 3, server/founders.py).
 3. **Replacing.** The command AdmitMaster names the new disk of a master. Its entry takes the old disk's word away as
    soon as it stands in a log, committed or not: this master counts no vote and no acknowledgement of the old disk from
    then on, and does so again should the entry be overwritten; the old disk itself falls silent (thesis 4.2.2). It gives

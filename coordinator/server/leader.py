@@ -31,6 +31,7 @@ from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError
 from coordinator.server.batches import batches, results_of
 from coordinator.server.context import MasterContext
+from coordinator.server.founders import admit_founders
 from coordinator.server.sessions import SessionHub
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class LeaderDriver:
         self._has_stopped = False
         self._begin_task: asyncio.Task[None] | None = None
         self._discovery_task: asyncio.Task[None] | None = None
+        self._founders_task: asyncio.Task[None] | None = None
         self._proposals: set[asyncio.Task[None]] = set()
         self._wanted: list[interface.Propose] = []
         """What to propose once this turn is over."""
@@ -136,16 +138,17 @@ class LeaderDriver:
         _log.info("leading term %d from index %d", term, self._raft.state.index)
         self._hub.attach(self.post, self._build_assignment)
         self._discovery_task = self._spawn(self._watch_discovery())
+        self._founders_task = self._spawn(admit_founders(self._master))
         self._is_advance_due = True
         self._schedule_drain()
 
     def _end(self, reason: str) -> None:
         was_running = self.control is not None
         self.control = None
-        for task in (self._begin_task, self._discovery_task, *self._proposals):
+        for task in (self._begin_task, self._discovery_task, self._founders_task, *self._proposals):
             if task is not None:
                 task.cancel()
-        self._begin_task = self._discovery_task = None
+        self._begin_task = self._discovery_task = self._founders_task = None
         self._events.clear()
         self._wanted.clear()
         if self._wake is not None:
