@@ -227,6 +227,11 @@ class Master:
 
     # What is shown of this master
 
+    @property
+    def leads(self) -> bool:
+        """True while it is the leader, by what it knows."""
+        return self._raft.is_leader
+
     def _health_document(self) -> tuple[int, Mapping[str, Any]]:
         view = health_view.View(
             master_id=self._settings.id,
