@@ -109,7 +109,7 @@ class Consensus:
         self._engine = SyncEngine(self, transport.self_id, others, settings, outbox)
         self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
         self.elections = Elections(self._engine, others, settings, self._protections, self.voters, self._transport)
-        self.replication = Replication(self._engine, journal, snapshots, self._transport, settings, outbox.awaited)
+        self.replication = Replication(self._engine, journal, snapshots, self._transport, settings)
         self._gathering = Gathering()
         self._is_admission_queued = False
         self._take_over()

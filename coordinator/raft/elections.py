@@ -56,21 +56,15 @@ class Protections:
 
 
 class Outbox:
-    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election.
-
-    `awaited` is the index of the latest entry whose commit a follower waits for, having passed the command on.
-    """
+    """What PySyncObj sends through: adds to a candidate's request whether the leader asked for the election."""
 
     def __init__(self, links: Links, is_transfer: Callable[[], bool]) -> None:
         self._links = links
         self._is_transfer = is_transfer
-        self.awaited: dict[Node, int] = {}
 
     def send(self, node: Node, message: Message) -> bool:
         if message["type"] == "request_vote":
             message["is_transfer"] = self._is_transfer()
-        elif message["type"] == "apply_command_response" and "log_idx" in message:
-            self.awaited[node] = message["log_idx"]
         return self._links.send(node, message)
 
     def __getattr__(self, name: str) -> Any:

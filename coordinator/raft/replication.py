@@ -2,15 +2,9 @@
 
 At most APPENDS_IN_FLIGHT_MAX unanswered appends per follower, so commands gather meanwhile; the heartbeat goes
 regardless. Nothing but heartbeats to a follower whose connection is congested.
-
-That something is committed a follower learns with the next append, at the latest with the heartbeat. Only one that has
-passed commands on is told at once, as somebody waits there: told of each commit by a message of its own, all followers
-would be sent, and would answer, twice as many.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from pysyncobj.node import Node
 
@@ -30,13 +24,7 @@ class Replication:
     """What one leader knows of its followers."""
 
     def __init__(
-        self,
-        engine: SyncEngine,
-        journal: Journal,
-        snapshots: SnapshotStore,
-        transport: Links,
-        settings: RaftSettings,
-        awaited: Mapping[Node, int],
+        self, engine: SyncEngine, journal: Journal, snapshots: SnapshotStore, transport: Links, settings: RaftSettings
     ) -> None:
         self._engine = engine
         self._journal = journal
@@ -46,7 +34,6 @@ class Replication:
         self._others = [transport.nodes[id] for id in sorted(transport.nodes)]
         self._in_flight: dict[Node, int] = {}
         self._commit_told: dict[Node, int] = {}
-        self._awaited = awaited
         self._learners: dict[Node, int] = {}
         """Followers whose latest answer did not count, and how far their log is known to be this leader's."""
         self._has_answered: set[Node] = set()
@@ -102,8 +89,7 @@ class Replication:
             if not self._engine.isNodeConnected(node):
                 continue
             next_index = min(self._engine.next_index(node), last_index + 1)
-            awaits = min(self._awaited.get(node, 0), commit_index)
-            lacks = next_index <= last_index or self._commit_told.get(node, 0) < awaits
+            lacks = next_index <= last_index or self._commit_told.get(node, 0) < commit_index
             has_room = self._in_flight.get(node, 0) < APPENDS_IN_FLIGHT_MAX
             if not is_heartbeat and not (lacks and has_room):
                 continue

@@ -32,7 +32,7 @@ from worker_agent.shard_interface import SendToPeer
 if TYPE_CHECKING:
     from tests.sim.cluster_net import SessionStream
 
-SEED = 3
+SEED = 5
 PLAN = Plan(
     masters=raft_faults.Plan(masters=3, clients=0, drift=0.02),
     workers=replica_faults.Plan(workers=4, replicas=2, clients=3, think_s=0.02, drift=0.02, times=TIMES),

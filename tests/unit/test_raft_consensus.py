@@ -70,29 +70,6 @@ def test_a_commit_needs_no_heartbeat(tmp_path: Path) -> None:
         assert [reason for _, reason in outcome] == [FAIL_REASON.SUCCESS]
 
 
-def test_news_of_a_commit_costs_no_message_of_its_own(tmp_path: Path) -> None:
-    """Where nobody waits, a follower hears of a commit with the next append, or with the heartbeat at the latest."""
-    with network(tmp_path) as net:
-        leader = net.elect()
-        converge(net)
-        sent = net.masters[leader].replication
-        told: list[Node] = []
-        real = sent._send_append
-
-        def send_append(node: Node, next_index: int) -> None:
-            told.append(node)
-            real(node, next_index)
-
-        sent._send_append = send_append  # type: ignore[method-assign]
-        outcome = net.propose(leader, "quiet")
-        for _ in range(6):
-            net.turn(0.0)
-        assert [reason for _, reason in outcome] == [FAIL_REASON.SUCCESS]
-        assert len(told) == len(followers(net, leader))
-        assert applied(net.masters[followers(net, leader)[0]].state) == []
-        net.run(lambda: all(applied(net.masters[id].state) == ["quiet"] for id in net.ids), seconds=0.06)
-
-
 def test_commands_of_one_turn_are_one_append(tmp_path: Path) -> None:
     """Fifty commands that were proposed together go to each follower as one message with fifty contiguous entries."""
     with network(tmp_path) as net:
