@@ -63,11 +63,12 @@ class RunOutputReader:
                 if not follow or not can_help or loop.time() - heard_at_s > self._timeout_s:
                     raise
                 launch = await self._find_launch()
-                if is_latest and not request.offset_bytes and launch.attempt > attempt:
-                    # It was declined, or lost before it printed anything: the next one is the latest now.
+                if is_latest and not request.offset_bytes and (launch.attempt > attempt or not launch.worker):
+                    # It was declined, or lost before it printed anything: the next one is the latest.
                     launch = await self._begun(0, follow=follow)
                     request.attempt = attempt = launch.attempt
-                elif launch.state not in _GOES_ON or launch.attempt != attempt:
+                    heard_at_s = loop.time()
+                elif launch.state not in _GOES_ON or launch.attempt != attempt or not launch.worker:
                     raise
             await asyncio.sleep(LOOK_S)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator
 
 import pytest
 import yaml
 
 from coordinator.api.v1 import launch_pb2, types_pb2
 from coordinator.cli.cron_logs import Printer
-from coordinator.client.run_output import worker_of
+from coordinator.client.run_output import RunOutputReader, worker_of
+from coordinator.model.errors import RefusalReason, Refused
 
 PIECES = (
     launch_pb2.ReadOutputResponse(attempt=2),
@@ -50,3 +52,37 @@ def test_each_attempt_has_its_worker() -> None:
     earlier = types_pb2.LaunchAttempt(attempt=1, worker="w1")
     launch = types_pb2.Launch(attempt=3, worker="w3", earlier_attempts=[earlier])
     assert [worker_of(launch, attempt) for attempt in (1, 2, 3, 4)] == ["w1", "", "w3", ""]
+
+
+class _Attempts(RunOutputReader):
+    """A reader of workers that are played: what each has printed, or that it does not know the attempt."""
+
+    def __init__(self, launches: list[types_pb2.Launch], printed: dict[tuple[str, int], bytes]) -> None:
+        async def find_launch() -> types_pb2.Launch:
+            return launches.pop(0) if len(launches) > 1 else launches[0]
+
+        super().__init__(None, find_launch, None, timeout_s=10.0)  # type: ignore[arg-type]
+        self._printed = printed
+
+    async def _attempt(
+        self, worker_id: str, request: launch_pb2.ReadOutputRequest
+    ) -> AsyncGenerator[launch_pb2.ReadOutputResponse, None]:
+        if (worker_id, request.attempt) not in self._printed:
+            raise Refused(RefusalReason.NOT_FOUND, f"{worker_id} does not know it")
+        yield launch_pb2.ReadOutputResponse(
+            attempt=request.attempt, data=self._printed[(worker_id, request.attempt)]
+        )
+
+
+async def test_following_the_latest_goes_on_with_the_attempt_after_one_that_was_declined() -> None:
+    """It waits while no worker has the launch, and ends with the reason when none ever gets it."""
+    declined = types_pb2.Launch(job_id="tick", attempt=1, worker="w1", state=types_pb2.LAUNCH_STATE_COMMITTED)
+    waits = types_pb2.Launch(job_id="tick", attempt=1, state=types_pb2.LAUNCH_STATE_WAITING)
+    runs = types_pb2.Launch(job_id="tick", attempt=2, worker="w2", state=types_pb2.LAUNCH_STATE_RUNNING)
+    reader = _Attempts([declined, waits, waits, waits, runs], {("w2", 2): b"here"})
+    assert [piece.data async for piece in reader.read(0, follow=True)] == [b"here"]
+    missed = types_pb2.Launch(job_id="tick", attempt=1, state=types_pb2.LAUNCH_STATE_MISSED, reason="no slot")
+    with pytest.raises(Refused, match="did not run: missed; no slot"):
+        _ = [piece async for piece in _Attempts([declined, waits, missed], {}).read(0, follow=True)]
+    with pytest.raises(Refused, match="w1 does not know it"):
+        _ = [piece async for piece in _Attempts([declined, waits, runs], {("w2", 2): b""}).read(1, follow=True)]
