@@ -10,6 +10,7 @@ from coordinator.api.v1 import cluster_pb2
 from coordinator.cli.session import Group, Session, now_unix_ms, pass_session
 from coordinator.cli.table import Column, paragraph, table
 from coordinator.cli.words import NOTHING, age, size
+from coordinator.model.clock import offset_words
 
 COLUMNS = (
     Column("MASTER"),
@@ -49,9 +50,7 @@ def masters_table(masters: Iterable[cluster_pb2.Master]) -> str:
 
 def clock_words(master: cluster_pb2.Master) -> str:
     """What is wrong with a master's wall clock."""
-    offset_s = abs(master.clock_offset_ms) / 1_000
-    amount = f"{offset_s:.0f}" if offset_s >= 100 else f"{offset_s:.3g}"
-    what = f"its wall clock is {amount} s {'ahead of' if master.clock_offset_ms > 0 else 'behind'} the other masters'"
+    what = f"its wall clock is {offset_words(master.clock_offset_ms / 1_000)} the other masters'"
     return f"{what}, so it refuses to lead" if master.refuses_to_lead else what
 
 

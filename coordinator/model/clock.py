@@ -20,6 +20,12 @@ NEVER_MS = WallMs(0)
 """Stands for "has not happened" wherever a wall time is stored."""
 
 
+def offset_words(offset_s: float) -> str:
+    """What a wall clock is of others, for people: "0.83 s ahead of" or "2400 s behind"."""
+    amount = f"{abs(offset_s):.0f}" if abs(offset_s) >= 100 else f"{abs(offset_s):.3g}"
+    return f"{amount} s {'ahead of' if offset_s > 0 else 'behind'}"
+
+
 _ASLEEP_TOO: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 """Linux stops its other monotonic clocks in sleep; where there is no such clock, the usual one has to do."""
 

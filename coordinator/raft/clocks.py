@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from coordinator.api.v1 import peer_pb2
 from coordinator.config import RaftSettings
 from coordinator.model import WallMs
+from coordinator.model.clock import offset_words
 
 KNOWN_S = 10.0
 """A clock that was not heard for so long, or for three election timeouts, counts no more."""
@@ -247,7 +248,7 @@ class Clocks:
         self._told = found
         if not found.is_off and not found.refuses:
             return "its wall clock agrees with the other masters' again"
-        what = f"its wall clock is {words(found.offset_s)} the other masters'"
+        what = f"its wall clock is {offset_words(found.offset_s)} the other masters'"
         if found.refuses:
             limit = f"more than clock_offset_max_s = {self._settings.clock_offset_max_s:g} s"
             return f"{what}, {limit}: it refuses to lead until that is set right; {ADVICE}"
@@ -255,16 +256,6 @@ class Clocks:
 
 
 ADVICE = "check the time synchronization of its machine (chronyc tracking, timedatectl)"
-
-
-def words(offset_s: float) -> str:
-    """An offset for people, for example "0.83 s ahead of"."""
-    return f"{_number(offset_s)} s {'ahead of' if offset_s > 0 else 'behind'}"
-
-
-def _number(seconds: float) -> str:
-    seconds = abs(seconds)
-    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _us(seconds: float) -> int:

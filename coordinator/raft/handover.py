@@ -11,8 +11,9 @@ import asyncio
 from pysyncobj import FAIL_REASON
 
 from coordinator.config import RaftSettings
+from coordinator.model.clock import offset_words
 from coordinator.model.errors import RefusalReason, Refused, TimedOut
-from coordinator.raft.clocks import ADVICE, words
+from coordinator.raft.clocks import ADVICE
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.transport import PeerTransport
 
@@ -28,7 +29,7 @@ async def hand_over(
 ) -> None:
     """Returns once `lost` tells that the leadership is gone. Raises Refused, TimedOut (nobody took over)."""
     if target_id and (verdict := consensus.elections.duty.refusal_of(target_id)):
-        what = f"the wall clock of master {target_id} is {words(verdict.offset_s)} the other masters'; {ADVICE}"
+        what = f"the wall clock of master {target_id} is {offset_words(verdict.offset_s)} the other masters'; {ADVICE}"
         raise Refused(RefusalReason.PRECONDITION, what)
     loop = asyncio.get_running_loop()
     give_up_at_s = loop.time() + settings.election_timeout_s_max

@@ -14,7 +14,8 @@ from coordinator.control.figures import DamagedCopy
 from coordinator.control.replicas import LostCopy
 from coordinator.machine.state import State
 from coordinator.model import Node, NodeState, Shard, WallMs
-from coordinator.raft.clocks import ADVICE, words
+from coordinator.model.clock import offset_words
+from coordinator.raft.clocks import ADVICE
 
 NAMES_SHOWN = 5
 
@@ -107,7 +108,7 @@ def clock_problem(master: cluster_pb2.Master) -> str:
     """What is wrong with a master's wall clock; empty when nothing is."""
     if not master.clock_is_off and not master.refuses_to_lead:
         return ""
-    what = f"the wall clock of master {master.id} is {words(master.clock_offset_ms / 1_000)} the other masters'"
+    what = f"the wall clock of master {master.id} is {offset_words(master.clock_offset_ms / 1_000)} the other masters'"
     if not master.refuses_to_lead:
         follows = ", and schedules go by it" if master.role == "leader" else ", and schedules would go by it if it led"
     else:
