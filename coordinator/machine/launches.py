@@ -34,7 +34,7 @@ from itertools import pairwise
 
 from coordinator.api.v1 import command_pb2
 from coordinator.machine.draft import Draft
-from coordinator.machine.passed import ALL_PAUSED, JOB_PAUSED, move_watermark
+from coordinator.machine.passed import move_watermark, why_paused
 from coordinator.model import CronJob, Launch, LaunchAttempt, LaunchState, LaunchTrigger, WallMs
 from coordinator.model.errors import RefusalReason, Refused
 
@@ -288,7 +288,7 @@ def decline_launch(draft: Draft, command: command_pb2.DeclineLaunch) -> None:
         reason = launch.cancel_reason
         draft.put_launch(replace(launch, state=LaunchState.CANCELLED, reason=reason, finished_ms=draft.time_ms))
         draft.record("launch", launch.job_id, f"cancelled at {_show_time(launch.scheduled_at_ms)}: {reason}")
-    elif _is_unbegun(declined) and (reason := _why_paused(draft, launch.job_id)):
+    elif _is_unbegun(declined) and (reason := why_paused(draft, draft.job(launch.job_id))):
         _cancel_waiting(draft, declined, reason)
     elif command.next_worker:
         draft.node(command.next_worker)
@@ -297,13 +297,6 @@ def decline_launch(draft: Draft, command: command_pb2.DeclineLaunch) -> None:
         )
     else:
         draft.put_launch(declined)
-
-
-def _why_paused(draft: Draft, job_id: str) -> str:
-    """The reason for which nothing new of the job begins; empty when something may."""
-    if draft.job(job_id).paused:
-        return JOB_PAUSED
-    return ALL_PAUSED if draft.settings.cron_paused else ""
 
 
 def _refuse_waiting(launch: Launch) -> None:

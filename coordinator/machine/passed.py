@@ -26,11 +26,16 @@ PASSED_MAX = 32
 """Stretches of one job. So many take as many seconds at least, and the first is recorded within one."""
 
 
-def why_not_launched(draft: Draft, job: CronJob) -> str:
-    """Why what the job's present schedule has not launched until now never will be, once it ends."""
+def why_paused(draft: Draft, job: CronJob) -> str:
+    """Why nothing new of the job begins now; empty when something may."""
     if job.paused:
         return JOB_PAUSED
-    return ALL_PAUSED if draft.settings.cron_paused else EDITED
+    return ALL_PAUSED if draft.settings.cron_paused else ""
+
+
+def why_not_launched(draft: Draft, job: CronJob) -> str:
+    """Why what the job's present schedule has not launched until now never will be, once it ends."""
+    return why_paused(draft, job) or EDITED
 
 
 def pass_over(draft: Draft, job: CronJob, reason: str) -> CronJob:
