@@ -121,9 +121,10 @@ class CronControl:
                 actions += self._launches.on_session(at, session, hello)
             case HeartbeatReceived(session, node_id, heartbeat):
                 actions += self._launches.on_heartbeat(at, session, node_id, heartbeat)
-            case LaunchReported(session, node_id, report):
-                actions += self._launches.on_report(at, Report(session, node_id, report))
-                self._reported.add(at.now, (report.job_id, WallMs(report.scheduled_at_unix_ms)))
+            case LaunchReported(session, node_id, message):
+                report = Report(session, node_id, message)
+                actions += self._launches.on_report(at, report)
+                self._reported.add(at.now, report.key)
             case ProposalEnded():
                 actions += self._on_proposal_ended(at, event)
             case _:

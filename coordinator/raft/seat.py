@@ -102,7 +102,12 @@ class Seat:
         if consensus.state is not self._state:
             self._state = consensus.state
             self._follow(consensus)
-        if not self.identity.is_voter and (consensus.voters.is_admitted or self._is_founding(consensus)):
+        if self.identity.is_voter:
+            return
+        is_founding = self._is_founding(consensus)
+        if is_founding:
+            self._founders = {id: self._transport.disk_of(id) for id in self._transport.nodes}
+        if is_founding or consensus.voters.is_admitted:
             # First the vote of this term goes, then the word comes: never the other way round.
             consensus.become_voter()
             self.identity.become_voter(consensus.applied_index)
@@ -125,7 +130,4 @@ class Seat:
         transport = self._transport
         if consensus.has_history or set(transport.connected_ids) != set(transport.nodes):
             return False
-        if any(transport.told[id].has_history for id in transport.nodes):
-            return False
-        self._founders = {id: transport.disk_of(id) for id in transport.nodes}
-        return True
+        return not any(transport.told[id].has_history for id in transport.nodes)
