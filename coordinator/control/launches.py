@@ -32,7 +32,7 @@ from coordinator.control.interface import Action, SendLaunch, StopLaunch, Tokens
 from coordinator.control.job_workers import serving_workers, why_none_serves
 from coordinator.control.launch_reports import Report, judge, receipt
 from coordinator.control.launch_watch import Watch, answer_all, step_of
-from coordinator.control.open_launches import OpenLaunches, most_urgent_first
+from coordinator.control.open_launches import OpenLaunches, StarvedLaunches, most_urgent_first
 from coordinator.control.overlap import may_begin, superseded
 from coordinator.control.retries import is_last, may_follow_end, may_follow_loss, retry_at_ms, wait_left_ms
 from coordinator.control.timers import Moment, Timers
@@ -64,8 +64,7 @@ class LaunchTracker:
         """When a launch is to be reviewed at the latest."""
         self._given_up = GivenUp()
         self._slots = WorkerSlots()
-        self._starved: set[LaunchKey] = set()
-        """WAITING launches that only a worker is missing for."""
+        self._starved = StarvedLaunches()
         for launch in state.launches.values():
             if not launch.state.has_ended:
                 self._watch(at, launch)
@@ -342,7 +341,7 @@ class LaunchTracker:
             self._slots.take(worker)
             self._starved.discard(key)
             return [self._propose(launch, launch_commands.assign(launch, worker))]
-        self._starved.add(key)
+        self._starved.add(self._state, key)
         if watch.ready_since is None:
             watch.ready_since = at.now
         deadline = Monotonic(watch.ready_since + job.spec.start_deadline_s)
@@ -356,11 +355,10 @@ class LaunchTracker:
     def _feed(self, at: Moment, node_id: str) -> list[Action]:
         """Gives a worker that has free slots the launches that wait for one, the most urgent first."""
         actions: list[Action] = []
-        if not self._starved or not self._slots.has_free(node_id):
-            return actions
-        for job_id in dict.fromkeys(key[0] for key in most_urgent_first(self._state, self._starved)):
-            may_run = node_id in serving_workers(self._state, self._state.jobs[job_id])
-            if may_run and self._slots.has_free(node_id):
+        for job_id in dict.fromkeys(key[0] for key in self._starved):
+            if not self._slots.has_free(node_id):
+                break
+            if node_id in serving_workers(self._state, self._state.jobs[job_id]):
                 actions += self.review_waiting(at, job_id)
         return actions
 

@@ -5,13 +5,16 @@ Invariant: a key is in `by_job`, and in exactly one of `by_worker` (a begun atte
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias, TypeVar
 
 from coordinator.machine.state import LaunchKey, State
 from coordinator.model import Launch, LaunchState, LaunchTrigger, WallMs
 
 Member = TypeVar("Member")
+_Urgency: TypeAlias = tuple[int, WallMs, LaunchKey]
+"""Class of the job, when it was due, and which it is: the smallest is the most urgent."""
 
 
 class OpenLaunches:
@@ -62,7 +65,38 @@ class OpenLaunches:
 def most_urgent_first(state: State, keys: Iterable[LaunchKey]) -> list[LaunchKey]:
     """Launches by the class of their jobs, then by when they were due; without those that are gone."""
     known = [key for key in keys if key[0] in state.jobs and key in state.launches]
-    return sorted(known, key=lambda key: (state.jobs[key[0]].spec.priority_class, state.launches[key].due_ms, key))
+    return sorted(known, key=lambda key: _urgency(state, key))
+
+
+class StarvedLaunches:
+    """WAITING launches that only a worker is missing for, kept by their urgency: each free slot asks for the first."""
+
+    def __init__(self) -> None:
+        self._in_order: list[_Urgency] = []
+        self._urgencies: dict[LaunchKey, _Urgency] = {}
+
+    def __len__(self) -> int:
+        return len(self._in_order)
+
+    def __iter__(self) -> Iterator[LaunchKey]:
+        """The most urgent first, as they are now, whatever becomes of them meanwhile."""
+        return (key for _, _, key in tuple(self._in_order))
+
+    def add(self, state: State, key: LaunchKey) -> None:
+        """Files one, by what its job is now."""
+        self.discard(key)
+        urgency = self._urgencies[key] = _urgency(state, key)
+        insort(self._in_order, urgency)
+
+    def discard(self, key: LaunchKey) -> None:
+        """Forgets one, known or not."""
+        urgency = self._urgencies.pop(key, None)
+        if urgency is not None:
+            del self._in_order[bisect_left(self._in_order, urgency)]
+
+
+def _urgency(state: State, key: LaunchKey) -> _Urgency:
+    return (state.jobs[key[0]].spec.priority_class, state.launches[key].due_ms, key)
 
 
 def _found(state: State, keys: Iterable[LaunchKey]) -> Iterable[Launch]:

@@ -42,8 +42,9 @@ class WorkerSlots:
         self._free = {node_id: free for node_id, free in self._free.items() if node_id in node_ids}
 
     def take(self, node_id: str) -> None:
-        """The worker is given a launch."""
-        self._add(node_id, -1)
+        """The worker is given a launch; empty for nobody."""
+        if node_id:
+            self._add(node_id, -1)
 
     def give_back(self, node_id: str) -> None:
         """A launch of the worker has ended."""

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from coordinator.api.v1 import command_pb2
+from coordinator.control.open_launches import StarvedLaunches, most_urgent_first
 from coordinator.control.worker_slots import SLOTS_ASSUMED, WorkerSlots
 from coordinator.machine.codec import job_spec_to_proto
-from coordinator.model import CronJobSpec, LaunchState, OverlapPolicy, RetryPolicy
+from coordinator.model import CronJobSpec, LaunchState, OverlapPolicy, RetryPolicy, WallMs
 from tests.cron_harness import CronHarness
 from tests.unit.test_cron_retries import attempts, minutely, ordered
 
@@ -256,3 +257,20 @@ def test_a_new_leader_does_not_flood_workers_that_have_not_said_how_much_they_ta
     assert len(classes) == SLOTS_ASSUMED
     assert classes == sorted(classes)
     assert max(classes) == 2
+
+
+def test_starved_launches_stand_by_urgency() -> None:
+    """The lowest class is first, then what was due first, whatever comes and goes; what is filed anew counts once."""
+    harness = CronHarness(*(replace(minutely(), id=f"job-{n}", priority_class=n % 3) for n in range(6)))
+    harness.lead()
+    harness.advance(120)
+    keys = sorted(harness.state.launches)
+    starved = StarvedLaunches()
+    for key in (*keys, *reversed(keys)):
+        starved.add(harness.state, key)
+    starved.discard(keys[3])
+    starved.discard(("nobody", WallMs(0)))
+    assert list(starved) == [key for key in most_urgent_first(harness.state, keys) if key != keys[3]]
+    for key in starved:
+        starved.discard(key)
+    assert not starved
