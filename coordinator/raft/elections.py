@@ -11,7 +11,10 @@ Order rules:
    runs hears itself. A voter that has just started may have heard a leader before it forgot, so it counts as having
    heard one at its start.
 2. Nobody stands for election before a majority has said that it would vote for it (pre-vote, thesis 9.6). So a master
-   that was cut off comes back with the term that it left with, and deposes nobody.
+   that was cut off comes back with the term that it left with, and deposes nobody. Two that stand in one term each
+   vote for themselves, and another election timeout passes without a leader: so of two that ask at the same moment one
+   withdraws, and who said yes lets the other stand before it asks itself. Without this one failover in thirty took
+   twice as long: timeouts are looked at every half append period, and whenever a message comes.
 3. Should a follower have a later term all the same (it stood, and lost), its answer says so and the leader steps down:
    otherwise neither would ever accept the other.
 4. A leader that has asked a follower to take over breaks rule 1 on purpose, so from then on it has no lease in its
@@ -201,6 +204,8 @@ class Elections:
         is_complete = (message["last_log_term"], message["last_log_index"]) >= (term, index)
         may_vote = self._voters.speaks and not self._hears_leader()
         is_granted = message["term"] > self._engine.raftCurrentTerm and is_complete and may_vote
+        if is_granted:
+            self._make_way(node, message)
         self._send(
             node,
             {
@@ -210,6 +215,17 @@ class Elections:
                 "voter_term": int(self._engine.raftCurrentTerm),
             },
         )
+
+    def _make_way(self, node: Node, message: Message) -> None:
+        """Lets a peer stand that this master would vote for, unless it asks too and has a majority or more to show."""
+        is_rival = message["term"] == self._asked_term
+        if is_rival and self._has_majority():
+            return
+        self._engine.hold_back(self._settings.append_period_s)
+        index, term = self._engine.last_entry()
+        theirs = (message["last_log_term"], message["last_log_index"], node.id)
+        if is_rival and theirs > (term, index, self._engine.selfNode.id):
+            self._asked_term = 0
 
     def take_pre_vote_answer(self, node: Node, message: Message) -> None:
         """Counts the answer; with a majority PySyncObj stands for election at its next tick."""

@@ -194,6 +194,10 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
         self._SyncObj__raftLeader = None
         self.end_replies(FAIL_REASON.LEADER_CHANGED)
 
+    def hold_back(self, seconds: float) -> None:
+        """Does not stand for election within so many seconds."""
+        self._SyncObj__raftElectionDeadline = max(self._SyncObj__raftElectionDeadline, now_s() + seconds)
+
     def stand_for_election(self) -> None:
         """Has PySyncObj stand for election at its next tick."""
         self._SyncObj__raftElectionDeadline = 0.0

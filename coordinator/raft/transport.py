@@ -47,7 +47,9 @@ CONGESTED_BYTES = 2 << 20
 STRANGERS_MAX = 64
 BACKLOG = 100
 REDIAL_S_MIN = 0.05
-REDIAL_S_MAX = 1.0
+REDIAL_S_MAX = 0.2
+"""Well below an election timeout: a leader that is lost just after another master came back leaves two that must reach
+each other before either can be elected."""
 
 log = logging.getLogger(__name__)
 

@@ -77,6 +77,41 @@ def test_a_half_cut_follower_does_not_depose_the_leader(tmp_path: Path) -> None:
         assert net.masters[leader].term == term
 
 
+@pytest.mark.parametrize("ids", [("m1", "m2", "m3"), ("m1", "m2", "m3", "m4", "m5")])
+def test_of_those_who_ask_at_the_same_moment_one_is_elected(tmp_path: Path, ids: tuple[str, ...]) -> None:
+    """Shows that the followers of a lost leader whose timeouts end together need one election, not another timeout."""
+    with network(tmp_path, ids) as net:
+        leader = net.elect()
+        term = net.masters[leader].term
+        left = others(net, leader)
+        net.stop(leader)
+        turn_for(net, SETTINGS.election_timeout_s_min - 0.01)
+        for id in left:
+            net.masters[id]._engine.stand_for_election()
+        net.run(lambda: net.leader() is not None, seconds=0.1)
+        assert net.masters[max(left)].term == term + 1
+        assert net.leader() == max(left)
+
+
+def test_who_said_yes_lets_the_other_stand_first(tmp_path: Path) -> None:
+    """Shows that a voter whose own timeout ends with the candidate's question does not stand in the same term."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        term = net.masters[leader].term
+        first, second = others(net, leader)
+        net.stop(leader)
+        turn_for(net, SETTINGS.election_timeout_s_min - 0.01)
+        net.now_s += 0.02
+        net.masters[first]._engine.stand_for_election()
+        net.masters[first].step()
+        net.masters[second]._engine.stand_for_election()
+        net.links[second].receive(first, net.queue(first, second).popleft())
+        net.masters[second].step()
+        net.run(lambda: net.leader() is not None, seconds=0.1)
+        assert net.leader() == first
+        assert net.masters[second].term == term + 1
+
+
 def test_a_voter_that_hears_a_leader_ignores_candidates(tmp_path: Path) -> None:
     """Shows that a request for a vote in a later term changes neither term nor leader while a leader is heard."""
     with network(tmp_path) as net:
