@@ -332,14 +332,16 @@ class CronControl:
 
     def _job_watch(self, job: CronJob) -> JobWatch:
         """The job's soft state, made anew when its definition is another one."""
-        watch = self._jobs.get(job.id)
-        if watch is None or watch.spec != job.spec:
-            try:
-                schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
-            except InvalidRequest:
-                schedule = None
-            watch = JobWatch(job.spec, schedule, job.spec.jitter_ms)
-            self._jobs[job.id] = watch
+        before = self._jobs.get(job.id)
+        if before is not None and (before.spec is job.spec or before.spec == job.spec):
+            return before
+        try:
+            schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
+        except InvalidRequest:
+            schedule = None
+        watch = self._jobs[job.id] = JobWatch(job.spec, schedule, job.spec.jitter_ms)
+        if before is not None and before.schedule is schedule:
+            watch.closed_ms, watch.scheduled_ms = before.closed_ms, before.scheduled_ms
         return watch
 
     def _is_backing_off(self, now: Monotonic, job_id: str, watch: JobWatch) -> bool:
