@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ def main(arguments: list[str]) -> int:
         if options.json:
             print(json.dumps(result.as_json()), flush=True)
 
+    # As at Ctrl-C, whoever started daemons ends them on the way out.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     begun_s = time.perf_counter()
     module = importlib.import_module(f"tools.bench_lib.{options.name}")
     (getattr(module, "run_quick", module.run) if options.quick else module.run)(emit)
