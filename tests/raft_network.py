@@ -95,6 +95,7 @@ class Network:
         """Names of the masters' disks, where a test gives them any."""
         self.now_s = 1_000.0
         self._seed = seed
+        self._starts = 0
         self._queues: dict[tuple[str, str], deque[bytes]] = {}
         self._cut: set[frozenset[str]] = set()
         for id in ids:
@@ -104,6 +105,7 @@ class Network:
         """Starts a master on what its directory holds."""
         directory = self.directory / id
         directory.mkdir(exist_ok=True)
+        self._starts += 1
         links = MemoryLinks(self, id, [other for other in self.ids if other != id])
         self.links[id] = links
         self.masters[id] = Consensus(
@@ -113,7 +115,7 @@ class Network:
             apply=MACHINE.apply,
             settings=self.settings,
             wall_ms=self.clocks[id].wall_ms,
-            rng=random.Random(f"{self._seed} {id}"),
+            rng=random.Random(f"{self._seed} {id} {self._starts}"),
             protections=self.protections,
             membership=membership,
         )

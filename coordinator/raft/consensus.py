@@ -106,7 +106,7 @@ class Consensus:
         self._leader_sent_us = 0
         """`sent_at_us` of the latest append or chunk of a leader that was followed."""
         outbox = Outbox(self._transport, lambda: self.elections.is_transfer)
-        self._engine = SyncEngine(self, transport.self_id, others, settings, outbox)
+        self._engine = SyncEngine(self, transport.self_id, others, settings, outbox, rng.getrandbits(62))
         self.voters = Voters(transport.self_id, membership or Membership(), journal, transport.disk_of)
         self.elections = Elections(self._engine, others, settings, self._protections, self.voters, self._transport)
         self.replication = Replication(self._engine, journal, snapshots, self._transport, settings)

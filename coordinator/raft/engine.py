@@ -106,12 +106,15 @@ class SyncEngine(SyncObj):  # type: ignore[misc]
     """PySyncObj with its unsafe parts handed on. No properties: PySyncObj reads all of them before it is made."""
 
     def __init__(
-        self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links
+        self, hooks: Hooks, self_id: str, others: list[Node], settings: RaftSettings, transport: Links, random_bits: int
     ) -> None:
         self._hooks = hooks
         self.elections = 0
         """Elections that this master has held."""
         super().__init__(Node(self_id), others, conf=_conf(settings), transport=transport)
+        # A forwarded command's answer is known by its number alone: in each life of the process other numbers, or the
+        # answer to a command of the life before would acknowledge one that the leader never got.
+        self._SyncObj__commandsLocalCounter = random_bits
 
     # Overridden: PySyncObj calls these
 

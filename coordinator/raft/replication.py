@@ -67,6 +67,9 @@ class Replication:
         """This master does not lead (any more)."""
         self._learners.clear()
         self._has_answered.clear()
+        # What a deposed leader sent is answered with a later term, which counts for nothing, or not at all.
+        self._in_flight.clear()
+        self._commit_told.clear()
 
     def connection_changed(self, node: Node) -> None:
         """A peer came or went: what was on the way is lost."""

@@ -155,6 +155,7 @@ class SnapshotStore:
         """Index of the previous one; 0 for none."""
         self._is_damaged = False
         """True when the newest one was found damaged while it was to be sent: the previous one is worth more."""
+        self._opening: Future[BinaryIO] | None = None
         self._outgoing: dict[Any, BinaryIO] = {}
         self._incoming: BinaryIO | None = None
         self.state_now: Callable[[], State] = State
@@ -245,6 +246,9 @@ class SnapshotStore:
         self._incoming = None
         while self._outgoing:
             self._close(self._outgoing.popitem()[1])
+        if self._opening is not None:
+            self._opening.add_done_callback(lambda opening: opening.exception() or opening.result().close())
+            self._opening = None
 
     # Writing: PySyncObj calls serialize, then checkSerializing on every tick
 
@@ -299,8 +303,10 @@ class SnapshotStore:
         is_first = file is None
         try:
             if file is None:
-                _check(self._path.read_bytes(), str(self._path))
-                file = self._outgoing[node] = self._path.open("rb")
+                file = self._opened()
+                if file is None:
+                    return None
+                self._outgoing[node] = file
             data = file.read(CHUNK_BYTES)
         except (OSError, Damaged) as error:
             log.error("cannot send a snapshot to %s: %s; writing a new one", node, error)
@@ -312,6 +318,20 @@ class SnapshotStore:
         if is_last:
             self.cancelTransmisstion(node)
         return data, is_first, is_last
+
+    def _opened(self) -> BinaryIO | None:
+        """The newest snapshot, once its bytes have been checked in another thread; None until then."""
+        if self._opening is None:
+            self._opening = self._executor.submit(self._open_checked)
+            self._opening.add_done_callback(lambda _: self.on_written())
+        if not self._opening.done():
+            return None
+        opening, self._opening = self._opening, None
+        return opening.result()
+
+    def _open_checked(self) -> BinaryIO:
+        _check(self._path.read_bytes(), str(self._path))
+        return self._path.open("rb")
 
     def cancelTransmisstion(self, node: Any) -> None:
         """Forgets how far a follower is."""

@@ -1,9 +1,10 @@
 """Connections between masters: one per pair, over asyncio, carrying the frames of frames.py.
 
 Who dials: of two masters, the one whose id sorts higher dials the other, again and again with a growing
-pause (50 ms to 1 s). Both say PeerHello first, and each checks protocol version, cluster name and identity (where
-both know it), that it is meant, and that the other is a known peer; who fails is cut off and named in the log. A
-newer connection of the same peer replaces the older one, which its owner may not yet know to be dead.
+pause: 50 to 200 ms while nobody listens there, up to 5 s where the one that listens refuses. Both say PeerHello
+first, and each checks protocol version, cluster name and identity (where both know it), that it is meant, and that
+the other is a known peer; who fails is cut off and named in the log. A newer connection of the same peer replaces
+the older one, which its owner may not yet know to be dead.
 
 Bounds: a stranger may send 4 KiB, has 2 s for its hello, and there are at most 64 of them; a peer's frame
 has at most 16 MiB. What a peer does not read piles up to SEND_BYTES_MAX, then its connection is dropped: the
@@ -24,6 +25,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -50,6 +52,9 @@ REDIAL_S_MIN = 0.05
 REDIAL_S_MAX = 0.2
 """Well below an election timeout: a leader that is lost just after another master came back leaves two that must reach
 each other before either can be elected."""
+REFUSED_S_MAX = 5.0
+"""Who is refused for what it is has to be mended by people, and every attempt is a line in the other's log."""
+ACCEPT_RETRY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +171,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
                     return
                 # Out of files, most likely: whoever comes waits until there are some again.
                 log.warning("%s: cannot take connections: %s", self.self_id, error.strerror or error)
-                await asyncio.sleep(REDIAL_S_MAX)
+                await asyncio.sleep(ACCEPT_RETRY_S)
                 continue
             address = f"{where[0]}:{where[1]}"
             if len(self._welcomes) + len(self._strangers) >= STRANGERS_MAX:
@@ -204,7 +209,7 @@ class PeerTransport(Transport):  # type: ignore[misc]
         pause_s = REDIAL_S_MIN
         last_problem = ""
         while True:
-            problem = ""
+            problem, pause_s_max = "", REDIAL_S_MAX
             place = self._moved.get(peer.id, peer)
             link = Link(self, peer.id)
             try:
@@ -219,6 +224,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
                     )
             except (OSError, TimeoutError) as error:
                 problem = reason_of(error)
+                if isinstance(error, ssl.SSLError):
+                    pause_s_max = REFUSED_S_MAX
                 self._abandon(link)
             else:
                 await link.closed
@@ -226,12 +233,13 @@ class PeerTransport(Transport):  # type: ignore[misc]
                     pause_s, last_problem = REDIAL_S_MIN, ""
                 else:
                     problem = "it closed the connection without a hello; its log says why"
+                    pause_s_max = REFUSED_S_MAX
             if problem and problem != last_problem:
                 where = f"master {peer.id} at {place.host}:{place.port}"
                 log.warning("%s: no connection to %s: %s", self.self_id, where, problem)
                 last_problem = problem
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, REDIAL_S_MAX)
+            pause_s = min(pause_s * 2, pause_s_max)
 
     def check(self, now: float) -> None:
         """Closes silent links and keeps the others alive; to be called several times per `idle_s`."""

@@ -346,3 +346,61 @@ def test_what_comes_after_the_end_is_not_taken_in(tmp_path: Path) -> None:
         for frame in frames:
             links.receive(leader, frame)
         net.masters.pop(follower)
+
+
+def test_an_answer_to_a_command_of_an_earlier_life_acknowledges_nothing(tmp_path: Path) -> None:
+    """Shows that a follower that was killed with a command on its way does not take its answer for a later one's."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        follower = next(id for id in net.ids if id != leader)
+        gathering = net.masters[leader]._gathering
+
+        def hold() -> None:
+            gathering.closed_until_s = net.now_s + 0.05
+
+        for _ in range(20):
+            net.turn(0.005)
+        hold()
+        net.propose(follower, "before")
+        net.masters[follower].step()
+        net.deliver()
+        hold()
+        net.stop(follower)
+        net.start(follower)
+        while net.masters[follower].leader_id != leader:
+            net.turn(0.005)
+            hold()
+        outcome = net.propose(follower, "after")
+        net.masters[follower].step()
+        net.queue(follower, leader).clear()
+        net.now_s += 0.06
+        net.run(lambda: "before" in applied(net.masters[leader].state))
+        for _ in range(20):
+            net.turn()
+        assert "after" not in applied(net.masters[leader].state)
+        assert all(result is None and reason != FAIL_REASON.SUCCESS for result, reason in outcome)
+
+
+def test_a_deposed_leader_that_leads_again_commits_as_fast_as_before(tmp_path: Path) -> None:
+    """Shows that appends which nobody answered in its earlier term are not waited for in the later one."""
+    with network(tmp_path) as net:
+        leader = net.elect()
+        others = [id for id in net.ids if id != leader]
+        stalled = net.masters.pop(leader)
+        net.run(lambda: net.leader() in others)
+        net.masters[leader] = stalled
+        for number in range(4):
+            net.propose(leader, f"while deposed {number}")
+            stalled.step()
+        successor = net.leader()
+        assert successor is not None
+        net.run(lambda: net.masters[successor].transfer(leader) == FAIL_REASON.SUCCESS)
+        net.run(lambda: net.leader() == leader)
+        for _ in range(20):
+            net.turn()
+        began_s = net.now_s
+        for number in range(10):
+            outcome = net.propose(leader, f"again {number}")
+            while not outcome:
+                net.turn(0.001)
+        assert net.now_s - began_s < 0.1
