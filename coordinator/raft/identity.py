@@ -1,4 +1,4 @@
-"""Who a master's data directory is: the file `identity.json`, with three things that must outlive the process.
+"""Who a master's data directory is: the file `identity.json`, with what must outlive the process.
 
 - **The cluster.** Its identity is part of the replicated state, but a master that has just started may not have
   applied that part yet, and by then it has long said hello to its peers. So it is kept beside the log as well, from
@@ -8,6 +8,8 @@
 - **Whether it votes**, and since which index of the log: a snapshot may be older, and name the disk before it. A new
   one does not vote, see voters.py. A directory that has a vote file has forgotten nothing, so it votes also when this
   file is missing.
+- **Where masters that were moved are**, since which index: the log behind the snapshot is known to be committed only
+  once a leader says so, and who cannot be reached does not help to elect one.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ class Identity:
         self.is_voter = (directory / "vote.json").exists()
         self.voter_from = 0
         """Index that it had applied when it came to vote: a state that includes it knows of this disk."""
+        self.addresses: dict[str, str] = {}
+        """Peer addresses of the masters that are not where the configuration says, by id."""
+        self._addresses_from = 0
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -53,6 +58,7 @@ class Identity:
                 raise ValueError("checksum")
             self.cluster_id, self.disk_id, self.is_voter = body["cluster_id"], body["disk_id"], body["is_voter"]
             self.voter_from = body.get("voter_from", 0)
+            self.addresses, self._addresses_from = body.get("addresses", {}), body.get("addresses_from", 0)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged(f"{self._path}, offset 0: cannot be read as a master's identity; {ADVICE}") from None
 
@@ -73,12 +79,20 @@ class Identity:
         self.is_voter, self.voter_from = True, index
         self._store()
 
+    def learn_addresses(self, addresses: dict[str, str], index: int) -> None:
+        """The state at `index` has these; an older state than the one before says nothing. Durable when it returns."""
+        if index >= self._addresses_from and addresses != self.addresses:
+            self.addresses, self._addresses_from = addresses, index
+            self._store()
+
     def _store(self) -> None:
         body: dict[str, Any] = {
             "cluster_id": self.cluster_id,
             "disk_id": self.disk_id,
             "is_voter": self.is_voter,
             "voter_from": self.voter_from,
+            "addresses": self.addresses,
+            "addresses_from": self._addresses_from,
         }
         replace_file(self._path, json.dumps(body | {"crc32": _checksum(body)}).encode())
 

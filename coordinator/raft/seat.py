@@ -122,9 +122,11 @@ class Seat:
                     f"{own} counts nowhere any more, `clusterctl masters replace` put disk {other} in its place; move "
                     "it away"
                 )
-        for id, master in self._machine.admitted(consensus.state).items():
-            if id in self._transport.nodes:
-                self._transport.move(id, master.peer_address)
+        admitted = self._machine.admitted(consensus.state)
+        addresses = {id: master.peer_address for id, master in admitted.items() if master.peer_address}
+        self.identity.learn_addresses(addresses, consensus.applied_index)
+        for id in self._transport.nodes:
+            self._transport.move(id, self.identity.addresses.get(id, ""))
 
     def _is_founding(self, consensus: Consensus) -> bool:
         transport = self._transport

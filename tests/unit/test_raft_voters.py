@@ -20,6 +20,7 @@ from coordinator.machine.state import State, Transition
 from coordinator.model import AdmittedMaster, WallMs
 from coordinator.raft import Machine
 from coordinator.raft.entry import NO_OP, stamp
+from coordinator.raft.identity import Identity
 from coordinator.raft.voters import Membership
 from tests import raft_network
 from tests.raft_machine import MACHINE, applied, command
@@ -423,3 +424,14 @@ def test_lost_disks_at_random(tmp_path: Path, seed: int) -> None:
         assert set(acknowledged) <= set(applied(net.masters[leader].state))
         # Seed 17 has one voter cut off for most of its life while another's disk is lost, so it commits only four.
         assert len(acknowledged) >= 4
+
+
+def test_where_masters_have_moved_outlives_the_process(tmp_path: Path) -> None:
+    """An identity knows the addresses of the latest state that it was told of, whatever an older snapshot says."""
+    identity = Identity(tmp_path)
+    identity.learn_addresses({"m2": "there:1"}, 7)
+    identity.learn_addresses({}, 6)
+    again = Identity(tmp_path)
+    assert again.addresses == {"m2": "there:1"}
+    again.learn_addresses({}, 8)
+    assert Identity(tmp_path).addresses == {}
