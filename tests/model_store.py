@@ -360,6 +360,7 @@ def _put(state: ModelState, user: bytes, key: bytes, version: int, value: bytes 
 
 
 def _remember(state: ModelState, user: bytes, request_id: bytes, version: int, time_ms: int) -> ModelState:
+    state = replace(state, newest_ms=max(state.newest_ms, time_ms))
     place = (user_hash(user), user, request_id)
     if place in state.requests and state.requests[place][0] >= version:
         return state

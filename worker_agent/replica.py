@@ -31,7 +31,7 @@ from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, NotPrimary
 from worker_agent.replica_backup import Backup
-from worker_agent.replica_core import Core, Protections
+from worker_agent.replica_core import LONG_AGO, Core, Protections
 from worker_agent.replica_follower import CopyFigure
 from worker_agent.replica_primary import Primary, State
 from worker_agent.shard_interface import (
@@ -50,7 +50,6 @@ from worker_agent.shard_interface import (
     ReplicaStep,
     ReplicaTimes,
     ReportReplica,
-    SeeEpoch,
     Settle,
     ShardView,
     StoreDone,
@@ -250,23 +249,25 @@ class Replica:
         elif view.epoch >= core.seen and (is_first or view.epoch > core.used_epoch):
             # What an earlier process has made in this epoch nobody can tell from what this one would make.
             is_barred = view.epoch <= core.used_epoch
-            self._end_role()
+            fresh_at = self._end_role()
             core.see(view.epoch)
             core.used_epoch = view.epoch
-            self._role = Primary(core, now, view, is_barred=is_barred)
+            self._role = Primary(core, now, view, fresh_at, is_barred=is_barred)
         elif role is None:
             self._become_backup(now)
 
     def _become_backup(self, now: Monotonic) -> None:
-        self._end_role()
-        self._role = Backup(self._core, now)
+        fresh_at = self._end_role()
+        self._role = Backup(self._core, now, fresh_at)
 
-    def _end_role(self) -> None:
-        if isinstance(self._role, Primary):
-            self._role.end(self._not_primary())
-        elif self._role is not None:
-            self._role.end()
-        self._role = None
+    def _end_role(self) -> Monotonic:
+        """Returns when it last knew itself to have everything that was committed, which is still true."""
+        role, self._role = self._role, None
+        if isinstance(role, Primary):
+            role.end(self._not_primary())
+        elif role is not None:
+            role.end()
+        return LONG_AGO if role is None else role.fresh_at
 
     def _not_primary(self) -> NotPrimary:
         core = self._core
@@ -326,8 +327,7 @@ class Replica:
     def _take_done(self, now: Monotonic, event: StoreDone) -> None:
         core, role = self._core, self._role
         core.disk.done(event)
-        if not isinstance(event.operation, ReadLog | ReadChunk | SeeEpoch):
-            core.block_reason = ""
+        core.unblock(event.operation)
         if isinstance(role, Backup):
             role.on_done(now, event)
         elif isinstance(role, Primary):
@@ -364,7 +364,7 @@ class Replica:
                 role.streams.on_unreadable(now, event.operation.node_id)
             return
         core.disk.failed(event.position)
-        core.block(now, str(event.error))
+        core.block(now, event.operation, str(event.error))
         if isinstance(role, Primary):
             error = event.error if isinstance(event.error, CoordinatorError) else StoreFull(str(event.error))
             role.on_store_failed(now, error)

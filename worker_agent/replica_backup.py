@@ -14,17 +14,19 @@ See replica.py for the protocol. What is kept here:
 
 from __future__ import annotations
 
+import math
 from itertools import dropwhile
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.model import Monotonic
-from worker_agent.replica_core import LONG_AGO, Core
+from worker_agent.replica_core import Core
 from worker_agent.replica_messages import (
     checksum_of,
     chunk_from_proto,
     digest_from_proto,
     record_from_proto,
     standing_of,
+    to_us,
 )
 from worker_agent.shard_interface import (
     AppendRecords,
@@ -43,7 +45,7 @@ from worker_agent.store_interface import Digest, LogRecord
 class Backup:
     """One replica while it is not primary."""
 
-    def __init__(self, core: Core, now: Monotonic) -> None:
+    def __init__(self, core: Core, now: Monotonic, fresh_at: Monotonic) -> None:
         self._core = core
         self._disk = core.disk
         self._leader = ""
@@ -63,7 +65,7 @@ class Backup:
         self._cursor: bytes | None = None
         """While a copy is received: where it goes on once all that was asked of the store is done."""
         self._has_last_chunk = False
-        self._fresh_at = LONG_AGO
+        self.fresh_at = fresh_at
         self._fresh_next: tuple[int, Monotonic] | None = None
         self._disk.ask_for_tail(core.node_id)
 
@@ -76,7 +78,7 @@ class Backup:
 
     def age_s(self, now: Monotonic) -> float:
         """How long ago it last knew itself to have applied everything that was committed."""
-        return now - self._fresh_at
+        return now - self.fresh_at if self._disk.position.is_complete else math.inf
 
     def validate(self) -> None:
         """Raises AssertionError when an invariant is broken."""
@@ -176,8 +178,9 @@ class Backup:
             self._cut(limit)
         self._committed = max(self._committed, append.committed_sequence)
         self._told = digest_from_proto(append)
-        if self._fresh_next is None:
-            self._fresh_next = (append.committed_sequence, now)
+        heard_at = Monotonic(append.heard_at_us.get(self._core.node_id, 0) / 1e6)
+        if self._fresh_next is None and self.fresh_at < heard_at <= now:
+            self._fresh_next = (append.committed_sequence, heard_at)
         # New records are acknowledged once they are on disk; a heartbeat does not wait for them.
         if not append.records or not (self._pending or disk.pending(AppendRecords)):
             self._owes_answer = True
@@ -227,6 +230,7 @@ class Backup:
         acknowledge.lease_s = 0.0 if self._ceded_epoch == core.seen else core.promise(now)
         acknowledge.is_different = self.is_different
         acknowledge.compared_until = self._compared_until
+        acknowledge.answered_at_us = to_us(now)
         core.send(self._leader, message, is_answer=True)
 
     # Rows of a copy
@@ -357,7 +361,7 @@ class Backup:
         if self._fresh_next is not None and self._disk.position.is_complete:
             committed, at = self._fresh_next
             if self._disk.position.applied >= committed:
-                self._fresh_at, self._fresh_next = at, None
+                self.fresh_at, self._fresh_next = at, None
 
     def _answer_standing(self) -> None:
         """Says where it stands, once that stands still."""

@@ -240,6 +240,7 @@ class Core:
         self.blocked_until = LONG_AGO
         """The store is not written before; it failed."""
         self.block_reason = ""
+        self._is_blocked_by_epoch = False
 
     # Epochs
 
@@ -280,10 +281,18 @@ class Core:
 
     # Store
 
-    def block(self, now: Monotonic, reason: str) -> None:
+    def block(self, now: Monotonic, operation: StoreOperation, reason: str) -> None:
         """The store failed: it is left alone for a while."""
         self.blocked_until = Monotonic(now + STORE_RETRY_S)
         self.block_reason = reason
+        self._is_blocked_by_epoch = isinstance(operation, SeeEpoch)
+
+    def unblock(self, operation: StoreOperation) -> None:
+        """An operation ended well. Where records found no room, reading shows nothing, and an epoch takes none."""
+        if isinstance(operation, SeeEpoch) and not self._is_blocked_by_epoch:
+            return
+        if not isinstance(operation, ReadLog | ReadChunk):
+            self.block_reason = ""
 
     @property
     def keeps_tombstones(self) -> bool:

@@ -181,6 +181,8 @@ class Follower:
     is_reading: bool = False
     """A ReadLog for it is on its way."""
     answered_us: int = 0
+    heard_at_us: int = 0
+    """Its clock when it sent its latest acknowledgement on this stream."""
     lease_until: Monotonic = LONG_AGO
     sent_at: Monotonic = LONG_AGO
     sent_us: int = 0
@@ -218,6 +220,7 @@ class Follower:
         self.unacknowledged.clear()
         self.unacknowledged_bytes = 0
         self.copy = None
+        self.heard_at_us = 0
 
     def note_sent(self, now: Monotonic, now_us: int, records: Sequence[LogRecord]) -> None:
         """An Append went out."""

@@ -22,7 +22,7 @@ from collections import deque
 
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, NotPrimary, OutcomeUnknown, Overloaded
-from worker_agent.replica_core import LONG_AGO, NEVER, Core
+from worker_agent.replica_core import NEVER, Core
 from worker_agent.replica_follower import Phase, Tail
 from worker_agent.replica_messages import record_bytes, to_us
 from worker_agent.replica_streams import Streams
@@ -60,7 +60,7 @@ class State(enum.Enum):
 class Primary:
     """One replica while it is primary."""
 
-    def __init__(self, core: Core, now: Monotonic, view: ShardView, *, is_barred: bool) -> None:
+    def __init__(self, core: Core, now: Monotonic, view: ShardView, fresh_at: Monotonic, *, is_barred: bool) -> None:
         self._core = core
         self._disk = core.disk
         self._is_barred = is_barred
@@ -80,6 +80,7 @@ class Primary:
         self._word_deadline = NEVER
         self._has_sent_ceded = False
         self._looked_at = now
+        self.fresh_at = fresh_at
         self.streams.committed = core.disk.applying
         core.disk.ask_for_tail(core.node_id)
         self.follow(now, view)
@@ -108,17 +109,11 @@ class Primary:
         """True when what is applied now is what a read may show."""
         if self.state is not State.SERVING:
             return False
-        return self._may_answer(now) or not self._core.protections.checks_lease
-
-    def _may_answer(self, now: Monotonic) -> bool:
-        return self.streams.has_leases(now) if self.streams.needed else self._core.has_session_lease(now)
+        return self.streams.have_leases(now) or not self._core.protections.checks_lease
 
     def age_s(self, now: Monotonic) -> float:
-        """0 while nobody else can have committed anything."""
-        if self.may_read(now):
-            return 0.0
-        until = min((follower.lease_until for follower in self.streams.needed), default=LONG_AGO)
-        return max(now - until, 0.0)
+        """How long ago nobody else can have committed anything: 0 while it may answer."""
+        return 0.0 if self.may_read(now) else now - self.fresh_at
 
     def lagging(self, now: Monotonic) -> dict[str, str]:
         """In-sync replicas to be taken out, with why."""
@@ -261,6 +256,8 @@ class Primary:
     def pump(self, now: Monotonic) -> None:
         """Everything that can be done now."""
         core, disk, streams = self._core, self._disk, self.streams
+        if self.state is State.SERVING and self.streams.have_leases(now):
+            self.fresh_at = now
         if now - self._looked_at > core.times.lagging_s / 2:
             streams.excuse(now)
         self._looked_at = now

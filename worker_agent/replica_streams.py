@@ -85,8 +85,10 @@ class Streams:
         """Everything up to here is on all needed disks but its own."""
         return min((follower.durable for follower in self.needed), default=self._tail.last)
 
-    def has_leases(self, now: Monotonic) -> bool:
-        """True while all needed replicas hold off for this primary."""
+    def have_leases(self, now: Monotonic) -> bool:
+        """True while all needed replicas hold off for this primary; the masters do, where none is needed."""
+        if not self.needed:
+            return self._core.has_session_lease(now)
         return all(follower.lease_until > now for follower in self.needed)
 
     def all_answered(self, since_us: int) -> bool:
@@ -195,6 +197,7 @@ class Streams:
     ) -> None:
         sent_s = acknowledge.sent_at_us / 1e6
         follower.answered_us = max(follower.answered_us, acknowledge.sent_at_us)
+        follower.heard_at_us = max(follower.heard_at_us, acknowledge.answered_at_us)
         if acknowledge.lease_s > 0:
             follower.lease_until = Monotonic(max(follower.lease_until, sent_s + acknowledge.lease_s))
         if follower.phase is not Phase.STREAMING:
@@ -340,13 +343,13 @@ class Streams:
         position = self._core.disk.position
         key = (now_us, follower.next, follower.previous_epoch, last, position.applied, self.epoch, self._core.disk.last)
         if self._message[0] != key:
-            self._message = (key, self._append_message(now_us, follower, records))
+            self._message = (key, self._append_message(now, follower, records))
         follower.note_sent(now, now_us, records)
         # Followers that stand at the same place share one message; nobody changes it any more.
         self._core.send(follower.node_id, self._message[1], is_answer=False)
 
     def _append_message(
-        self, now_us: int, follower: Follower, records: list[LogRecord]
+        self, now: Monotonic, follower: Follower, records: list[LogRecord]
     ) -> replication_pb2.ShardMessage:
         disk = self._core.disk
         message = self._core.message(self.epoch)
@@ -354,7 +357,7 @@ class Streams:
         append.previous_sequence = follower.next - 1
         append.previous_epoch = follower.previous_epoch
         append.records.extend(records_to_proto(records))
-        append.sent_at_us = now_us
+        append.sent_at_us = to_us(now)
         append.last_sequence = self._tail.last
         append.committed_sequence = disk.position.applied
         if disk.digest is not None and disk.digest.sequence == disk.position.applied:
@@ -362,6 +365,8 @@ class Streams:
             append.digest_sequence = disk.digest.sequence
             append.digest = disk.digest.value
             append.digest_rows = disk.digest.rows
+        if self.is_serving and self.have_leases(now):
+            append.heard_at_us.update({each.node_id: each.heard_at_us for each in self.followers.values()})
         return message
 
     # Joining replicas

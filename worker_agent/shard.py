@@ -21,6 +21,7 @@ from coordinator.api.v1 import session_pb2
 from coordinator.model import Monotonic
 from coordinator.model.errors import CoordinatorError, Damaged, NotPrimary, OutcomeUnknown
 from worker_agent import shard_interface as interface
+from worker_agent.record_time import RecordTime
 from worker_agent.replica import Replica
 from worker_agent.replica_primary import State
 from worker_agent.shard_context import ShardContext
@@ -59,6 +60,7 @@ class Shard:
         self._promised_from = promised_from
         self._timer: asyncio.TimerHandle | None = None
         self._tokens = itertools.count(1)
+        self._record_time = RecordTime()
         self._waiting: dict[int, asyncio.Future[int]] = {}
         self.care = StoreCare(
             view.shard_id, context.scrub_tally, self._used_queue, self._is_last_copy, self._give_up_damaged
@@ -326,7 +328,8 @@ class Shard:
         return wait()
 
     def submit(self, payload: bytes) -> asyncio.Future[int]:
-        time_ms = self._context.clock.wall_ms()
+        clock, newest_ms = self._context.clock, self._queue.store.newest_ms if self._queue is not None else 0
+        time_ms = self._record_time.next_ms(clock.monotonic(), clock.wall_ms(), newest_ms)
         return self._ask(lambda token: interface.Submit(token, payload, time_ms))
 
     def _ask(self, make: Callable[[int], interface.ReplicaEvent]) -> asyncio.Future[int]:

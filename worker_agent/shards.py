@@ -32,6 +32,7 @@ from pathlib import Path
 from coordinator.api.v1 import replication_pb2, session_pb2
 from coordinator.config import StateSettings
 from coordinator.model import Clock, Monotonic
+from worker_agent.gone_shards import GoneShards
 from worker_agent.hand_over import hand_over
 from worker_agent.replication import Replication
 from worker_agent.scrub import Scrub
@@ -79,9 +80,7 @@ class Shards:
         self._turns: dict[int, asyncio.Lock] = {}
         """Of parents, held by the child that is made of one."""
         self._forgetting: dict[int, asyncio.TimerHandle] = {}
-        self._gone: dict[int, Elsewhere] = {}
-        """Shards that this worker held, and where to ask now; their ranges are in `_gone_ranges`."""
-        self._gone_ranges: dict[int, tuple[int, int]] = {}
+        self._gone = GoneShards()
         self._addresses: dict[str, str] = {}
         self._damaged: set[int] = set()
         """Shards that were given up because of damage: their files are not used again."""
@@ -131,8 +130,7 @@ class Shards:
         for shard_id, view in wanted.items():
             if (timer := self._forgetting.pop(shard_id, None)) is not None:
                 timer.cancel()
-            self._gone.pop(shard_id, None)
-            self._gone_ranges.pop(shard_id, None)
+            self._gone.remove(shard_id)
             shard = self._shards.get(shard_id)
             if shard is None:
                 promised_from = self._dropped_at.pop(shard_id, self._started_at)
@@ -190,15 +188,20 @@ class Shards:
 
     def _give_up(self, shard: Shard) -> None:
         shard_id, view = shard.view.shard_id, shard.view
-        self._dropped_at[shard_id] = self._clock.monotonic()
+        self._note_dropped(shard_id)
         if shard.care.is_given_up:
             self._damaged.add(shard_id)
-        self._gone[shard_id] = Elsewhere(shard_id, view.epoch, shard.primary)
-        self._gone_ranges[shard_id] = (view.lo, view.hi)
+        self._gone.add(view.lo, view.hi, Elsewhere(shard_id, view.epoch, shard.primary))
         closing = asyncio.create_task(shard.close(), name=f"close shard {shard_id}")
         self._closing[shard_id] = closing
         closing.add_done_callback(lambda _: self._closing.pop(shard_id, None))
         self._forget_later(shard_id)
+
+    def _note_dropped(self, shard_id: int) -> None:
+        now, times = self._clock.monotonic(), self._context.times
+        # Shard ids are never used again, so most of these are never asked for.
+        over_at = now - times.replica_lease_s * times.lease_margin
+        self._dropped_at = {id: at for id, at in self._dropped_at.items() if at > over_at} | {shard_id: now}
 
     def _forget_later(self, shard_id: int) -> None:
         loop = asyncio.get_running_loop()
@@ -265,10 +268,7 @@ class Shards:
         place = bisect_right(self._lows, key_hash) - 1
         if place >= 0 and key_hash < (shard := self._by_range[place]).view.hi:
             return shard
-        for shard_id, (lo, hi) in self._gone_ranges.items():
-            if lo <= key_hash < hi:
-                return self._gone[shard_id]
-        return Elsewhere()
+        return self._gone.locate(key_hash)
 
     def changed(self) -> Awaitable[None]:
         """Ends at the next change of any shard."""

@@ -188,7 +188,8 @@ class Tables:
         added = self._connection.executemany(_ADD_REQUEST, rows).rowcount
         if added < len(rows):
             self._connection.executemany(_RAISE_REQUEST, rows)
-        self.meta = replace(self.meta, requests=self.meta.requests + added)
+        newest_ms = max(self.meta.newest_ms, max(row[4] for row in rows))
+        self.meta = replace(self.meta, requests=self.meta.requests + added, newest_ms=newest_ms)
 
     def forget_requests(self, remembered_ms: int, requests_kept: int, limit: int) -> None:
         """Forgets the oldest requests that are too old, by the time of the latest record, or too many."""

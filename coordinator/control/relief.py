@@ -102,6 +102,7 @@ class ReliefControl:
                     expected_epoch=shard.epoch,
                     node_id=shard.primary,
                     reason="unable to write to its disk",
+                    heir=others[0],
                 )
                 command = command_pb2.Command(drop_replica=drop)
                 actions += self._proposals.propose(now, state.index, f"shard {shard.id}", command)

@@ -24,6 +24,7 @@ from tests.sim.replica_store import ModelBacked, SimStore
 from worker_agent import session_interface as session_events
 from worker_agent.agent import HAND_OVER_S
 from worker_agent.driver import PERSIST_RETRY_S
+from worker_agent.gone_shards import GoneShards
 from worker_agent.hosting import Hosting, Persist, decode
 from worker_agent.replica_primary import State
 from worker_agent.session import WorkerSession
@@ -246,7 +247,7 @@ class Worker(replica_worker.Worker):
         self._wake: Monotonic | None = None
         self._reports: dict[int, session_pb2.ReplicaReport] = {}
         self._dropped_at: dict[int, Monotonic] = {}
-        self._gone: dict[int, tuple[int, int, Elsewhere]] = {}
+        self._gone = GoneShards()
         self._has_swept = False
         self.is_stopping = False
         self._lows: list[int] = []
@@ -294,7 +295,7 @@ class Worker(replica_worker.Worker):
             generation=stored.assignment.generation if stored is not None else 0,
         )
         self._hosting = Hosting(stored)
-        self.slots, self._streams, self._reports, self._dropped_at, self._gone = {}, {}, {}, {}, {}
+        self.slots, self._streams, self._reports, self._dropped_at, self._gone = {}, {}, {}, {}, GoneShards()
         self._has_swept = self.is_stopping = False
         self._lows, self._by_range = [], []
         self._events.clear()
@@ -478,7 +479,7 @@ class Worker(replica_worker.Worker):
         peers = {name for view in views for name in (*view.in_sync, *view.joining)} - {self.name}
         self.world.net.follow(self.name, tuple(name for name in sorted(peers) if addresses.get(name)))
         for shard_id, view in wanted.items():
-            self._gone.pop(shard_id, None)
+            self._gone.remove(shard_id)
             slot = self.slots.get(shard_id)
             if slot is None:
                 promised_from = self._dropped_at.pop(shard_id, self._started_at)
@@ -497,7 +498,7 @@ class Worker(replica_worker.Worker):
     def _give_up(self, slot: Slot) -> None:
         view = slot.view
         self._dropped_at[view.shard_id] = self.clock()
-        self._gone[view.shard_id] = (view.lo, view.hi, Elsewhere(view.shard_id, view.epoch, slot.primary))
+        self._gone.add(view.lo, view.hi, Elsewhere(view.shard_id, view.epoch, slot.primary))
         slot.close()
         self._forget_later(view.shard_id)
 
@@ -536,10 +537,7 @@ class Worker(replica_worker.Worker):
         place = bisect_right(self._lows, hashed) - 1
         if place >= 0 and hashed < (slot := self._by_range[place]).view.hi:
             return slot
-        for lo, hi, elsewhere in self._gone.values():
-            if lo <= hashed < hi:
-                return elsewhere
-        return Elsewhere()
+        return self._gone.locate(hashed)
 
     def changed(self) -> None:
         """A shard's role, epoch, serving or primary is another one: what waits looks again."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import Counter, deque
+from bisect import bisect_right
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -48,12 +49,14 @@ class Checks:
         self._world = world
         self.committed: dict[tuple[int, int], LogRecord] = {}
         self.counts: Counter[str] = Counter()
-        self._sealed: dict[int, int] = {}
+        self._acknowledged: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
+        """By shard, when something was acknowledged, and the highest sequence until then."""
 
     def stepped(self, hosted: Hosted) -> None:
         """A machine has moved."""
         hosted.machine.validate()
         now = hosted.worker.clock()
+        self._check_age(hosted, hosted.machine.age_s(now))
         if not hosted.machine.may_read(now):
             return
         for worker in self._world.workers.values():
@@ -67,6 +70,19 @@ class Checks:
                     f"(epochs {hosted.machine.epoch} and {other.machine.epoch})"
                 )
 
+    def _check_age(self, hosted: Hosted, age_s: float) -> None:
+        """What it says of its age: it has applied everything that was acknowledged before."""
+        acknowledged = self._acknowledged[hosted.shard_id]
+        # As old as its clock says, or older where that goes slowly.
+        until_s = self._world.now_s - age_s / (1.0 - self._world.plan.drift)
+        place = bisect_right(acknowledged, (until_s, 0))
+        applied = hosted.store.position().applied
+        if place and applied < acknowledged[place - 1][1]:
+            raise Violation(
+                f"{hosted.worker.name} says that shard {hosted.shard_id} is {age_s:.3f} s old there and has applied "
+                f"{applied}, but {acknowledged[place - 1]} was acknowledged"
+            )
+
     def applied(self, worker: Worker, shard_id: int, record: LogRecord) -> None:
         """A store applies a record."""
         known = self.committed.setdefault((shard_id, record.sequence), record)
@@ -78,6 +94,9 @@ class Checks:
         record = self.committed.get((shard_id, sequence))
         if record is None or request_of(record) != request_id:
             raise Violation(f"{request_id} is acknowledged at {sequence} of shard {shard_id}, where there is {record}")
+        acknowledged = self._acknowledged[shard_id]
+        latest = acknowledged[-1][1] if acknowledged else 0
+        acknowledged.append((self._world.now_s, max(latest, sequence)))
 
     def reported(self, hosted: Hosted, report: ReportReplica) -> None:
         """A machine tells the leader something."""

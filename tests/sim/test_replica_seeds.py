@@ -85,8 +85,8 @@ class Row:
     """What a failure says, one of them."""
 
 
-STALE = ("may both answer", "not linearizable")
-LOST = ("not linearizable", "another one applied", "acknowledged at", "whole within", "equal within", "was applied")
+STALE = ("may both answer", "not linearizable", "s old there and has applied")
+LOST = (*STALE[1:], "another one applied", "acknowledged at", "whole within", "equal within", "was applied")
 WITHOUT = {
     "wait_for_own_promise": Row(
         Protections(waits_out_promise=False),

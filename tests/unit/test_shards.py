@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,5 +98,25 @@ async def test_who_has_a_shard_that_has_gone_is_known_although_nothing_is_shared
         found = shards.locate(7)
         assert isinstance(found, Elsewhere)
         assert found.primary == Place("w1", "here:1")
+    finally:
+        await shards.close()
+
+
+async def test_after_a_cut_a_half_that_moved_on_is_asked_for_where_it_went(tmp_path: Path) -> None:
+    """A worker that gave a half up names who has it, and not itself, which had the whole before."""
+    shards, _ = make(tmp_path)
+    whole = ShardView(1, 0, HASH_SPACE, 1, ReplicaRole.PRIMARY, "w2", ("w2",), (), is_formed=False)
+    middle = HASH_SPACE // 2
+    first, second = (
+        ShardView(shard_id, lo, hi, 3, ReplicaRole.PRIMARY, "w2", ("w2",), (), parents=(1,))
+        for shard_id, lo, hi in ((2, 0, middle), (3, middle, HASH_SPACE))
+    )
+    try:
+        shards.follow([whole], {}, 0)
+        shards.follow([first, second], {}, 0)
+        shards.follow([replace(first, epoch=5, role=ReplicaRole.IN_SYNC, primary="w3"), second], {"w3": "there:3"}, 0)
+        shards.follow([second], {}, 0)
+        assert shards.locate(7) == Elsewhere(2, 5, Place("w3", "there:3"))
+        assert not isinstance(shards.locate(middle), Elsewhere)
     finally:
         await shards.close()

@@ -274,6 +274,26 @@ class Append(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class HeardAtUsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PREVIOUS_SEQUENCE_FIELD_NUMBER: _builtins.int
     PREVIOUS_EPOCH_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
@@ -284,6 +304,7 @@ class Append(_message.Message):
     DIGEST_ROWS_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     HAS_DIGEST_FIELD_NUMBER: _builtins.int
+    HEARD_AT_US_FIELD_NUMBER: _builtins.int
     previous_sequence: _builtins.int
     """Sequence and epoch of the record before the first one; a replica that has another one there answers with its Standing."""
     previous_epoch: _builtins.int
@@ -306,6 +327,12 @@ class Append(_message.Message):
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
         """The records, contiguous."""
 
+    @_builtins.property
+    def heard_at_us(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By node id, the latest `answered_at_us` heard from each replica; only while the sender's leases run, so `committed_sequence`
+        is everything that was committed by then.
+        """
+
     def __init__(
         self,
         *,
@@ -319,10 +346,11 @@ class Append(_message.Message):
         digest_rows: _builtins.int = ...,
         last_sequence: _builtins.int = ...,
         has_digest: _builtins.bool = ...,
+        heard_at_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_sequence", b"committed_sequence", "digest", b"digest", "digest_rows", b"digest_rows", "digest_sequence", b"digest_sequence", "has_digest", b"has_digest", "last_sequence", b"last_sequence", "previous_epoch", b"previous_epoch", "previous_sequence", b"previous_sequence", "records", b"records", "sent_at_us", b"sent_at_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_sequence", b"committed_sequence", "digest", b"digest", "digest_rows", b"digest_rows", "digest_sequence", b"digest_sequence", "has_digest", b"has_digest", "heard_at_us", b"heard_at_us", "last_sequence", b"last_sequence", "previous_epoch", b"previous_epoch", "previous_sequence", b"previous_sequence", "records", b"records", "sent_at_us", b"sent_at_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -340,6 +368,7 @@ class Acknowledge(_message.Message):
     LEASE_S_FIELD_NUMBER: _builtins.int
     IS_DIFFERENT_FIELD_NUMBER: _builtins.int
     COMPARED_UNTIL_FIELD_NUMBER: _builtins.int
+    ANSWERED_AT_US_FIELD_NUMBER: _builtins.int
     durable_sequence: _builtins.int
     """Its log is the primary's up to here, and on disk."""
     applied_sequence: _builtins.int
@@ -352,6 +381,8 @@ class Acknowledge(_message.Message):
     """True once the replica has compared a digest and found it different."""
     compared_until: _builtins.int
     """One past the highest `digest_sequence` of this epoch that it has compared and found equal; 0 for none yet."""
+    answered_at_us: _builtins.int
+    """When it was sent, on the replica's own monotonic clock, in microseconds."""
     def __init__(
         self,
         *,
@@ -361,10 +392,11 @@ class Acknowledge(_message.Message):
         lease_s: _builtins.float = ...,
         is_different: _builtins.bool = ...,
         compared_until: _builtins.int = ...,
+        answered_at_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_sequence", b"applied_sequence", "compared_until", b"compared_until", "durable_sequence", b"durable_sequence", "is_different", b"is_different", "lease_s", b"lease_s", "sent_at_us", b"sent_at_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered_at_us", b"answered_at_us", "applied_sequence", b"applied_sequence", "compared_until", b"compared_until", "durable_sequence", b"durable_sequence", "is_different", b"is_different", "lease_s", b"lease_s", "sent_at_us", b"sent_at_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
