@@ -104,8 +104,9 @@ async def _measure_batches(emit: Emit, name: str, store: Store, ledger: Ledger, 
         return BATCH
 
     params: Params = {"clients": clients, "call": "batch"}
-    rate, _ = await closed_loop(put, clients, size.load_s, size.warm_up_s)
-    emit(name, "puts_per_s", rate, "1/s", params)
-    if "durable" not in name:  # Reads do not know of it.
-        rate, _ = await closed_loop(get, clients, size.load_s, size.warm_up_s)
-        emit(name, "gets_per_s", rate, "1/s", params)
+    for what, work in (("put", put), ("get", get)):
+        if what == "get" and "durable" in name:
+            continue  # Reads do not know of it.
+        rate, taken_ms = await closed_loop(work, clients, size.load_s, size.warm_up_s)
+        emit(name, f"{what}s_per_s", rate, "1/s", params)
+        emit_quantiles(emit, name, f"{what}_ms", "ms", params, taken_ms)
