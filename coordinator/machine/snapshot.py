@@ -7,7 +7,8 @@ older format version still loads; one of a newer version is refused as `Damaged`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 from immutables import Map
@@ -34,29 +35,28 @@ from coordinator.model import AdmittedMaster, Launch, LaunchState, WallMs
 from coordinator.model.errors import Damaged
 
 FORMAT_VERSION = 1
+PIECE_ITEMS = 500
+
+Item = TypeVar("Item")
 
 
 def encode_snapshot(state: State) -> bytes:
-    """The whole state as a `Snapshot` message."""
-    message = snapshot_pb2.Snapshot(
+    """The whole state as a `Snapshot` message.
+
+    It is made in pieces, which together are one message: whoever waits for the interpreter meanwhile, as a leader's
+    event loop does, gets it between two of them. In one piece it stood still for up to 0.6 s with a full table of
+    results, longer than an election timeout. (Measured in pieces: 0.02 s.)
+    """
+    return b"".join(piece.SerializeToString(deterministic=True) for piece in _pieces(state))
+
+
+def _pieces(state: State) -> Iterator[snapshot_pb2.Snapshot]:
+    yield snapshot_pb2.Snapshot(
         format_version=FORMAT_VERSION,
         cluster_id=state.cluster_id,
         index=state.index,
         time_unix_ms=state.time_ms,
         settings=settings_to_proto(state.settings),
-        nodes=[node_to_proto(node) for _, node in sorted(state.nodes.items())],
-        shards=[shard_to_proto(shard) for _, shard in sorted(state.shards.items())],
-        moves=[move_to_proto(move) for _, move in sorted(state.moves.items())],
-        ended_moves=[move_to_proto(move) for _, move in sorted(state.ended_moves.items())],
-        jobs=[job_to_proto(job) for _, job in sorted(state.jobs.items())],
-        launches=[launch_to_proto(launch) for _, launch in sorted(state.launches.items())],
-        events=[event_to_proto(record) for _, record in sorted(state.events.items())],
-        results=[
-            snapshot_pb2.RememberedResult(
-                request_id=kept.request_id, index=kept.index, at_unix_ms=kept.at_ms, result=kept.result
-            )
-            for kept in sorted(state.results.values(), key=lambda kept: kept.index)
-        ],
         next_shard_id=state.next_shard_id,
         next_move_id=state.next_move_id,
         next_event_sequence=state.next_event_sequence,
@@ -70,7 +70,37 @@ def encode_snapshot(state: State) -> bytes:
             for _, master in sorted(state.masters.items())
         ],
     )
-    return message.SerializeToString(deterministic=True)
+    for nodes in _batched(sorted(state.nodes.items())):
+        yield snapshot_pb2.Snapshot(nodes=[node_to_proto(node) for _, node in nodes])
+    for shards in _batched(sorted(state.shards.items())):
+        yield snapshot_pb2.Snapshot(shards=[shard_to_proto(shard) for _, shard in shards])
+    for moves in _batched(sorted(state.moves.items())):
+        yield snapshot_pb2.Snapshot(moves=[move_to_proto(move) for _, move in moves])
+    for moves in _batched(sorted(state.ended_moves.items())):
+        yield snapshot_pb2.Snapshot(ended_moves=[move_to_proto(move) for _, move in moves])
+    for jobs in _batched(sorted(state.jobs.items())):
+        yield snapshot_pb2.Snapshot(jobs=[job_to_proto(job) for _, job in jobs])
+    for job_id in sorted(state.launch_times):
+        for times in _batched(state.launch_times[job_id]):
+            yield snapshot_pb2.Snapshot(launches=[launch_to_proto(state.launches[job_id, time]) for time in times])
+    for sequences in _batched(sorted(state.events)):
+        yield snapshot_pb2.Snapshot(events=[event_to_proto(state.events[sequence]) for sequence in sequences])
+    end = state.next_result_position
+    for positions in _batched(range(end - len(state.result_order), end)):
+        kept = [state.results[state.result_order[position]] for position in positions]
+        yield snapshot_pb2.Snapshot(
+            results=[
+                snapshot_pb2.RememberedResult(
+                    request_id=one.request_id, index=one.index, at_unix_ms=one.at_ms, result=one.result
+                )
+                for one in kept
+            ]
+        )
+
+
+def _batched(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Slices of at most PIECE_ITEMS."""
+    return (items[first : first + PIECE_ITEMS] for first in range(0, len(items), PIECE_ITEMS))
 
 
 def decode_snapshot(data: bytes) -> State:

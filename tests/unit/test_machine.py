@@ -18,7 +18,7 @@ from coordinator.machine.machine import (
     apply,
     apply_bytes,
 )
-from coordinator.machine.snapshot import FORMAT_VERSION, decode_snapshot, encode_snapshot
+from coordinator.machine.snapshot import FORMAT_VERSION, PIECE_ITEMS, _pieces, decode_snapshot, encode_snapshot
 from coordinator.machine.state import State
 from coordinator.machine.validate import validate
 from coordinator.model import LaunchState, MovePhase, NodeState, WallMs
@@ -491,6 +491,17 @@ def test_snapshots_round_trip_byte_for_byte() -> None:
     validate(restored)
     assert restored == driver.state
     assert encode_snapshot(restored) == data
+
+
+def test_snapshots_are_made_in_small_pieces() -> None:
+    """Shows that no step of the encoding takes many items: the leader's event loop waits for it."""
+    driver = cluster()
+    for number in range(3 * PIECE_ITEMS):
+        driver.run(request_id=f"r{number}", change_settings=command_pb2.ChangeSettings())
+    pieces = list(_pieces(driver.state))
+    counts = [sum(len(getattr(piece, name)) for name in ("results", "events", "shards", "nodes")) for piece in pieces]
+    assert max(counts) <= PIECE_ITEMS
+    assert sum(counts) > 3 * PIECE_ITEMS
 
 
 def test_a_fault_in_a_handler_becomes_a_refusal() -> None:
