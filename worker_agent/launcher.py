@@ -39,7 +39,8 @@ from coordinator.model import Clock
 from worker_agent.launch_command import arguments_of, environment_of, failure_of, key_of, refusal_of, token_of
 from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
 from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
-from worker_agent.process import RunFinder, RunProcess, kill_runs
+from worker_agent.process import RunProcess
+from worker_agent.run_finder import RunFinder, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
 
 NEVER_RAN = ""

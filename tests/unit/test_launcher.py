@@ -19,7 +19,8 @@ from coordinator.model.errors import Damaged
 from worker_agent.launch_command import token_of
 from worker_agent.launch_journal import FILE_NAME, REPORTS_KEPT, TOKENS_KEPT, Begin, CommitQueue, LaunchJournal
 from worker_agent.launcher import Launcher
-from worker_agent.process import RunProcess, find_runs
+from worker_agent.process import RunProcess
+from worker_agent.run_finder import find_runs
 from worker_agent.run_python import is_well_formed
 
 SUCCEEDED = types_pb2.LAUNCH_STATE_SUCCEEDED

@@ -22,7 +22,7 @@ from tests.unit.test_launcher import (
     receipt_of,
     script,
 )
-from worker_agent import process
+from worker_agent import run_finder
 from worker_agent.launch_command import key_of, token_of
 from worker_agent.launch_journal import LaunchJournal
 from worker_agent.launcher import NEVER_RAN, Launcher
@@ -226,14 +226,14 @@ async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch
     for order in orders:
         await printed(desk, order, b"child")
     looks = 0
-    look = process._look
+    look = run_finder._look
 
     def count(wanted: list[tuple[str, int | None]]) -> object:
         nonlocal looks
         looks += 1
         return look(wanted)
 
-    monkeypatch.setattr(process, "_look", count)
+    monkeypatch.setattr(run_finder, "_look", count)
     desk.launcher.end_lease("the session lease ended")
     await until_idle(desk.launcher)
     assert looks < 3 * len(orders)
@@ -310,7 +310,7 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
 
     monkeypatch.setattr(Launcher, "_see_through", break_down)
     # For a moment after its start a process shows no environment to be found by.
-    monkeypatch.setattr(process, "find_runs", lambda run_ids: [])
+    monkeypatch.setattr(run_finder, "find_runs", lambda run_ids: [])
     order = script("import time; time.sleep(60)")
     await desk.launcher.launch(order)
     await until_idle(desk.launcher)

@@ -1,0 +1,132 @@
+"""Finds what belongs to runs, wherever it is by now, and kills what is left of them.
+
+A run's id is in its environment (RUN_ID_VARIABLE), which children inherit; so whatever belongs to the run is found
+again, also after its parent has died or this agent was restarted, and nothing else is ever mistaken for it, as a
+process number that was given out again might be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
+_LOOK_S = 0.05
+"""How often a stop looks whether what the process started has ended."""
+
+
+class RunFinder:
+    """Finds what belongs to runs: by the run's id, and below its first process while that lives.
+
+    A look reads every process of the machine, so those who ask while one goes on share the next: when a lease ends, all
+    runs ask at once.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: list[tuple[str, int | None, asyncio.Future[list[psutil.Process]]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def members(self, run_id: str, root_pid: int | None) -> list[psutil.Process]:
+        """The living processes of a run."""
+        future: asyncio.Future[list[psutil.Process]] = asyncio.get_running_loop().create_future()
+        self._wanted.append((run_id, root_pid, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="look for runs")
+        return await future
+
+    async def _work(self) -> None:
+        while self._wanted:
+            wanted, self._wanted = self._wanted, []
+            error: Exception | None = None
+            found: list[list[psutil.Process]] = []
+            try:
+                found = await asyncio.to_thread(_look, [(run_id, root_pid) for run_id, root_pid, _ in wanted])
+            except Exception as caught:
+                error = caught
+            for number, (_, _, future) in enumerate(wanted):
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(found[number])
+                else:
+                    future.set_exception(error)
+        self._task = None
+
+
+def _look(wanted: Sequence[tuple[str, int | None]]) -> list[list[psutil.Process]]:
+    """What lives of several runs, in their order."""
+    of_run: dict[str, list[psutil.Process]] = {run_id: [] for run_id, _ in wanted}
+    children: dict[int, list[psutil.Process]] = {}
+    everything: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            everything[process.pid] = process
+            children.setdefault(process.ppid(), []).append(process)
+            run_id = process.environ().get(RUN_ID_VARIABLE, "")
+            if run_id in of_run:
+                of_run[run_id].append(process)
+    found = []
+    for run_id, root_pid in wanted:
+        members = {process.pid: process for process in of_run[run_id]}
+        below = [everything[root_pid]] if root_pid is not None and root_pid in everything else []
+        while below:
+            process = below.pop()
+            members[process.pid] = process
+            below += children.get(process.pid, [])
+        found.append([process for process in members.values() if _lives(process)])
+    return found
+
+
+async def until_ended(process: psutil.Process) -> None:
+    """Returns once it has ended."""
+    while True:
+        if not _lives(process):
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+def find_runs(run_ids: set[str]) -> list[psutil.Process]:
+    """The living processes of these runs. Reads every process's environment, so it belongs into a thread."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(RUN_ID_VARIABLE) in run_ids and _lives(process):
+                found.append(process)
+    return found
+
+
+def kill_runs(run_ids: set[str]) -> int:
+    """Kills what is left of runs whose agent died; the number of processes. Blocks."""
+    killed = 0
+    while members := find_runs(run_ids):
+        killed += len(members)
+        each(members, "kill")
+        _await_end(members, 2.0)
+        if killed > 10_000:  # Something respawns faster than it can be killed.
+            break
+    return killed
+
+
+def _await_end(processes: list[psutil.Process], timeout_s: float) -> None:
+    """Blocks until all have ended. A zombie has ended: where nobody reaps orphans, as in many containers, it stays."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s and any(_lives(process) for process in processes):
+        time.sleep(0.02)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def each(processes: Iterable[psutil.Process], action: str) -> None:
+    """Does something to each that is still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            getattr(process, action)()
