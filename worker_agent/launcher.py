@@ -29,19 +29,20 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import WorkerSettings
-from coordinator.model import Clock
+from coordinator.model import Clock, Monotonic
 from worker_agent.launch_command import arguments_of, environment_of, failure_of, key_of, refusal_of, token_of
 from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
 from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
 from worker_agent.process import RunProcess
 from worker_agent.run_finder import RunFinder, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
+from worker_agent.watchdog import Watchdog
 
 NEVER_RAN = ""
 """What the journal has as the run of a token that was cancelled before it had one, or declined."""
@@ -57,6 +58,7 @@ class _Run:
     key: LaunchKey
     output: RunOutput
     stop: asyncio.Event
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     running: session_pb2.LaunchReport | None = None
     """What is reported of it while it runs."""
     cancelled: str = ""
@@ -116,6 +118,7 @@ class Launcher:
         self._declines_all = ""
         """Why no order is taken any more."""
         self._finder = RunFinder()
+        self.watchdog = Watchdog(self._lease_grace_s)
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
         self._stopping = False
@@ -127,6 +130,7 @@ class Launcher:
         """
         self._journal = await asyncio.to_thread(LaunchJournal, self._directory)
         self._commits = CommitQueue(self._journal)
+        self.watchdog.start()
         await self.outputs.start()
         unfinished = self._journal.unfinished()
         if unfinished:
@@ -214,6 +218,10 @@ class Launcher:
                 reason += "; its run had been ended by this worker, without a result"
             self._spawn_refusal(_report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason))
 
+    def set_lease_end(self, until: Monotonic) -> None:
+        """The session lease was renewed, or given back: runs that this agent leaves behind are ended then."""
+        self.watchdog.set_lease_end(until)
+
     def end_lease(self, reason: str) -> None:
         """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
         self._abandon_all(reason, self._lease_grace_s, is_void=True)
@@ -271,6 +279,7 @@ class Launcher:
             await asyncio.wait(self._refusals.values())
         if self._commits is not None:
             await self._commits.close()
+        await self.watchdog.stop()
         await self.outputs.close()
 
     def _opened(self) -> LaunchJournal:
@@ -295,15 +304,15 @@ class Launcher:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
             del self._tasks[run.token], self._runs[run.token]
+            self.watchdog.end(run.run_id)
             if run.abandoned:  # No end is reported, so no receipt of one comes.
                 self._refused.pop(run.token, None)
             run.output.end()
 
     async def _execute(self, run: _Run) -> None:
-        run_id = uuid.uuid4().hex
-        await self._committing().commit(Begin(run.token, run_id))
+        await self._committing().commit(Begin(run.token, run.run_id))
         report = _report(run.key)
-        process = await self._begin(run, run_id, report)
+        process = await self._begin(run, report)
         if process is not None:
             run.running = _report(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
             self._on_report(run.running)
@@ -320,7 +329,7 @@ class Launcher:
         await self._committing().commit(Finish(run.token, report))
         self._on_report(report)
 
-    async def _begin(self, run: _Run, run_id: str, report: session_pb2.LaunchReport) -> RunProcess | None:
+    async def _begin(self, run: _Run, report: session_pb2.LaunchReport) -> RunProcess | None:
         """Starts the process; None, with the reason in the report, when it cannot or may not be started."""
         spec = run.order.spec
         arguments = arguments_of(spec)
@@ -333,7 +342,8 @@ class Launcher:
                     report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
                     return None
                 report.started_unix_ms = self._clock.wall_ms()
-                process = await RunProcess.start(arguments, environment, run_id, run.output, self._finder)
+                self.watchdog.begin(run.run_id)
+                process = await RunProcess.start(arguments, environment, run.run_id, run.output, self._finder)
         except (OSError, ValueError) as error:
             report.state = types_pb2.LAUNCH_STATE_FAILED
             report.reason = f"could not start {arguments[0]!r}: {error}"

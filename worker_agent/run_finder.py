@@ -77,14 +77,14 @@ def _look(wanted: Sequence[tuple[str, int | None]]) -> list[list[psutil.Process]
             process = below.pop()
             members[process.pid] = process
             below += children.get(process.pid, [])
-        found.append([process for process in members.values() if _lives(process)])
+        found.append([process for process in members.values() if lives(process)])
     return found
 
 
 async def until_ended(process: psutil.Process) -> None:
     """Returns once it has ended."""
     while True:
-        if not _lives(process):
+        if not lives(process):
             return
         await asyncio.sleep(_LOOK_S)
 
@@ -94,7 +94,7 @@ def find_runs(run_ids: set[str]) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(RUN_ID_VARIABLE) in run_ids and _lives(process):
+            if process.environ().get(RUN_ID_VARIABLE) in run_ids and lives(process):
                 found.append(process)
     return found
 
@@ -114,11 +114,12 @@ def kill_runs(run_ids: set[str]) -> int:
 def _await_end(processes: list[psutil.Process], timeout_s: float) -> None:
     """Blocks until all have ended. A zombie has ended: where nobody reaps orphans, as in many containers, it stays."""
     deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s and any(_lives(process) for process in processes):
+    while time.monotonic() < deadline_s and any(lives(process) for process in processes):
         time.sleep(0.02)
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """False for what has ended, and nobody has reaped, too."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
