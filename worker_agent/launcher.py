@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class _Run:
     output: RunOutput
     stop: asyncio.Event
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    process: RunProcess | None = None
     running: session_pb2.LaunchReport | None = None
     """What is reported of it while it runs."""
     cancelled: str = ""
@@ -67,11 +69,19 @@ class _Run:
     """Why this agent ended it; then it has no result."""
     is_void: bool = False
     """True when it has no result even if it comes to its own end first."""
-    grace_s: float = 0.0
+    grace_s: float = math.inf
+    """What it has to end by itself once it is told to; only ever shortened."""
 
     @property
     def token(self) -> str:
         return self.key.token
+
+    def end_within(self, grace_s: float) -> None:
+        """Tells it to end; a stop that goes on already takes no longer than this either."""
+        self.grace_s = min(self.grace_s, grace_s)
+        if self.process is not None:
+            self.process.hasten(grace_s)
+        self.stop.set()
 
 
 class Launcher:
@@ -207,8 +217,8 @@ class Launcher:
         if run is not None:
             if run.cancelled:
                 return
-            run.cancelled, run.grace_s = reason, self._settings.stop_grace_s
-            run.stop.set()
+            run.cancelled = reason
+            run.end_within(self._settings.stop_grace_s)
             return
         entry = self._opened().get(key.token)
         if entry is not None and entry.report is not None:
@@ -293,8 +303,8 @@ class Launcher:
     def _abandon_all(self, reason: str, grace_s: float, *, is_void: bool) -> None:
         for token in self._tasks:
             run = self._runs[token]
-            run.abandoned, run.grace_s, run.is_void = reason, grace_s, run.is_void or is_void
-            run.stop.set()
+            run.abandoned, run.is_void = reason, run.is_void or is_void
+            run.end_within(grace_s)
 
     async def _guard(self, run: _Run) -> None:
         """Runs one launch; whatever happens, its slot is free afterwards, and heartbeats do not name it for nothing."""
@@ -312,7 +322,7 @@ class Launcher:
     async def _execute(self, run: _Run) -> None:
         await self._committing().commit(Begin(run.token, run.run_id))
         report = _report(run.key)
-        process = await self._begin(run, report)
+        process = run.process = await self._begin(run, report)
         if process is not None:
             run.running = _report(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
             self._on_report(run.running)
@@ -371,7 +381,7 @@ class Launcher:
                 report.exit_status = await process.stop(run.grace_s)
                 report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
             else:
-                report.exit_status = await process.stop(run.grace_s or self._settings.stop_grace_s)
+                report.exit_status = await process.stop(min(run.grace_s, self._settings.stop_grace_s))
                 report.state = types_pb2.LAUNCH_STATE_TIMED_OUT
                 report.reason = f"stopped after its timeout of {spec.timeout_s:g} s"
         finally:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -138,6 +139,10 @@ class RunProcess:
         self._watcher = watcher
         self._run_id = run_id
         self._finder = finder
+        self._kill_at_s = math.inf
+        """On the loop's clock."""
+        self._grace: asyncio.Timeout | None = None
+        """While a stop waits."""
 
     @classmethod
     async def start(
@@ -188,14 +193,16 @@ class RunProcess:
 
     async def stop(self, grace_s: float) -> int:
         """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
+        self.hasten(grace_s)
         members = await self._members()
         each(members, "terminate")
         others = [member for member in members if member.pid != self._handle.get_pid()]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout_at(self._kill_at_s) as self._grace:
                 await self._watcher.ended.wait()
                 for other in others:
                     await until_ended(other)
+        self._grace = None
         for _ in range(3):  # A process that forks while it is killed leaves one more.
             members = await self._members()
             if not members:
@@ -203,6 +210,14 @@ class RunProcess:
             each(members, "kill")
             await self._watcher.ended.wait()
         return await self.wait()
+
+    def hasten(self, grace_s: float) -> None:
+        """No stop leaves it more time than this from now on, the one that waits already neither."""
+        kill_at_s = asyncio.get_running_loop().time() + grace_s
+        if kill_at_s < self._kill_at_s:
+            self._kill_at_s = kill_at_s
+            if self._grace is not None and not self._grace.expired():
+                self._grace.reschedule(kill_at_s)
 
     async def _members(self) -> list[psutil.Process]:
         root_pid = None if self._watcher.ended.is_set() else self._handle.get_pid()

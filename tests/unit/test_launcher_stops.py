@@ -218,6 +218,43 @@ async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:
     await launcher.stop()
 
 
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_the_end_of_the_lease_shortens_the_grace_of_a_stop_that_goes_on(tmp_path: Path, how: str) -> None:
+    """A run that was told to stop before the lease ended has no more time than the others, and no result either."""
+    reports: list[session_pb2.LaunchReport] = []
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, lease_grace_s=0.1)
+    await launcher.start()
+    stubborn = "import os,signal,time\nsignal.signal(15, lambda *_: os.write(1, b'asked'))\nos.write(1, b'up')\n"
+    order = script(f"{stubborn}while True: time.sleep(60)", timeout_s=1.0 if how == "timeout" else 60.0)
+    await launcher.launch(order)
+    async with asyncio.timeout(WAIT_S):
+        seen = b""
+        async for piece in launcher.outputs.read(key_of(order.launch), 0, follow=True):
+            seen += piece.data
+            if b"asked" in seen:
+                break
+            if how == "cancelled":
+                await launcher.stop_launch(stop_of(order))
+    launcher.end_lease("the session lease ended")
+    await until_idle(launcher)
+    assert [report.state for report in reports] == [RUNNING]
+    await launcher.stop()
+
+
+async def test_a_stop_without_grace_has_none(tmp_path: Path) -> None:
+    """An agent that shall be gone at once does not wait for what its runs would have had otherwise."""
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, lambda report: None)
+    await launcher.start()
+    order = script("import os,signal,time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'up')\ntime.sleep(60)")
+    await launcher.launch(order)
+    async for _ in launcher.outputs.read(key_of(order.launch), 0, follow=True):
+        break
+    async with asyncio.timeout(WAIT_S):
+        await launcher.stop(0.0)
+
+
 async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """To end many runs at once takes a few looks at the machine's processes, not some for each run."""
     orders = [script(TREE, at=at) for at in range(1, 5)]
