@@ -41,7 +41,7 @@ from worker_agent.launch_command import arguments_of, environment_of, failure_of
 from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
 from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
 from worker_agent.process import RunProcess
-from worker_agent.run_finder import RunFinder, kill_runs
+from worker_agent.run_finder import Leftovers, RunFinder, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
 from worker_agent.watchdog import Watchdog
 
@@ -129,6 +129,7 @@ class Launcher:
         """Why no order is taken any more."""
         self._finder = RunFinder()
         self.watchdog = Watchdog(self._lease_grace_s)
+        self._leftovers = Leftovers(self.watchdog.end)
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
         self._stopping = False
@@ -235,6 +236,7 @@ class Launcher:
     def end_lease(self, reason: str) -> None:
         """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
         self._abandon_all(reason, self._lease_grace_s, is_void=True)
+        self._leftovers.hasten()
 
     def pending_reports(self) -> list[session_pb2.LaunchReport]:
         """What the Hello must name: launches that run, and results without a receipt."""
@@ -287,6 +289,7 @@ class Launcher:
         await self.stop_all("the worker agent stops", grace_s)
         while self._refusals:
             await asyncio.wait(self._refusals.values())
+        await self._leftovers.stop()
         if self._commits is not None:
             await self._commits.close()
         await self.watchdog.stop()
@@ -314,7 +317,10 @@ class Launcher:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
             del self._tasks[run.token], self._runs[run.token]
-            self.watchdog.end(run.run_id)
+            if run.process is not None:
+                self._leftovers.add(run.run_id)
+            else:
+                self.watchdog.end(run.run_id)
             if run.abandoned:  # No end is reported, so no receipt of one comes.
                 self._refused.pop(run.token, None)
             run.output.end()

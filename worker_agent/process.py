@@ -14,7 +14,9 @@ import contextlib
 import functools
 import math
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -107,11 +109,22 @@ class _PidfdHandle:
         self.pause_reading()
         self._pipe.close()
 
+    def reap(self) -> None:
+        """Kills what is left of the group of the process, which has ended, and takes its exit status.
+
+        Until then its number, which is that of the group too, is nobody else's. Where nothing is left this is one
+        system call: nobody has to look.
+        """
+        if self._popen.returncode is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+            os.close(self._pidfd)
+
     def _on_end(self) -> None:
-        if self._popen.poll() is None:
+        if os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return
         self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
         self._watcher.process_exited()
 
     def _on_output(self) -> None:
@@ -143,6 +156,8 @@ class RunProcess:
         """On the loop's clock."""
         self._grace: asyncio.Timeout | None = None
         """While a stop waits."""
+        self._is_stopping = False
+        self._stopped = asyncio.Event()
 
     @classmethod
     async def start(
@@ -180,19 +195,19 @@ class RunProcess:
             pipe.pause_reading()
 
     async def wait(self) -> int:
-        """The exit status, negative for a signal, once the process has ended and its output is read."""
-        await self._watcher.ended.wait()
-        self.set_reading(True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DRAIN_S):
-                await self._watcher.silent.wait()
-        status = self._handle.get_returncode()
-        self._handle.close()
-        assert status is not None
-        return status
+        """The exit status, negative for a signal, once the process has ended, its output is read, and its rest killed.
+
+        What it left behind in its group has until the output ends, or _DRAIN_S, to say the last words: a `tee` that the
+        process did not wait for. What has left the group is not looked for: see `Leftovers`.
+        """
+        await self._drained()
+        if self._is_stopping:
+            await self._stopped.wait()
+        return await self._finish()
 
     async def stop(self, grace_s: float) -> int:
         """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
+        self._is_stopping = True
         self.hasten(grace_s)
         members = await self._members()
         each(members, "terminate")
@@ -203,13 +218,36 @@ class RunProcess:
                 for other in others:
                     await until_ended(other)
         self._grace = None
+        await self._kill_members()
+        await self._drained()
+        status = await self._finish()
+        self._stopped.set()
+        return status
+
+    async def _kill_members(self) -> None:
         for _ in range(3):  # A process that forks while it is killed leaves one more.
             members = await self._members()
             if not members:
                 break
             each(members, "kill")
             await self._watcher.ended.wait()
-        return await self.wait()
+
+    async def _drained(self) -> None:
+        await self._watcher.ended.wait()
+        self.set_reading(True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await self._watcher.silent.wait()
+
+    async def _finish(self) -> int:
+        if isinstance(self._handle, _PidfdHandle):
+            self._handle.reap()
+        elif not self._is_stopping and _has_group(self._handle.get_pid()):
+            await self._kill_members()
+        self._handle.close()
+        status = self._handle.get_returncode()
+        assert status is not None
+        return status
 
     def hasten(self, grace_s: float) -> None:
         """No stop leaves it more time than this from now on, the one that waits already neither."""
@@ -233,6 +271,19 @@ def _start_watched(arguments: Sequence[str], options: Mapping[str, Any], watcher
         popen.kill()
         popen.communicate()
         raise
+
+
+def _has_group(process_id: int) -> bool:
+    """True when there may be something left of the group that a process had; its number may be another's by now."""
+    if sys.platform == "win32":
+        return False
+    try:
+        os.killpg(process_id, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @functools.cache

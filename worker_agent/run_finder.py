@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
 _LOOK_S = 0.05
 """How often a stop looks whether what the process started has ended."""
+SWEEP_S = 5.0
+"""How long something may outlive its run that has left the run's process group."""
+
+_log = logging.getLogger(__name__)
 
 
 class RunFinder:
@@ -57,6 +62,54 @@ class RunFinder:
         self._task = None
 
 
+class Leftovers:
+    """Kills what runs that have ended left behind outside their process group (`setsid`): a little later, all at once.
+
+    A look reads every process of the machine, some 10 ms of a processor, so there is one in SWEEP_S and not one for
+    each run. Belongs to one event loop.
+    """
+
+    def __init__(self, on_swept: Callable[[str], None]) -> None:
+        """`on_swept` is told of each run that nothing is left of."""
+        self._on_swept = on_swept
+        self._run_ids: set[str] = set()
+        self._hurry = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, run_id: str) -> None:
+        """A run has ended."""
+        self._run_ids.add(run_id)
+        if self._task is None:
+            self._task = asyncio.create_task(self._work(), name="sweep behind runs")
+
+    def hasten(self) -> None:
+        """Looks now."""
+        if self._task is not None:
+            self._hurry.set()
+
+    async def stop(self) -> None:
+        """Returns when nothing is left."""
+        while self._task is not None:
+            self._hurry.set()
+            await self._task
+
+    async def _work(self) -> None:
+        while self._run_ids:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_S):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            run_ids, self._run_ids = self._run_ids, set()
+            try:
+                if killed := await asyncio.to_thread(kill_runs, run_ids):
+                    _log.info("killed %d processes that runs had left behind", killed)
+            except Exception:
+                _log.exception("what runs have left behind cannot be looked for")
+            for run_id in run_ids:
+                self._on_swept(run_id)
+        self._task = None
+
+
 def _look(wanted: Sequence[tuple[str, int | None]]) -> list[list[psutil.Process]]:
     """What lives of several runs, in their order."""
     of_run: dict[str, list[psutil.Process]] = {run_id: [] for run_id, _ in wanted}
@@ -90,7 +143,7 @@ async def until_ended(process: psutil.Process) -> None:
 
 
 def find_runs(run_ids: set[str]) -> list[psutil.Process]:
-    """The living processes of these runs. Reads every process's environment, so it belongs into a thread."""
+    """The living processes of these runs, by their id. Reads every environment, so it belongs into a thread."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -100,7 +153,7 @@ def find_runs(run_ids: set[str]) -> list[psutil.Process]:
 
 
 def kill_runs(run_ids: set[str]) -> int:
-    """Kills what is left of runs whose agent died; the number of processes. Blocks."""
+    """Kills what is left of runs that have ended, or whose agent died; the number of processes. Blocks."""
     killed = 0
     while members := find_runs(run_ids):
         killed += len(members)
