@@ -27,7 +27,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 HAS_PROC = sys.platform == "linux"
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
@@ -39,13 +38,13 @@ LOOKS_MAX = 100
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
-@dataclass(slots=True)
 class Told:
-    """What the agent has said."""
+    """What the agent has said. (Not a dataclass: their module alone would cost 4 MB.)"""
 
-    runs: set[str] = field(default_factory=set)
-    lease_until_s: float = float("-inf")
-    is_goodbye: bool = False
+    def __init__(self) -> None:
+        self.runs: set[str] = set()
+        self.lease_until_s = float("-inf")
+        self.is_goodbye = False
 
     def take(self, line: bytes) -> None:
         """Takes the next line in; one that the agent's end cut short says nothing."""

@@ -24,8 +24,9 @@ from tests.unit.test_launcher import (
 )
 from worker_agent import run_finder
 from worker_agent.launch_command import key_of, token_of
+from worker_agent.launch_ends import NEVER_RAN
 from worker_agent.launch_journal import LaunchJournal
-from worker_agent.launcher import NEVER_RAN, Launcher
+from worker_agent.launcher import Launcher
 
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 ONE_SLOT = replace(SETTINGS, launches_max=1)
