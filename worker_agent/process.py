@@ -78,6 +78,8 @@ class _PidfdHandle:
         self._pipe = popen.stdout
         self._loop = asyncio.get_running_loop()
         self._is_reading = False
+        self._is_reaped = False
+        """Somebody else in this process, as psutil's `wait`, has taken its exit status; its number may be another's."""
         self._pidfd = os.pidfd_open(popen.pid)
         os.set_blocking(self._pipe.fileno(), False)
         self._loop.add_reader(self._pidfd, self._on_end)
@@ -116,14 +118,18 @@ class _PidfdHandle:
         system call: nobody has to look.
         """
         if self._popen.returncode is None:
-            with contextlib.suppress(OSError):
-                os.killpg(self._popen.pid, signal.SIGKILL)
+            if not self._is_reaped:
+                with contextlib.suppress(OSError):
+                    os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()
             os.close(self._pidfd)
 
     def _on_end(self) -> None:
-        if os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return
+        try:
+            if os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return
+        except ChildProcessError:
+            self._is_reaped = True
         self._loop.remove_reader(self._pidfd)
         self._watcher.process_exited()
 
