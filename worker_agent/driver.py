@@ -16,13 +16,14 @@ from typing import Any, Protocol, assert_never
 
 from coordinator.api.v1 import session_pb2
 from coordinator.discovery.interface import Discovery
-from coordinator.model import Clock
+from coordinator.model import Clock, Monotonic
 from coordinator.security.credentials import Credentials
 from worker_agent import session_interface as interface
 from worker_agent.files import write_durably
 from worker_agent.hosting import Hosting, Persist
 from worker_agent.session import WorkerSession
 from worker_agent.session_interface import Phase
+from worker_agent.session_lease import NO_LEASE
 from worker_agent.shard_interface import ShardView
 from worker_agent.stream import MasterStream
 
@@ -50,6 +51,10 @@ class LaunchRunner(Protocol):
 
     async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
         """Ends a launch, or sees to it that it never starts, and reports what became of it."""
+        ...
+
+    def set_lease_end(self, until: Monotonic) -> None:
+        """The session lease ends then; said whenever that changes."""
         ...
 
     def end_lease(self, reason: str) -> None:
@@ -110,6 +115,8 @@ class SessionDriver:
         self.ended: asyncio.Future[interface.End] = self._loop.create_future()
         self._lease_number = 0
         """Counts the ends of leases."""
+        self._lease_until = NO_LEASE
+        """What the launcher was told."""
         self._storage_problem = ""
         self._sessions_opened = 0
         self._events: deque[interface.Event] = deque()
@@ -197,6 +204,7 @@ class SessionDriver:
                 if not self._events:
                     break
                 step = self._session.on_event(self._clock.monotonic(), self._events.popleft())
+            self._tell_lease()
             self._log_changes()
             self._set_timer(step)
         except Exception as error:
@@ -303,6 +311,11 @@ class SessionDriver:
         """
         self._launcher.end_lease(reason)
         self._lease_number += 1
+
+    def _tell_lease(self) -> None:
+        if self._session.lease_until != self._lease_until:
+            self._lease_until = self._session.lease_until
+            self._launcher.set_lease_end(self._lease_until)
 
     async def _launch(self, order: session_pb2.LaunchOrder, lease_number: int) -> None:
         if lease_number == self._lease_number:

@@ -17,58 +17,34 @@ policy decide. For that to be safe nothing may outlive its agent unseen: `start`
 the first Hello is sent. And nothing that ends without a lease counts as a success, even where the process saw to its
 own end before it heard that it should: by then the attempt may belong to another worker.
 
-Nothing waits here. An order that finds `launches_max` runs, comes while the agent stops, or wants what this system does
-not have is declined: that its token never starts is on disk, then the leader is told, who gives the launch to another
-worker or has it wait for the first free slot of any. So nobody's launch stands behind this worker's long runs while
-another one is idle, and priorities count over all workers.
+Nothing waits here. An order that finds `launches_max` runs, comes while the agent stops or its disk takes no notes, or
+wants what this system does not have is declined: that its token never starts is on disk (`launch_ends.py` has what is
+done where that cannot be), then the leader is told, who gives the launch to another worker or has it wait for the first
+free slot of any. So nobody's launch stands behind this worker's long runs while another one is idle, and priorities
+count over all workers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import WorkerSettings
-from coordinator.model import Clock
+from coordinator.model import Clock, Monotonic
 from worker_agent.launch_command import arguments_of, environment_of, failure_of, key_of, refusal_of, token_of
-from worker_agent.launch_journal import Begin, CommitQueue, Finish, LaunchJournal
-from worker_agent.launch_output import LaunchKey, LaunchOutputs, RunOutput
-from worker_agent.process import RunFinder, RunProcess, kill_runs
+from worker_agent.launch_ends import NEVER_RAN, LaunchEnds
+from worker_agent.launch_journal import Begin, CommitQueue, LaunchJournal
+from worker_agent.launch_output import LaunchKey, LaunchOutputs
+from worker_agent.launch_run import Run, report_of
+from worker_agent.process import RunProcess
+from worker_agent.run_finder import Leftovers, RunFinder, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
-
-NEVER_RAN = ""
-"""What the journal has as the run of a token that was cancelled before it had one, or declined."""
+from worker_agent.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Run:
-    """One order that was taken: it has a slot, and a process soon."""
-
-    order: session_pb2.LaunchOrder
-    key: LaunchKey
-    output: RunOutput
-    stop: asyncio.Event
-    running: session_pb2.LaunchReport | None = None
-    """What is reported of it while it runs."""
-    cancelled: str = ""
-    """Why the leader wants it stopped."""
-    abandoned: str = ""
-    """Why this agent ended it; then it has no result."""
-    is_void: bool = False
-    """True when it has no result even if it comes to its own end first."""
-    grace_s: float = 0.0
-
-    @property
-    def token(self) -> str:
-        return self.key.token
 
 
 class Launcher:
@@ -104,17 +80,18 @@ class Launcher:
             all_bytes_max=settings.runs_output_bytes_max,
             tail_bytes_max=settings.output_bytes_max,
         )
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         """Orders that were taken, by token."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """What runs each of them. Invariant: the same tokens."""
-        self._refusals: dict[str, asyncio.Task[None]] = {}
-        """Tokens of which is being noted that they never start."""
+        self._ends: LaunchEnds | None = None
         self._refused: dict[str, str] = {}
         """Why reports were refused, by token, until the end is receipted: a run is reported again and again."""
         self._declines_all = ""
         """Why no order is taken any more."""
         self._finder = RunFinder()
+        self.watchdog = Watchdog(self._lease_grace_s)
+        self._leftovers = Leftovers(self.watchdog.end)
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
         self._stopping = False
@@ -126,6 +103,8 @@ class Launcher:
         """
         self._journal = await asyncio.to_thread(LaunchJournal, self._directory)
         self._commits = CommitQueue(self._journal)
+        self._ends = LaunchEnds(self._commits, self._clock, self._on_report)
+        self.watchdog.start()
         await self.outputs.start()
         unfinished = self._journal.unfinished()
         if unfinished:
@@ -148,7 +127,8 @@ class Launcher:
     @property
     def slots_free(self) -> int:
         """How many more orders would be taken now."""
-        return 0 if self._declines_all else max(0, self._settings.launches_max - len(self._tasks))
+        is_closed = self._declines_all or (self._ends is not None and self._ends.problem)
+        return 0 if is_closed else max(0, self._settings.launches_max - len(self._tasks))
 
     def take_no_orders(self, reason: str) -> None:
         """From now on every order is declined."""
@@ -157,7 +137,10 @@ class Launcher:
     async def launch(self, order: session_pb2.LaunchOrder) -> None:
         """Takes an order; the run goes on by itself. A token that is known already is reported again, never started."""
         key = key_of(order.launch)
-        if self._stopping or key.token in self._refusals:
+        if self._stopping or self._ending().is_refusing(key.token):
+            return
+        if (held := self._ending().held_of(key.token)) is not None:
+            self._on_report(held)
             return
         run = self._runs.get(key.token)
         if run is not None:
@@ -171,15 +154,15 @@ class Launcher:
             elif entry.run == NEVER_RAN:
                 # A crash took the word, but not the promise.
                 again = "it had declined or cancelled this attempt before it was started anew"
-                self._spawn_refusal(_report(key, decline=session_pb2.LAUNCH_DECLINE_BUSY, reason=again))
+                self._ending().refuse(report_of(key, decline=session_pb2.LAUNCH_DECLINE_BUSY, reason=again))
             else:
                 _log.warning("launch %s was started before and has no result; it is not started again", key.token)
             return
         decline = self._decline_of(order)
         if decline is not None:
-            self._spawn_refusal(_report(key, decline=decline[0], reason=decline[1]))
+            self._ending().refuse(report_of(key, decline=decline[0], reason=decline[1]))
             return
-        run = _Run(order, key, self.outputs.begin(key), asyncio.Event())
+        run = Run(order, key, self.outputs.begin(key), asyncio.Event())
         self._runs[key.token] = run
         self._tasks[key.token] = asyncio.create_task(self._guard(run), name=f"launch {key.token}")
 
@@ -189,6 +172,8 @@ class Launcher:
             return session_pb2.LAUNCH_DECLINE_BUSY, self._declines_all
         if refusal := refusal_of(order.spec):
             return session_pb2.LAUNCH_DECLINE_UNFIT, refusal
+        if self._ending().problem:
+            return session_pb2.LAUNCH_DECLINE_BUSY, self._ending().problem
         if not self.slots_free:
             return session_pb2.LAUNCH_DECLINE_BUSY, f"none of its {self._settings.launches_max} slots is free"
         return None
@@ -196,14 +181,17 @@ class Launcher:
     async def stop_launch(self, stop: session_pb2.LaunchStop) -> None:
         """Ends a launch, or sees to it that it never starts; what became of it is reported, once more if need be."""
         key, reason = key_of(stop.token), stop.reason or "cancelled"
-        if self._stopping or key.token in self._refusals:
+        if self._stopping or self._ending().is_refusing(key.token):
+            return
+        if (held := self._ending().held_of(key.token)) is not None:
+            self._on_report(held)
             return
         run = self._runs.get(key.token)
         if run is not None:
             if run.cancelled:
                 return
-            run.cancelled, run.grace_s = reason, self._settings.stop_grace_s
-            run.stop.set()
+            run.cancelled = reason
+            run.end_within(self._settings.stop_grace_s)
             return
         entry = self._opened().get(key.token)
         if entry is not None and entry.report is not None:
@@ -211,23 +199,28 @@ class Launcher:
         else:
             if entry is not None:
                 reason += "; its run had been ended by this worker, without a result"
-            self._spawn_refusal(_report(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason))
+            self._ending().refuse(report_of(key, types_pb2.LAUNCH_STATE_CANCELLED, reason=reason))
+
+    def set_lease_end(self, until: Monotonic) -> None:
+        """The session lease was renewed, or given back: runs that this agent leaves behind are ended then."""
+        self.watchdog.set_lease_end(until)
 
     def end_lease(self, reason: str) -> None:
         """The worker acts under no lease any more: every run ends, without a result; no order of before starts."""
         self._abandon_all(reason, self._lease_grace_s, is_void=True)
+        self._leftovers.hasten()
 
     def pending_reports(self) -> list[session_pb2.LaunchReport]:
         """What the Hello must name: launches that run, and results without a receipt."""
-        finished = [] if self._journal is None else self._journal.unreceipted()
+        finished = self._finished()
         named = {key_of(report) for report in finished}
         running = [run.running for run in self._runs.values() if run.running is not None and run.key not in named]
         return finished + running
 
     def known_launches(self) -> list[session_pb2.LaunchToken]:
         """What heartbeats name: every order that was taken, until the receipt of its end."""
-        finished = [] if self._journal is None else self._journal.unreceipted()
-        known = dict.fromkeys([key_of(report) for report in finished] + [run.key for run in self._runs.values()])
+        ended = [key_of(report) for report in self._finished()]
+        known = dict.fromkeys(ended + [run.key for run in self._runs.values()])
         return [
             session_pb2.LaunchToken(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, attempt=attempt)
             for job_id, scheduled_at_ms, attempt in known
@@ -254,7 +247,7 @@ class Launcher:
             self._refused[token] = receipt.refusal
         if is_end:
             self._refused.pop(token, None)
-            self._committing().settle(token)
+            self._ending().settle(token)
 
     async def stop_all(self, reason: str, grace_s: float | None = None) -> None:
         """Ends every run without a result; returns when nothing runs."""
@@ -266,10 +259,12 @@ class Launcher:
         """Takes no more orders, ends every run, closes the journal."""
         self._stopping = True
         await self.stop_all("the worker agent stops", grace_s)
-        while self._refusals:
-            await asyncio.wait(self._refusals.values())
+        if self._ends is not None:
+            await self._ends.close()
+        await self._leftovers.stop()
         if self._commits is not None:
             await self._commits.close()
+        await self.watchdog.stop()
         await self.outputs.close()
 
     def _opened(self) -> LaunchJournal:
@@ -280,13 +275,21 @@ class Launcher:
         assert self._commits is not None, "Launcher.start() comes first"
         return self._commits
 
+    def _ending(self) -> LaunchEnds:
+        assert self._ends is not None, "Launcher.start() comes first"
+        return self._ends
+
+    def _finished(self) -> list[session_pb2.LaunchReport]:
+        """Ends without a receipt."""
+        return [] if self._journal is None else self._journal.unreceipted() + self._ending().held
+
     def _abandon_all(self, reason: str, grace_s: float, *, is_void: bool) -> None:
         for token in self._tasks:
             run = self._runs[token]
-            run.abandoned, run.grace_s, run.is_void = reason, grace_s, run.is_void or is_void
-            run.stop.set()
+            run.abandoned, run.is_void = reason, run.is_void or is_void
+            run.end_within(grace_s)
 
-    async def _guard(self, run: _Run) -> None:
+    async def _guard(self, run: Run) -> None:
         """Runs one launch; whatever happens, its slot is free afterwards, and heartbeats do not name it for nothing."""
         try:
             await self._execute(run)
@@ -294,17 +297,24 @@ class Launcher:
             _log.exception("launch %s ended by a fault of the launcher; it has no result", run.token)
         finally:
             del self._tasks[run.token], self._runs[run.token]
+            if run.process is not None:
+                self._leftovers.add(run.run_id)
+            else:
+                self.watchdog.end(run.run_id)
             if run.abandoned:  # No end is reported, so no receipt of one comes.
                 self._refused.pop(run.token, None)
             run.output.end()
 
-    async def _execute(self, run: _Run) -> None:
-        run_id = uuid.uuid4().hex
-        await self._committing().commit(Begin(run.token, run_id))
-        report = _report(run.key)
-        process = await self._begin(run, run_id, report)
+    async def _execute(self, run: Run) -> None:
+        report = report_of(run.key)
+        try:
+            await self._committing().commit(Begin(run.token, run.run_id))
+        except OSError as error:
+            self._ending().decline_unwritten(report, error)
+            return
+        process = run.process = await self._begin(run, report)
         if process is not None:
-            run.running = _report(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
+            run.running = report_of(run.key, types_pb2.LAUNCH_STATE_RUNNING, started_unix_ms=report.started_unix_ms)
             self._on_report(run.running)
             try:
                 await self._see_through(run, process, report)
@@ -315,11 +325,9 @@ class Launcher:
             _log.warning("launch %s was ended: %s", run.token, run.abandoned)
             self._committing().settle(run.token)
             return
-        report.finished_unix_ms = self._clock.wall_ms()
-        await self._committing().commit(Finish(run.token, report))
-        self._on_report(report)
+        await self._ending().finish(report)
 
-    async def _begin(self, run: _Run, run_id: str, report: session_pb2.LaunchReport) -> RunProcess | None:
+    async def _begin(self, run: Run, report: session_pb2.LaunchReport) -> RunProcess | None:
         """Starts the process; None, with the reason in the report, when it cannot or may not be started."""
         spec = run.order.spec
         arguments = arguments_of(spec)
@@ -332,7 +340,8 @@ class Launcher:
                     report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
                     return None
                 report.started_unix_ms = self._clock.wall_ms()
-                process = await RunProcess.start(arguments, environment, run_id, run.output, self._finder)
+                self.watchdog.begin(run.run_id)
+                process = await RunProcess.start(arguments, environment, run.run_id, run.output, self._finder)
         except (OSError, ValueError) as error:
             report.state = types_pb2.LAUNCH_STATE_FAILED
             report.reason = f"could not start {arguments[0]!r}: {error}"
@@ -342,7 +351,7 @@ class Launcher:
         run.output.on_full = lambda is_full: process.set_reading(not is_full)
         return process
 
-    async def _see_through(self, run: _Run, process: RunProcess, report: session_pb2.LaunchReport) -> None:
+    async def _see_through(self, run: Run, process: RunProcess, report: session_pb2.LaunchReport) -> None:
         """Waits for the end of the process, its timeout, or an order to stop, and notes in the report how it ended."""
         spec = run.order.spec
         ended, stopped = asyncio.create_task(process.wait()), asyncio.create_task(run.stop.wait())
@@ -360,7 +369,7 @@ class Launcher:
                 report.exit_status = await process.stop(run.grace_s)
                 report.state, report.reason = types_pb2.LAUNCH_STATE_CANCELLED, run.cancelled
             else:
-                report.exit_status = await process.stop(run.grace_s or self._settings.stop_grace_s)
+                report.exit_status = await process.stop(min(run.grace_s, self._settings.stop_grace_s))
                 report.state = types_pb2.LAUNCH_STATE_TIMED_OUT
                 report.reason = f"stopped after its timeout of {spec.timeout_s:g} s"
         finally:
@@ -368,28 +377,3 @@ class Launcher:
                 task.cancel()
             await asyncio.wait({ended, stopped})
         report.output = run.output.tail
-
-    def _spawn_refusal(self, report: session_pb2.LaunchReport) -> None:
-        """Notes durably that a token without a process never gets one, then reports it; beside other orders."""
-        token = token_of(report)
-        self._refusals[token] = asyncio.create_task(self._refuse(token, report), name=f"refusal of {token}")
-
-    async def _refuse(self, token: str, report: session_pb2.LaunchReport) -> None:
-        report.finished_unix_ms = self._clock.wall_ms()
-        try:
-            await self._committing().commit(Begin(token, NEVER_RAN), Finish(token, report))
-        except OSError as error:
-            # The leader says it again as long as nobody has answered.
-            _log.error("launch %s cannot be noted as one that never starts: %s", token, error)
-            return
-        finally:
-            del self._refusals[token]
-        self._on_report(report)
-
-
-def _report(
-    key: LaunchKey, state: types_pb2.LaunchState.ValueType = types_pb2.LAUNCH_STATE_UNSPECIFIED, **fields: Any
-) -> session_pb2.LaunchReport:
-    return session_pb2.LaunchReport(
-        job_id=key.job_id, scheduled_at_unix_ms=key.scheduled_at_ms, attempt=key.attempt, state=state, **fields
-    )

@@ -1,8 +1,6 @@
 """One process of a launch with everything that it starts: its output, its end, its stop.
 
-The run's id is in its environment (RUN_ID_VARIABLE), which children inherit; so whatever belongs to the run is found
-again, also after its parent has died or this agent was restarted, and nothing else is ever mistaken for it, as a
-process number that was given out again might be.
+Whatever belongs to the run is found by the run's id, which is in its environment (`run_finder.py`).
 
 Where the system has pidfds (Linux), a process is started by `subprocess.Popen` and watched by the event loop; elsewhere
 the loop's own `subprocess_exec` does both. Popen starts with vfork, whose cost does not depend on how much memory this
@@ -14,21 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import os
+import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import psutil
 
-RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
+from worker_agent.run_finder import RUN_ID_VARIABLE, RunFinder, each, until_ended
+
 READ_BYTES_MAX = 65_536
 """A pipe of Linux has no more."""
 _DRAIN_S = 1.0
 """How long the output may trickle on after the process ended: a child that it left may hold the pipe for ever."""
-_LOOK_S = 0.05
-"""How often a stop looks whether what the process started has ended."""
 
 
 class Sink(Protocol):
@@ -79,6 +78,8 @@ class _PidfdHandle:
         self._pipe = popen.stdout
         self._loop = asyncio.get_running_loop()
         self._is_reading = False
+        self._is_reaped = False
+        """Somebody else in this process, as psutil's `wait`, has taken its exit status; its number may be another's."""
         self._pidfd = os.pidfd_open(popen.pid)
         os.set_blocking(self._pipe.fileno(), False)
         self._loop.add_reader(self._pidfd, self._on_end)
@@ -110,11 +111,26 @@ class _PidfdHandle:
         self.pause_reading()
         self._pipe.close()
 
+    def reap(self) -> None:
+        """Kills what is left of the group of the process, which has ended, and takes its exit status.
+
+        Until then its number, which is that of the group too, is nobody else's. Where nothing is left this is one
+        system call: nobody has to look.
+        """
+        if self._popen.returncode is None:
+            if not self._is_reaped:
+                with contextlib.suppress(OSError):
+                    os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+            os.close(self._pidfd)
+
     def _on_end(self) -> None:
-        if self._popen.poll() is None:
-            return
+        try:
+            if os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return
+        except ChildProcessError:
+            self._is_reaped = True
         self._loop.remove_reader(self._pidfd)
-        os.close(self._pidfd)
         self._watcher.process_exited()
 
     def _on_output(self) -> None:
@@ -142,6 +158,12 @@ class RunProcess:
         self._watcher = watcher
         self._run_id = run_id
         self._finder = finder
+        self._kill_at_s = math.inf
+        """On the loop's clock."""
+        self._grace: asyncio.Timeout | None = None
+        """While a stop waits."""
+        self._is_stopping = False
+        self._stopped = asyncio.Event()
 
     @classmethod
     async def start(
@@ -179,100 +201,71 @@ class RunProcess:
             pipe.pause_reading()
 
     async def wait(self) -> int:
-        """The exit status, negative for a signal, once the process has ended and its output is read."""
+        """The exit status, negative for a signal, once the process has ended, its output is read, and its rest killed.
+
+        What it left behind in its group has until the output ends, or _DRAIN_S, to say the last words: a `tee` that the
+        process did not wait for. What has left the group is not looked for: see `Leftovers`.
+        """
+        await self._drained()
+        if self._is_stopping:
+            await self._stopped.wait()
+        return await self._finish()
+
+    async def stop(self, grace_s: float) -> int:
+        """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
+        self._is_stopping = True
+        self.hasten(grace_s)
+        members = await self._members()
+        each(members, "terminate")
+        others = [member for member in members if member.pid != self._handle.get_pid()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._kill_at_s) as self._grace:
+                await self._watcher.ended.wait()
+                for other in others:
+                    await until_ended(other)
+        self._grace = None
+        await self._kill_members()
+        await self._drained()
+        status = await self._finish()
+        self._stopped.set()
+        return status
+
+    async def _kill_members(self) -> None:
+        for _ in range(3):  # A process that forks while it is killed leaves one more.
+            members = await self._members()
+            if not members:
+                break
+            each(members, "kill")
+            await self._watcher.ended.wait()
+
+    async def _drained(self) -> None:
         await self._watcher.ended.wait()
         self.set_reading(True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DRAIN_S):
                 await self._watcher.silent.wait()
-        status = self._handle.get_returncode()
+
+    async def _finish(self) -> int:
+        if isinstance(self._handle, _PidfdHandle):
+            self._handle.reap()
+        elif not self._is_stopping and _has_group(self._handle.get_pid()):
+            await self._kill_members()
         self._handle.close()
+        status = self._handle.get_returncode()
         assert status is not None
         return status
 
-    async def stop(self, grace_s: float) -> int:
-        """Asks the whole tree to end, kills after `grace_s` what did not, and gives the exit status."""
-        members = await self._members()
-        _each(members, "terminate")
-        others = [member for member in members if member.pid != self._handle.get_pid()]
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._watcher.ended.wait()
-                for other in others:
-                    await _until_ended(other)
-        for _ in range(3):  # A process that forks while it is killed leaves one more.
-            members = await self._members()
-            if not members:
-                break
-            _each(members, "kill")
-            await self._watcher.ended.wait()
-        return await self.wait()
+    def hasten(self, grace_s: float) -> None:
+        """No stop leaves it more time than this from now on, the one that waits already neither."""
+        kill_at_s = asyncio.get_running_loop().time() + grace_s
+        if kill_at_s < self._kill_at_s:
+            self._kill_at_s = kill_at_s
+            if self._grace is not None and not self._grace.expired():
+                self._grace.reschedule(kill_at_s)
 
     async def _members(self) -> list[psutil.Process]:
         root_pid = None if self._watcher.ended.is_set() else self._handle.get_pid()
         return await self._finder.members(self._run_id, root_pid)
-
-
-class RunFinder:
-    """Finds what belongs to runs: by the run's id, and below its first process while that lives.
-
-    A look reads every process of the machine, so those who ask while one goes on share the next: when a lease ends, all
-    runs ask at once.
-    """
-
-    def __init__(self) -> None:
-        self._wanted: list[tuple[str, int | None, asyncio.Future[list[psutil.Process]]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def members(self, run_id: str, root_pid: int | None) -> list[psutil.Process]:
-        """The living processes of a run."""
-        future: asyncio.Future[list[psutil.Process]] = asyncio.get_running_loop().create_future()
-        self._wanted.append((run_id, root_pid, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._work(), name="look for runs")
-        return await future
-
-    async def _work(self) -> None:
-        while self._wanted:
-            wanted, self._wanted = self._wanted, []
-            error: Exception | None = None
-            found: list[list[psutil.Process]] = []
-            try:
-                found = await asyncio.to_thread(_look, [(run_id, root_pid) for run_id, root_pid, _ in wanted])
-            except Exception as caught:
-                error = caught
-            for number, (_, _, future) in enumerate(wanted):
-                if future.done():
-                    continue
-                if error is None:
-                    future.set_result(found[number])
-                else:
-                    future.set_exception(error)
-        self._task = None
-
-
-def _look(wanted: Sequence[tuple[str, int | None]]) -> list[list[psutil.Process]]:
-    """What lives of several runs, in their order."""
-    of_run: dict[str, list[psutil.Process]] = {run_id: [] for run_id, _ in wanted}
-    children: dict[int, list[psutil.Process]] = {}
-    everything: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            everything[process.pid] = process
-            children.setdefault(process.ppid(), []).append(process)
-            run_id = process.environ().get(RUN_ID_VARIABLE, "")
-            if run_id in of_run:
-                of_run[run_id].append(process)
-    found = []
-    for run_id, root_pid in wanted:
-        members = {process.pid: process for process in of_run[run_id]}
-        below = [everything[root_pid]] if root_pid is not None and root_pid in everything else []
-        while below:
-            process = below.pop()
-            members[process.pid] = process
-            below += children.get(process.pid, [])
-        found.append([process for process in members.values() if _lives(process)])
-    return found
 
 
 def _start_watched(arguments: Sequence[str], options: Mapping[str, Any], watcher: _Watcher) -> _PidfdHandle:
@@ -286,11 +279,17 @@ def _start_watched(arguments: Sequence[str], options: Mapping[str, Any], watcher
         raise
 
 
-async def _until_ended(process: psutil.Process) -> None:
-    while True:
-        if not _lives(process):
-            return
-        await asyncio.sleep(_LOOK_S)
+def _has_group(process_id: int) -> bool:
+    """True when there may be something left of the group that a process had; its number may be another's by now."""
+    if sys.platform == "win32":
+        return False
+    try:
+        os.killpg(process_id, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 @functools.cache
@@ -304,45 +303,3 @@ def has_pidfds() -> bool:
     except OSError:  # An old kernel, or a sandbox that does not know the call.
         return False
     return True
-
-
-def find_runs(run_ids: set[str]) -> list[psutil.Process]:
-    """The living processes of these runs. Reads every process's environment, so it belongs into a thread."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(RUN_ID_VARIABLE) in run_ids and _lives(process):
-                found.append(process)
-    return found
-
-
-def kill_runs(run_ids: set[str]) -> int:
-    """Kills what is left of runs whose agent died; the number of processes. Blocks."""
-    killed = 0
-    while members := find_runs(run_ids):
-        killed += len(members)
-        _each(members, "kill")
-        _await_end(members, 2.0)
-        if killed > 10_000:  # Something respawns faster than it can be killed.
-            break
-    return killed
-
-
-def _await_end(processes: list[psutil.Process], timeout_s: float) -> None:
-    """Blocks until all have ended. A zombie has ended: where nobody reaps orphans, as in many containers, it stays."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s and any(_lives(process) for process in processes):
-        time.sleep(0.02)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _each(processes: Iterable[psutil.Process], action: str) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            getattr(process, action)()

@@ -15,7 +15,7 @@ from coordinator.api.v1 import types_pb2
 from coordinator.cli.words import local_time
 from coordinator.config import ClusterConfig
 from coordinator.machine.codec import job_spec_to_proto
-from coordinator.model import CronJobSpec, OverlapPolicy
+from coordinator.model import CronJobSpec, OverlapPolicy, RetryPolicy
 from coordinator.model.errors import Refused
 from tools.lib.local_cluster import LocalCluster, wait_until
 
@@ -33,6 +33,14 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 say("begin")
 while True: time.sleep(1)
+"""
+
+LASTING = """
+import os, sys, time
+sink = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+while True:
+    os.write(sink, f"{os.environ['LAUNCH_ATTEMPT']} {os.environ['LAUNCH_WORKER']}\\n".encode())
+    time.sleep(0.05)
 """
 
 
@@ -100,3 +108,46 @@ def test_the_newest_launch_wins_and_its_output_is_followed(tmp_path: Path) -> No
             printed, errors = reading.communicate(timeout=30)
         assert printed == f"begin {tokens[0]}\nend {tokens[0]}\n"
         assert "here are the last" in errors
+
+
+def short_lease(config: ClusterConfig) -> ClusterConfig:
+    """A worker is given up within the test."""
+    session = replace(config.session, heartbeat_s=0.3, suspect_s=0.9, session_lease_s=3.0)
+    return replace(few_shards(config), session=session)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_killed_worker_leaves_no_run_beside_the_next_attempt(tmp_path: Path) -> None:
+    """After kill -9 of a worker that stays away its run goes on for a while, and is gone when the next one begins."""
+    sink = tmp_path / "sink"
+    spec = CronJobSpec(
+        id="tick",
+        schedule="* * * * * *",
+        command=(sys.executable, "-S", "-c", LASTING, str(sink)),
+        overlap=OverlapPolicy.SKIP,
+        retry=RetryPolicy.ON_LOST,
+        retry_backoff_s=0.1,
+    )
+    with LocalCluster(tmp_path / "cluster", workers=2, change=short_lease) as cluster:
+        cluster.start()
+        cluster.wait_ready()
+        cluster.client().apply_jobs([job_spec_to_proto(spec)])
+
+        def running() -> list[types_pb2.Launch]:
+            found = cluster.client().list_launches(job_id="tick").launches
+            return [launch for launch in found if launch.state == types_pb2.LAUNCH_STATE_RUNNING]
+
+        first = wait_until(running, 60, "the first attempt")[0]
+        wait_until(sink.exists, 30, "what it does")
+        cluster.kill(first.worker)
+        lines_then = len(sink.read_text().splitlines())
+        wait_until(lambda: any(line[0] == "2" for line in sink.read_text().splitlines()), 60, "the second attempt")
+        cluster.client().set_job_paused("tick", True)
+        # Long enough for a run that was left to show itself: it writes twenty lines a second.
+        seen = len(sink.read_text().splitlines())
+        wait_until(lambda: len(sink.read_text().splitlines()) > seen + 40, 30, "more of it")
+        lines = sink.read_text().splitlines()
+    before = [line for line in lines if line == f"1 {first.worker}"]
+    assert lines[: len(before)] == before, "the first attempt wrote beside the second"
+    assert len(before) > lines_then + 10, "the run was to go on while the lease held"

@@ -12,8 +12,10 @@ import pytest
 from grpc import aio
 
 from coordinator.api.v1 import launch_pb2, launch_pb2_grpc, session_pb2, types_pb2
+from coordinator.model.clock import monotonic_s
 from tests.integration.played_leader import WAIT_S, PlayedMaster, PlayedSession
-from tests.integration.test_worker_agent import running
+from tests.integration.test_worker_agent import running, write_config
+from worker_agent.run_finder import lives, until_ended
 
 TOKEN = session_pb2.LaunchToken(job_id="tick", scheduled_at_unix_ms=1_767_268_800_000, attempt=1)
 RUNS_ON = "import os, time; os.write(1, b'up %d\\n' % os.getpid()); time.sleep(60)"
@@ -113,3 +115,33 @@ async def test_the_end_of_the_lease_ends_the_run(tmp_path: Path, master: PlayedM
         report = await again.next("launch_report")
         assert report.state == types_pb2.LAUNCH_STATE_CANCELLED
         assert report.reason == "given up; its run had been ended by this worker, without a result"
+
+
+async def test_a_killed_agent_leaves_its_run_until_the_lease_ends(tmp_path: Path, master: PlayedMaster) -> None:
+    """After kill -9 of the daemon, which nobody starts again, its run goes on under the lease, and ends with it."""
+    master.lease_s = 3.0
+    command = ["-m", "worker_agent.main", "--config", write_config(tmp_path, master), "--id", "w1"]
+    agent = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        session = await master.session()
+        await session.next("heartbeat")
+        await session.say(launch_order=order_of(RUNS_ON))
+        await session.next("launch_report")
+        process = await process_of(session.hello.node.grpc_address)
+        helpers = psutil.Process(agent.pid).children()
+        await session.next("heartbeat")
+        agent.kill()
+        killed_at_s = monotonic_s()
+        await agent.wait()
+        assert lives(process)
+        async with asyncio.timeout(WAIT_S):
+            await until_ended(process)
+            # Grants are counted from heartbeats, which are 0.1 s apart, unless this machine is slow.
+            assert monotonic_s() - killed_at_s > 0.5 * master.lease_s
+            for helper in helpers:
+                await until_ended(helper)
+        assert len(helpers) == 2, "the run and the watchdog"
+    finally:
+        if agent.returncode is None:
+            agent.kill()
+            await agent.wait()

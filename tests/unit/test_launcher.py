@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,10 +17,12 @@ from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.config import WorkerSettings
 from coordinator.model import ManualClock
 from coordinator.model.errors import Damaged
+from worker_agent import run_finder
 from worker_agent.launch_command import token_of
 from worker_agent.launch_journal import FILE_NAME, REPORTS_KEPT, TOKENS_KEPT, Begin, CommitQueue, LaunchJournal
 from worker_agent.launcher import Launcher
-from worker_agent.process import RunProcess, find_runs
+from worker_agent.process import RunProcess
+from worker_agent.run_finder import find_runs
 from worker_agent.run_python import is_well_formed
 
 SUCCEEDED = types_pb2.LAUNCH_STATE_SUCCEEDED
@@ -174,16 +177,73 @@ async def test_a_flood_of_output_neither_blocks_nor_fills_memory(desk: Desk) -> 
     assert result.output.endswith(b"the end")
 
 
-async def test_a_child_that_keeps_the_pipe_open_does_not_keep_the_launch_open(desk: Desk) -> None:
-    """A run has ended when its own process has, although something that it left behind could still print."""
+async def test_a_run_ends_with_all_that_it_started(desk: Desk) -> None:
+    """A run has ended when its own process has; a child that it left is killed, also one that holds the pipe.
+
+    It was let go before; then it ran on beside the next launch, after the lease and the agent, as nobody's.
+    """
     child = "import time; time.sleep(60)"
-    source = f"import subprocess,sys; subprocess.Popen([sys.executable,'-c',{child!r}]); print('done')"
+    source = (
+        "import subprocess,sys\n"
+        f"subprocess.Popen([sys.executable,'-c',{child!r}])\n"
+        f"subprocess.Popen([sys.executable,'-c',{child!r}], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\n"
+        "print('done')\n"
+    )
     order = script(source)
     await desk.launcher.launch(order)
     result = await desk.final(order)
     assert (result.state, result.output) == (SUCCEEDED, b"done\n")
-    for process in await asyncio.to_thread(find_with_token, token_of(order.launch)):
-        process.kill()
+    assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
+
+
+async def test_a_child_that_prints_the_rest_may_do_so(desk: Desk) -> None:
+    """What the process did not wait for, as a `tee` in a shell's process substitution, still says its last words."""
+    child = "import os,sys; sys.stdin.read(); os.write(1, b' late')"
+    source = (
+        "import os,subprocess,sys\n"
+        f"subprocess.Popen([sys.executable,'-c',{child!r}], stdin=subprocess.PIPE)\n"
+        "os.write(1, b'early')\n"
+    )
+    order = script(source)
+    await desk.launcher.launch(order)
+    result = await desk.final(order)
+    assert (result.state, result.output) == (SUCCEEDED, b"early late")
+
+
+async def test_a_child_that_left_the_group_is_found_a_little_later(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child in a session of its own outlives its run by moments; one look finds those of all runs since the last."""
+    monkeypatch.setattr(run_finder, "SWEEP_S", 0.2)
+    child = "import time; time.sleep(60)"
+    source = (
+        "import subprocess,sys\n"
+        f"c=subprocess.Popen([sys.executable,'-c',{child!r}], start_new_session=True, stdout=subprocess.DEVNULL,"
+        " stderr=subprocess.DEVNULL)\n"
+        "print(c.pid)\n"
+    )
+    orders = [script(source, at=at) for at in (1, 2)]
+    left = []
+    for order in orders:
+        await desk.launcher.launch(order)
+    for order in orders:
+        result = await desk.final(order)
+        assert result.state == SUCCEEDED
+        with contextlib.suppress(psutil.NoSuchProcess):
+            left.append(psutil.Process(int(result.output)))
+    async with asyncio.timeout(WAIT_S):
+        await asyncio.gather(*(run_finder.until_ended(process) for process in left))
+
+
+async def test_an_agent_that_stops_leaves_nothing_of_runs_that_had_ended(tmp_path: Path) -> None:
+    """With the agent everything ends at once, whenever the next look would have been."""
+    desk = Desk(tmp_path)
+    await desk.launcher.start()
+    child = "import time; time.sleep(60)"
+    popen = f"subprocess.Popen([sys.executable,'-c',{child!r}], start_new_session=True, stdout=subprocess.DEVNULL)"
+    order = script(f"import subprocess,sys; {popen}")
+    await desk.launcher.launch(order)
+    assert (await desk.final(order)).state == SUCCEEDED
+    await desk.launcher.stop(0.0)
+    assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
 
 
 def find_with_token(token: str) -> list[psutil.Process]:

@@ -22,10 +22,11 @@ from tests.unit.test_launcher import (
     receipt_of,
     script,
 )
-from worker_agent import process
+from worker_agent import run_finder
 from worker_agent.launch_command import key_of, token_of
+from worker_agent.launch_ends import NEVER_RAN
 from worker_agent.launch_journal import LaunchJournal
-from worker_agent.launcher import NEVER_RAN, Launcher
+from worker_agent.launcher import Launcher
 
 CANCELLED = types_pb2.LAUNCH_STATE_CANCELLED
 ONE_SLOT = replace(SETTINGS, launches_max=1)
@@ -218,6 +219,43 @@ async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:
     await launcher.stop()
 
 
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_the_end_of_the_lease_shortens_the_grace_of_a_stop_that_goes_on(tmp_path: Path, how: str) -> None:
+    """A run that was told to stop before the lease ended has no more time than the others, and no result either."""
+    reports: list[session_pb2.LaunchReport] = []
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, reports.append, lease_grace_s=0.1)
+    await launcher.start()
+    stubborn = "import os,signal,time\nsignal.signal(15, lambda *_: os.write(1, b'asked'))\nos.write(1, b'up')\n"
+    order = script(f"{stubborn}while True: time.sleep(60)", timeout_s=1.0 if how == "timeout" else 60.0)
+    await launcher.launch(order)
+    async with asyncio.timeout(WAIT_S):
+        seen = b""
+        async for piece in launcher.outputs.read(key_of(order.launch), 0, follow=True):
+            seen += piece.data
+            if b"asked" in seen:
+                break
+            if how == "cancelled":
+                await launcher.stop_launch(stop_of(order))
+    launcher.end_lease("the session lease ended")
+    await until_idle(launcher)
+    assert [report.state for report in reports] == [RUNNING]
+    await launcher.stop()
+
+
+async def test_a_stop_without_grace_has_none(tmp_path: Path) -> None:
+    """An agent that shall be gone at once does not wait for what its runs would have had otherwise."""
+    settings = replace(SETTINGS, stop_grace_s=600.0)
+    launcher = Launcher(tmp_path, settings, "w1", Desk(tmp_path).clock, lambda report: None)
+    await launcher.start()
+    order = script("import os,signal,time\nsignal.signal(15, signal.SIG_IGN)\nos.write(1, b'up')\ntime.sleep(60)")
+    await launcher.launch(order)
+    async for _ in launcher.outputs.read(key_of(order.launch), 0, follow=True):
+        break
+    async with asyncio.timeout(WAIT_S):
+        await launcher.stop(0.0)
+
+
 async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """To end many runs at once takes a few looks at the machine's processes, not some for each run."""
     orders = [script(TREE, at=at) for at in range(1, 5)]
@@ -226,14 +264,14 @@ async def test_runs_that_stop_together_share_the_looking(desk: Desk, monkeypatch
     for order in orders:
         await printed(desk, order, b"child")
     looks = 0
-    look = process._look
+    look = run_finder._look
 
     def count(wanted: list[tuple[str, int | None]]) -> object:
         nonlocal looks
         looks += 1
         return look(wanted)
 
-    monkeypatch.setattr(process, "_look", count)
+    monkeypatch.setattr(run_finder, "_look", count)
     desk.launcher.end_lease("the session lease ended")
     await until_idle(desk.launcher)
     assert looks < 3 * len(orders)
@@ -310,7 +348,7 @@ async def test_a_fault_of_the_launcher_shows_at_the_leader(desk: Desk, monkeypat
 
     monkeypatch.setattr(Launcher, "_see_through", break_down)
     # For a moment after its start a process shows no environment to be found by.
-    monkeypatch.setattr(process, "find_runs", lambda run_ids: [])
+    monkeypatch.setattr(run_finder, "find_runs", lambda run_ids: [])
     order = script("import time; time.sleep(60)")
     await desk.launcher.launch(order)
     await until_idle(desk.launcher)

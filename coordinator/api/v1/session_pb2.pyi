@@ -89,7 +89,7 @@ class _LaunchDeclineEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LaunchD
     LAUNCH_DECLINE_UNSPECIFIED: _LaunchDecline.ValueType  # 0
     """It does not."""
     LAUNCH_DECLINE_BUSY: _LaunchDecline.ValueType  # 1
-    """It starts nothing at the moment: every slot is taken, or it stops."""
+    """It starts nothing at the moment: every slot is taken, its disk takes no notes, or it stops."""
     LAUNCH_DECLINE_UNFIT: _LaunchDecline.ValueType  # 2
     """It cannot run this job at all."""
 
@@ -99,7 +99,7 @@ class LaunchDecline(_LaunchDecline, metaclass=_LaunchDeclineEnumTypeWrapper):
 LAUNCH_DECLINE_UNSPECIFIED: LaunchDecline.ValueType  # 0
 """It does not."""
 LAUNCH_DECLINE_BUSY: LaunchDecline.ValueType  # 1
-"""It starts nothing at the moment: every slot is taken, or it stops."""
+"""It starts nothing at the moment: every slot is taken, its disk takes no notes, or it stops."""
 LAUNCH_DECLINE_UNFIT: LaunchDecline.ValueType  # 2
 """It cannot run this job at all."""
 Global___LaunchDecline: _TypeAlias = LaunchDecline  # noqa: Y015
