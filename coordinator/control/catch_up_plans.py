@@ -4,8 +4,8 @@ After an outage of all masters, or a step of the wall clock, every job needs a p
 One looks at up to some 1,600 scheduled times (5,500 with the largest `catch_up_limit`), 15 to 20 us each, on the
 leader's event loop; while that stands still nobody hears the leader, and after 0.3 s another one is elected. So:
 
-- In TURN_S plans may look at TIMES_PER_TURN times, and the last of them beyond: some 15 to 40 ms at once, and on
-  average a third of the event loop. What was looked at beyond is taken off the next turn.
+- In TURN_S plans may look at TIMES_PER_TURN times, and the last of them beyond: measured are 25 to 40 ms at once, and
+  on average a third of the event loop. What was looked at beyond is taken off the next turn.
 - Jobs whose plan has to wait take their turns in the order of their coming. A job that needs none waits for nobody.
 """
 

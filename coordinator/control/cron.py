@@ -52,7 +52,7 @@ from coordinator.control.launches import RETRY_S, LaunchTracker
 from coordinator.control.overlap import Verdict, judge
 from coordinator.control.passed import TURN_S, PassedRecorder
 from coordinator.control.schedule import Schedule, compile_schedule
-from coordinator.control.slots import ON_TIME_MS, Slots
+from coordinator.control.slots import ON_TIME_MS, Slots, split_late
 from coordinator.control.timers import Gathered, Moment
 from coordinator.machine.state import JobChanged, LaunchChanged, LaunchKey, NodeChanged, SettingsChanged, State
 from coordinator.model import CronJob, LaunchState, Monotonic, WallMs
@@ -80,7 +80,9 @@ class CronControl:
         self._launches = LaunchTracker(
             state, settings.order_timeout_s, tokens, self._last, lambda job_id: job_id in self._in_flight
         )
-        self._slots = Slots(state.launches.values(), settings.catch_up_per_s, now, wall)
+        late, old = split_late(state)
+        self._catch_up_slots = Slots(old, settings.catch_up_per_s, now, wall)
+        self._late_slots = Slots(late, settings.catch_up_per_s, now, wall)
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
         self._reported: Gathered[LaunchKey] = Gathered(REPORT_GATHER_S)
@@ -325,7 +327,7 @@ class CronControl:
     def _by_plan(self, at: Moment, job: CronJob, plan: CatchUpPlan, scheduled_ms: WallMs) -> command_pb2.Command:
         """What the catch-up plan says of a time."""
         if scheduled_ms in plan.launch:
-            slot_ms = self._slots.take(at.now, at.wall)
+            slot_ms = self._catch_up_slots.take(at.now, at.wall)
             why = f"waits for its turn after an outage: {plan.cause}"
             return cron_commands.commit_waiting(job, scheduled_ms, why, slot_ms)
         if plan.shared_until_ms is not None and scheduled_ms <= plan.shared_until_ms:
@@ -337,7 +339,7 @@ class CronControl:
     ) -> command_pb2.Command:
         """On a worker now, or in its turn when it is late."""
         if at.wall - due_ms > ON_TIME_MS:
-            slot_ms = self._slots.take_before(at.now, at.wall, deadline_ms)
+            slot_ms = self._late_slots.take_before(at.now, at.wall, deadline_ms)
             if slot_ms > at.wall:
                 return cron_commands.commit_waiting(job, scheduled_ms, "is late and waits for its turn", slot_ms)
         return cron_commands.commit(job, scheduled_ms, self._launches.choose_worker(workers))

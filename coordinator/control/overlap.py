@@ -53,7 +53,7 @@ class Judgement:
 
 def judge(spec: CronJobSpec, open_launches: Sequence[Launch]) -> Judgement:
     """The verdict on a time that is due, given the job's launches that have not ended, by scheduled time."""
-    begun = [launch for launch in open_launches if has_begun(launch) or _is_only_late(spec, launch)]
+    begun = [launch for launch in open_launches if has_begun(launch) or is_only_late(spec, launch)]
     match spec.overlap:
         case OverlapPolicy.ALLOW if len(begun) >= spec.overlap_limit:
             reason = f"{len(begun)} launches have not ended, overlap_limit = {spec.overlap_limit}"
@@ -107,7 +107,7 @@ def is_paced(launch: Launch) -> bool:
     return launch.state is LaunchState.WAITING and not has_begun(launch) and launch.not_before_ms > 0
 
 
-def _is_only_late(spec: CronJobSpec, launch: Launch) -> bool:
+def is_only_late(spec: CronJobSpec, launch: Launch) -> bool:
     """True for one that waits for its slot, and was decided while it could still start within its deadline."""
     return is_paced(launch) and launch.committed_ms - launch.due_ms <= round(spec.start_deadline_s * 1_000)
 

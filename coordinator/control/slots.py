@@ -1,8 +1,9 @@
 """When launches that are late may start, so that the end of an outage is no flood. Pure, but for the next slot.
 
-Two kinds take their turns by the same slots, over all jobs of the cluster: what a catch-up makes up for (catch_up.py),
-and what can still start within its deadline, but is late by more than ON_TIME_MS: of an outage of a minute nothing is
-beyond the usual deadline, and all of it would start at once.
+Two kinds take turns, each by slots of its own, over all jobs of the cluster: what a catch-up makes up for
+(catch_up.py), and what can still start within its deadline, but is late by more than ON_TIME_MS: of an outage of a
+minute nothing is beyond the usual deadline, and all of it would start at once. The latter does not wait behind the
+former: what has an hour behind it can have another minute, and what is urgent may be late by seconds only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from coordinator.control.overlap import is_paced
+from coordinator.control.overlap import is_only_late, is_paced
+from coordinator.machine.state import State
 from coordinator.model import Launch, Monotonic, WallMs
 
 ON_TIME_MS = 5_000
@@ -19,11 +21,21 @@ outage, and 100 jobs per second would need ten times as long to start by slots. 
 would have started in these five seconds anyhow."""
 
 
+def split_late(state: State) -> tuple[list[Launch], list[Launch]]:
+    """The launches that wait for a slot: those that are only late, and those of catch-ups."""
+    late: list[Launch] = []
+    old: list[Launch] = []
+    for launch in state.launches.values():
+        if is_paced(launch) and launch.job_id in state.jobs:
+            (late if is_only_late(state.jobs[launch.job_id].spec, launch) else old).append(launch)
+    return late, old
+
+
 class Slots:
     """One slot every 1/`per_s` seconds.
 
     Kept on the monotonic clock, so that a step of the wall clock neither bunches nor delays them. A new leader goes on
-    after the latest slot among the launches that still wait.
+    after the latest slot among the launches of the kind that still wait.
     """
 
     def __init__(self, launches: Iterable[Launch], per_s: float, now: Monotonic, wall: WallMs) -> None:
