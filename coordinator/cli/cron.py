@@ -27,7 +27,7 @@ def cron() -> None:
 @cron.command("list")
 @pass_session
 def list_jobs(session: Session) -> None:
-    """List the jobs: schedule, priority class, owner, backups, next launch, what runs and waits, latest launch.
+    """List the jobs: schedule, priority class, owner, backups, next launch, what runs and waits, last run.
 
     LATE is how long after it was due the latest launch started that has started.
 

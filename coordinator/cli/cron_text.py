@@ -23,7 +23,7 @@ COLUMNS = (
     Column("OWNER"),
     Column("BACKUPS", wrap=True),
     Column("NEXT", right=True),
-    Column("NOW"),
+    Column("NOW", wrap=True),
     Column("LAST", wrap=True),
     Column("LATE", right=True),
 )
@@ -50,17 +50,21 @@ OPEN = (
 # Jobs
 
 
-def latest_text(view: cron_pb2.CronJobView, now_ms: int) -> str:
-    """How the latest launch stands and how long ago it was due."""
+def last_text(view: cron_pb2.CronJobView, now_ms: int) -> str:
+    """How the last run ended and how long ago it was due; before the first one has, how the latest launch stands."""
     if not view.HasField("latest"):
         return NOTHING
-    return f"{word(_STATES, view.latest.state)} {age(due_ms(view.latest), now_ms)} ago"
+    last = view.last_ended if view.HasField("last_ended") else view.latest
+    return f"{word(_STATES, last.state)} {age(due_ms(last), now_ms)} ago"
 
 
-def now_text(view: cron_pb2.CronJobView) -> str:
-    """How many of its launches run and wait: "2 run, 1 waits"."""
+def now_text(view: cron_pb2.CronJobView, now_ms: int) -> str:
+    """How many of its launches run and wait, and what waits for a worker: "2 run, 1 waits"."""
     parts = [(view.running, "run"), (view.waiting, "wait")]
-    return ", ".join(f"{count} {verb}{'s' if count == 1 else ''}" for count, verb in parts if count) or NOTHING
+    said = [f"{count} {verb}{'s' if count == 1 else ''}" for count, verb in parts if count]
+    if view.HasField("starved_since_unix_ms"):
+        said.append(f"no worker for {age(view.starved_since_unix_ms, now_ms)}: {view.starved_reason}")
+    return ", ".join(said) or NOTHING
 
 
 def late_text(view: cron_pb2.CronJobView) -> str:
@@ -86,8 +90,8 @@ def jobs_text(answer: cron_pb2.ListJobsResponse) -> str:
             view.job.owner or NOTHING,
             names(view.job.backups),
             next_text(view, now_ms, answer.cron_paused),
-            now_text(view),
-            latest_text(view, now_ms),
+            now_text(view, now_ms),
+            last_text(view, now_ms),
             late_text(view),
         ]
         for view in answer.jobs
@@ -117,7 +121,7 @@ def job_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
             ("owner", job.owner or NOTHING),
             ("backups", names(job.backups)),
             ("paused", paused),
-            ("now", now_text(view)),
+            ("now", now_text(view, now_unix_ms())),
             ("last", _last(view)),
             *_policy_facts(spec),
             ("changed", local_time(job.updated_unix_ms)),
@@ -127,7 +131,10 @@ def job_text(view: cron_pb2.CronJobView, cron_paused: bool = False) -> str:
 
 
 def _last(view: cron_pb2.CronJobView) -> str:
-    said = latest_text(view, now_unix_ms())
+    now_ms = now_unix_ms()
+    said = last_text(view, now_ms)
+    if view.HasField("last_ended") and view.latest != view.last_ended:
+        said += f"; the latest launch: {word(_STATES, view.latest.state)} {age(due_ms(view.latest), now_ms)} ago"
     return f"{said}; the last to start did so {late_text(view)} late" if view.HasField("lateness_ms") else said
 
 

@@ -1,4 +1,4 @@
-"""What becomes of scheduled times that passed while nobody could launch. Pure.
+"""What becomes of scheduled times that passed while nobody could launch: no leader, or no worker of the job. Pure.
 
 A time is *on time* while its lateness, counted from when it is due (the scheduled time and the job's jitter), is at
 most the job's start deadline; it is then simply launched late. Only older ones are a matter of the catch-up policy. The
@@ -13,22 +13,23 @@ Times are decided in ascending order. At most MISSED_RECORDS_MAX of a gap are re
 those before them share one record, which names how many it stands for (counted up to MISSED_COUNT_MAX) and sits at the
 last of them, so that the job's watermark moves over all.
 
-What is launched is committed WAITING, each with a slot of its own (`Slots`), so that an outage does not end in a flood.
+What is launched is committed WAITING, each with a slot of its own (slots.py), so that an outage does not end in a
+flood. When plans are made for many jobs is catch_up_plans.py's.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coordinator.control.overlap import is_paced
 from coordinator.control.schedule import Schedule, format_wall
-from coordinator.model import CatchUpPolicy, CronJobSpec, Launch, Monotonic, WallMs
+from coordinator.model import CatchUpPolicy, CronJobSpec, WallMs
 
 MISSED_RECORDS_MAX = 100
 MISSED_COUNT_MAX = 1_000
 """Counting costs about 20 us each on the leader's event loop: 20 ms."""
+LOOKS_MIN = 20
+"""About so many windows, of one look at least, lie between a minute and the gaps that masters leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,36 +38,13 @@ class CatchUpPlan:
 
     until_ms: WallMs
     launch: frozenset[WallMs]
+    cause: str
+    """Why they passed."""
     reason: str
     """Why the other times are missed."""
     shared_until_ms: WallMs | None = None
     """Times up to this one share one record."""
     shared_reason: str = ""
-
-
-def make_plan(
-    schedule: Schedule, spec: CronJobSpec, decided_until_ms: WallMs, wall_ms: WallMs, reason: str
-) -> CatchUpPlan:
-    """Decides on every time after `decided_until_ms` that is later than its start deadline at `wall_ms`."""
-    until_ms = WallMs(wall_ms - spec.jitter_ms - round(spec.start_deadline_s * 1_000) - 1)
-    match spec.catch_up:
-        case CatchUpPolicy.NONE:
-            launch: list[WallMs] = []
-        case CatchUpPolicy.LATEST:
-            launch = schedule.latest(decided_until_ms, until_ms, 1)
-            reason += "; only the latest of the missed times is launched"
-        case CatchUpPolicy.ALL:
-            window_from_ms = WallMs(wall_ms - round(spec.catch_up_window_s * 1_000) - 1)
-            launch = schedule.latest(max(decided_until_ms, window_from_ms), until_ms, spec.catch_up_limit)
-            reason += (
-                f"; of the missed times only those of the last {spec.catch_up_window_s:g} s are launched,"
-                f" at most {spec.catch_up_limit}"
-            )
-    tail = schedule.latest(decided_until_ms, until_ms, MISSED_RECORDS_MAX + len(launch))
-    shared = share_one_record(schedule, decided_until_ms, tail, reason)
-    if shared is None:
-        return CatchUpPlan(until_ms, frozenset(launch), reason)
-    return CatchUpPlan(until_ms, frozenset(launch), reason, shared.until_ms, shared.reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,36 +56,85 @@ class Shared:
     counted: int
 
 
-def share_one_record(schedule: Schedule, after_ms: WallMs, tail: Sequence[WallMs], reason: str) -> Shared | None:
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The times of a stretch, of which there is one at least: how many, if not more than MISSED_COUNT_MAX."""
+
+    first_ms: WallMs
+    last_ms: WallMs
+    counted: int
+
+
+class Counts:
+    """Counts times, each stretch once: after an outage most jobs of a schedule have the same one behind them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Schedule, WallMs, WallMs], Count | None] = {}
+        self.looked_at = 0
+        """About how many times were looked at, for who divides the work."""
+
+    def latest(self, schedule: Schedule, after_ms: WallMs, until_ms: WallMs, count: int) -> list[WallMs]:
+        """As the schedule's."""
+        found = schedule.latest(after_ms, until_ms, count)
+        # The windows before the last one hold as many again, and of the last one up to half is left out.
+        self.looked_at += LOOKS_MIN + 3 * len(found)
+        return found
+
+    def count(self, schedule: Schedule, after_ms: WallMs, until_ms: WallMs) -> Count | None:
+        """What is later than `after_ms` and not later than `until_ms`; None when nothing is."""
+        stretch = (schedule, after_ms, until_ms)
+        if stretch not in self._known:
+            self._known[stretch] = self._count(schedule, after_ms, until_ms)
+        return self._known[stretch]
+
+    def forget(self) -> None:
+        """Drops what it knows: nobody will ask for it again."""
+        self._known.clear()
+
+    def _count(self, schedule: Schedule, after_ms: WallMs, until_ms: WallMs) -> Count | None:
+        times = schedule.between(after_ms, until_ms, MISSED_COUNT_MAX + 1)
+        self.looked_at += len(times) + 1
+        if not times:
+            return None
+        is_all = len(times) <= MISSED_COUNT_MAX
+        return Count(times[0], times[-1] if is_all else self.latest(schedule, after_ms, until_ms, 1)[0], len(times))
+
+
+def make_plan(
+    schedule: Schedule, spec: CronJobSpec, decided_until_ms: WallMs, wall_ms: WallMs, reason: str, counts: Counts
+) -> CatchUpPlan:
+    """Decides on every time after `decided_until_ms` that is later than its start deadline at `wall_ms`."""
+    until_ms = WallMs(wall_ms - spec.jitter_ms - round(spec.start_deadline_s * 1_000) - 1)
+    cause = reason
+    launch_max, window_from_ms = 0, decided_until_ms
+    match spec.catch_up:
+        case CatchUpPolicy.NONE:
+            pass
+        case CatchUpPolicy.LATEST:
+            launch_max = 1
+            reason += "; only the latest of the missed times is launched"
+        case CatchUpPolicy.ALL:
+            launch_max = spec.catch_up_limit
+            window_from_ms = WallMs(wall_ms - round(spec.catch_up_window_s * 1_000) - 1)
+            reason += (
+                f"; of the missed times only those of the last {spec.catch_up_window_s:g} s are launched,"
+                f" at most {spec.catch_up_limit}"
+            )
+    times = counts.latest(schedule, decided_until_ms, until_ms, MISSED_RECORDS_MAX + launch_max)
+    launch = [time_ms for time_ms in times[-launch_max:] if time_ms > window_from_ms] if launch_max else []
+    shared = share_one_record(schedule, decided_until_ms, times[-MISSED_RECORDS_MAX - len(launch) :], reason, counts)
+    if shared is None:
+        return CatchUpPlan(until_ms, frozenset(launch), cause, reason)
+    return CatchUpPlan(until_ms, frozenset(launch), cause, reason, shared.until_ms, shared.reason)
+
+
+def share_one_record(
+    schedule: Schedule, after_ms: WallMs, tail: Sequence[WallMs], reason: str, counts: Counts
+) -> Shared | None:
     """The record for all times after `after_ms` and before those of `tail`; None when there are none."""
-    if not tail:
+    stretch = counts.count(schedule, after_ms, WallMs(tail[0] - 1)) if tail else None
+    if stretch is None:
         return None
-    before_tail_ms = WallMs(tail[0] - 1)
-    times = schedule.between(after_ms, before_tail_ms, MISSED_COUNT_MAX + 1)
-    if not times:
-        return None
-    count = str(len(times)) if len(times) <= MISSED_COUNT_MAX else f"more than {MISSED_COUNT_MAX}"
-    until_ms = schedule.latest(after_ms, before_tail_ms, 1)[0]
-    reason += f"; this record stands for {count} times from {format_wall(times[0])} on"
-    return Shared(until_ms, reason, len(times))
-
-
-class Slots:
-    """When the launches of all catch-ups may start: one every 1/`per_s` seconds, over all jobs of the cluster.
-
-    Kept on the monotonic clock, so that a step of the wall clock neither bunches nor delays them. A new leader goes on
-    after the latest slot among the launches that still wait.
-    """
-
-    def __init__(self, launches: Iterable[Launch], per_s: float, now: Monotonic, wall: WallMs) -> None:
-        self._apart_s = 1 / per_s
-        latest_ms = max((launch.not_before_ms for launch in launches if is_paced(launch)), default=None)
-        self._next: Monotonic = now
-        if latest_ms is not None:
-            self._next = Monotonic(max(now, now + (latest_ms - wall) / 1_000 + self._apart_s))
-
-    def take(self, now: Monotonic, wall: WallMs) -> WallMs:
-        """The next slot, as wall time, rounded up so that slots are never closer than they should be."""
-        slot = max(now, self._next)
-        self._next = Monotonic(slot + self._apart_s)
-        return WallMs(wall + math.ceil(round((slot - now) * 1_000, 3)))
+    count = str(stretch.counted) if stretch.counted <= MISSED_COUNT_MAX else f"more than {MISSED_COUNT_MAX}"
+    reason += f"; this record stands for {count} times from {format_wall(stretch.first_ms)} on"
+    return Shared(stretch.last_ms, reason, stretch.counted)

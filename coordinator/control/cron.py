@@ -8,10 +8,12 @@ refused; it only has to see to it that every time *is* decided, with a launch or
   in one instant leaves as one log entry (server/leader.py).
 - A time is *due* at the scheduled time and the job's jitter. The scheduled time stays the identity and the watermark.
 - A time is on time while `wall - due <= start_deadline_s`: launched, though late. An every-second job loses no
-  second to a change of leader. Older times belong to the catch-up policy (catch_up.py).
+  second to a change of leader. Older times belong to the catch-up policy (catch_up.py). Those, and what is late by more
+  than a failover takes, take turns (slots.py). Of what is due in one instant the most urgent class is decided first.
 - What an earlier launch that has not ended means for a time that is due is overlap.py's.
 - What workers report gathers for a moment (REPORT_GATHER_S), and any proposal takes along what has gathered.
-- While no worker of the job serves, its due time waits for one until the deadline; then it is recorded as missed.
+- While no worker of the job serves, its due time waits for one. Beyond the deadline it is recorded as missed if the
+  catch-up policy is `none`; else it stays undecided for as long as none serves, and is caught up with then.
 - A wall clock that steps back launches nothing twice: the watermark is ahead of it. One that steps forward makes old
   times, which the catch-up policy treats. The wall clock is read again every WALL_CHECK_S at the latest.
 - A paused job (or all, by the settings) launches nothing. What passed until it goes on, or until another schedule took
@@ -23,12 +25,13 @@ What follows the commit (waits, orders, reports, stops, lost workers) is launche
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from coordinator.api.v1 import command_pb2, types_pb2
+from coordinator.api.v1 import command_pb2
 from coordinator.config import CronSettings
-from coordinator.control.catch_up import CatchUpPlan, Slots, make_plan
+from coordinator.control import cron_commands
+from coordinator.control.catch_up import CatchUpPlan
+from coordinator.control.catch_up_plans import CatchUpPlanner
 from coordinator.control.in_flight import InFlight
 from coordinator.control.interface import (
     Action,
@@ -42,15 +45,17 @@ from coordinator.control.interface import (
     Step,
     Tokens,
 )
-from coordinator.control.job_workers import serving_workers, why_none_serves
+from coordinator.control.job_watch import JobWatch
+from coordinator.control.job_workers import serving_workers, waits_without_deadline, why_none_serves
 from coordinator.control.launch_reports import Report
 from coordinator.control.launches import RETRY_S, LaunchTracker
 from coordinator.control.overlap import Verdict, judge
 from coordinator.control.passed import TURN_S, PassedRecorder
 from coordinator.control.schedule import Schedule, compile_schedule
+from coordinator.control.slots import ON_TIME_MS, Slots, split_late
 from coordinator.control.timers import Gathered, Moment
 from coordinator.machine.state import JobChanged, LaunchChanged, LaunchKey, NodeChanged, SettingsChanged, State
-from coordinator.model import CronJob, CronJobSpec, LaunchState, Monotonic, WallMs
+from coordinator.model import CronJob, LaunchState, Monotonic, WallMs
 from coordinator.model.errors import InvalidRequest
 
 REPORT_GATHER_S = 0.02
@@ -60,28 +65,6 @@ WALL_CHECK_S = 1.0
 """A step of the wall clock is noticed within this time."""
 STEP_MS_MIN = 1_000
 """The wall clock counts as stepped when it gained so much on the monotonic clock between two looks."""
-
-
-@dataclass(slots=True)
-class JobWatch:
-    """Soft state of one job."""
-
-    spec: CronJobSpec
-    schedule: Schedule | None
-    """None for a schedule that cannot be read: checks before the proposal keep those out; it is never due."""
-    jitter_ms: int
-    wake_ms: WallMs | None = None
-    """Wall time of the next look; the heap's entry that equals it is the valid one."""
-    closed_ms: WallMs | None = None
-    """The job's `closed_until_ms` for which `scheduled_ms` was computed."""
-    scheduled_ms: WallMs | None = None
-    """The next time to decide once all that passed is recorded; due `jitter_ms` later."""
-    plan: CatchUpPlan | None = None
-    starved_ms: WallMs | None = None
-    """The first due time since when no worker of the job served."""
-    backoff_until: Monotonic | None = None
-    is_held_up: bool = False
-    """True while a time is due, and a launch of the job is just beginning, or one in its way is just ending."""
 
 
 class CronControl:
@@ -97,12 +80,15 @@ class CronControl:
         self._launches = LaunchTracker(
             state, settings.order_timeout_s, tokens, self._last, lambda job_id: job_id in self._in_flight
         )
-        self._slots = Slots(state.launches.values(), settings.catch_up_per_s, now, wall)
+        late, old = split_late(state)
+        self._catch_up_slots = Slots(old, settings.catch_up_per_s, now, wall)
+        self._late_slots = Slots(late, settings.catch_up_per_s, now, wall)
         self._jobs: dict[str, JobWatch] = {}
         self._due: list[tuple[WallMs, str]] = []
         self._reported: Gathered[LaunchKey] = Gathered(REPORT_GATHER_S)
         self._backing_off: set[str] = set()
         self._passed = PassedRecorder()
+        self._planner = CatchUpPlanner()
         self._started = False
 
     @property
@@ -140,23 +126,40 @@ class CronControl:
         if not self._started:
             self._started = True
             actions += self._launches.review_all(at)
-            for job_id in sorted(self._state.jobs):
-                actions += self._review(at, job_id)
+            actions += self._review_jobs(at, self._state.jobs)
         due = (*self._reported.take_due(at.now), *self._launches.timers.take_due(at.now))
         actions += self._review_launches(at, due)
-        while self._due and self._due[0][0] <= at.wall:
-            wake_ms, job_id = heapq.heappop(self._due)
-            watch = self._jobs.get(job_id)
-            if watch is not None and watch.wake_ms == wake_ms:
-                watch.wake_ms = None
-                actions += self._review(at, job_id)
-        for job_id in sorted(self._backing_off):
-            actions += self._review(at, job_id)
+        actions += self._review_jobs(at, [*self._take_due(at.wall), *self._backing_off])
         for job_id in self._passed.turns():
+            actions += self._review(at, job_id)
+        for job_id in self._planner.turns(at.now):
             actions += self._review(at, job_id)
         if any(isinstance(action, Propose) for action in actions):
             actions += self._review_launches(at, self._reported.take())
         return Step(tuple(actions), self._next_wake(at))
+
+    def _take_due(self, wall: WallMs) -> list[str]:
+        """The jobs at which it is time to look."""
+        due: list[str] = []
+        while self._due and self._due[0][0] <= wall:
+            wake_ms, job_id = heapq.heappop(self._due)
+            watch = self._jobs.get(job_id)
+            if watch is not None and watch.wake_ms == wake_ms:
+                watch.wake_ms = None
+                due.append(job_id)
+        return due
+
+    def _review_jobs(self, at: Moment, job_ids: Iterable[str]) -> list[Action]:
+        """Looks at jobs, the most urgent class first: it gets the free slots of the workers."""
+
+        def urgency(job_id: str) -> tuple[int, str]:
+            job = self._state.jobs.get(job_id)
+            return (job.spec.priority_class if job is not None else 0, job_id)
+
+        actions: list[Action] = []
+        for job_id in sorted(set(job_ids), key=urgency):
+            actions += self._review(at, job_id)
+        return actions
 
     def _review_launches(self, at: Moment, keys: Sequence[LaunchKey]) -> list[Action]:
         """Looks at launches for which it is time, then at jobs that wait for what becomes of those."""
@@ -172,7 +175,8 @@ class CronControl:
         if self._due:
             times.append(at.now + (self._due[0][0] - at.wall) / 1_000)
         launches_at = self._launches.timers.next_wake()
-        times += [moment for moment in (launches_at, self._reported.due_at) if moment is not None]
+        moments = (launches_at, self._reported.due_at, self._planner.next_turn)
+        times += [moment for moment in moments if moment is not None]
         if self._passed.is_waiting:
             times.append(Monotonic(at.now + TURN_S))
         for job_id in self._backing_off:
@@ -214,9 +218,7 @@ class CronControl:
         else:
             for job_id in freed:
                 actions += self._launches.review_job(at, job_id)
-        for job_id in sorted(self._state.jobs) if review_all else touched:
-            actions += self._review(at, job_id)
-        return actions
+        return actions + self._review_jobs(at, self._state.jobs if review_all else touched)
 
     def _on_proposal_ended(self, at: Moment, event: ProposalEnded) -> list[Action]:
         ended = self._in_flight.on_ended(event, self._state.index)
@@ -249,9 +251,9 @@ class CronControl:
             return []
         record = self._passed.next_of(job)
         if record is not None:
-            command = _no_launch(job.id, record.scheduled_at_ms, LaunchState.SKIPPED, record.reason)
-            command.record_no_launch.earlier_unix_ms.extend(record.earlier)
-            return self._propose(job, command)
+            skipped = LaunchState.SKIPPED
+            at_ms, reason = record.scheduled_at_ms, record.reason
+            return self._propose(job, cron_commands.no_launch(job, at_ms, skipped, reason, record.earlier))
         if job.paused or self._state.settings.cron_paused or watch.schedule is None:
             watch.plan = watch.starved_ms = watch.wake_ms = None
             return []
@@ -284,47 +286,73 @@ class CronControl:
     def _decide(
         self, at: Moment, job: CronJob, watch: JobWatch, schedule: Schedule, scheduled_ms: WallMs
     ) -> command_pb2.Command | None:
-        """The command for a time that is due; None while it waits for a worker, or for a result to be committed."""
-        wall, due_ms = at.wall, WallMs(scheduled_ms + watch.jitter_ms)
-        deadline_ms = round(job.spec.start_deadline_s * 1_000)
+        """The command for a time that is due; None while it waits for a worker, a plan, or a result to be committed."""
+        due_ms = WallMs(scheduled_ms + watch.jitter_ms)
+        deadline_ms = WallMs(due_ms + round(job.spec.start_deadline_s * 1_000))
         if watch.plan is not None and scheduled_ms > watch.plan.until_ms:
             watch.plan = None
         workers = serving_workers(self._state, job)
+        if at.wall > deadline_ms or watch.plan is not None:
+            if waits_without_deadline(self._state, job):
+                watch.plan = None
+                self._starve(job, watch, due_ms)
+                return None
+            is_starved = watch.starved_ms is not None and due_ms >= watch.starved_ms
+            if watch.plan is None and (workers or not is_starved):
+                reason = watch.starved_reason if is_starved else self._absence(due_ms, deadline_ms)
+                watch.plan = self._planner.plan(at, job, schedule, reason)
+                if watch.plan is None:
+                    return None
         if workers:
             watch.starved_ms = None
-        is_starved = watch.starved_ms is not None and due_ms >= watch.starved_ms
-        if watch.plan is None and wall - due_ms > deadline_ms and not is_starved:
-            watch.plan = make_plan(schedule, job.spec, job.closed_until_ms, wall, self._absence(due_ms, deadline_ms))
-        plan = watch.plan
-        if plan is not None and scheduled_ms in plan.launch:
-            slot_ms = self._slots.take(at.now, wall)
-            return _commit_waiting(job, scheduled_ms, "waits for its turn after an outage", slot_ms)
-        if plan is not None:
-            if plan.shared_until_ms is not None and scheduled_ms <= plan.shared_until_ms:
-                return _no_launch(job.id, plan.shared_until_ms, LaunchState.MISSED, plan.shared_reason)
-            return _no_launch(job.id, scheduled_ms, LaunchState.MISSED, plan.reason)
+        if watch.plan is not None:
+            return self._by_plan(at, job, watch.plan, scheduled_ms)
         judgement = judge(job.spec, self._launches.open_launches(job.id))
         if judgement.verdict is not Verdict.LAUNCH and self._launches.is_ending(job.id):
             watch.is_held_up = True
             return None
         if judgement.verdict is Verdict.SKIP:
-            return _no_launch(job.id, scheduled_ms, LaunchState.SKIPPED, judgement.reason)
+            return cron_commands.no_launch(job, scheduled_ms, LaunchState.SKIPPED, judgement.reason)
         if judgement.verdict is Verdict.WAIT:
-            return _commit_waiting(job, scheduled_ms, judgement.reason)
+            return cron_commands.commit_waiting(job, scheduled_ms, judgement.reason)
         if workers:
-            return _commit(job, scheduled_ms, self._launches.choose_worker(workers))
-        waits_until_ms = WallMs(due_ms + deadline_ms)
-        if wall > waits_until_ms:
+            return self._launch(at, job, scheduled_ms, due_ms, deadline_ms, workers)
+        if at.wall > deadline_ms:
             reason = f"no worker can run it: {why_none_serves(self._state, job)}"
-            return _no_launch(job.id, scheduled_ms, LaunchState.MISSED, reason)
-        if watch.starved_ms is None:
-            watch.starved_ms = due_ms
-        self._wake(job.id, watch, WallMs(waits_until_ms + 1))
+            return cron_commands.no_launch(job, scheduled_ms, LaunchState.MISSED, reason)
+        self._wake(job.id, watch, WallMs(deadline_ms + 1))
+        self._starve(job, watch, due_ms)
         return None
 
-    def _absence(self, due_ms: WallMs, deadline_ms: int) -> str:
+    def _by_plan(self, at: Moment, job: CronJob, plan: CatchUpPlan, scheduled_ms: WallMs) -> command_pb2.Command:
+        """What the catch-up plan says of a time."""
+        if scheduled_ms in plan.launch:
+            slot_ms = self._catch_up_slots.take(at.now, at.wall)
+            why = f"waits for its turn after an outage: {plan.cause}"
+            return cron_commands.commit_waiting(job, scheduled_ms, why, slot_ms)
+        if plan.shared_until_ms is not None and scheduled_ms <= plan.shared_until_ms:
+            return cron_commands.no_launch(job, plan.shared_until_ms, LaunchState.MISSED, plan.shared_reason)
+        return cron_commands.no_launch(job, scheduled_ms, LaunchState.MISSED, plan.reason)
+
+    def _launch(
+        self, at: Moment, job: CronJob, scheduled_ms: WallMs, due_ms: WallMs, deadline_ms: WallMs, workers: list[str]
+    ) -> command_pb2.Command:
+        """On a worker now, or in its turn when it is late."""
+        if at.wall - due_ms > ON_TIME_MS:
+            slot_ms = self._late_slots.take_before(at.now, at.wall, deadline_ms)
+            if slot_ms > at.wall:
+                return cron_commands.commit_waiting(job, scheduled_ms, "is late and waits for its turn", slot_ms)
+        return cron_commands.commit(job, scheduled_ms, self._launches.choose_worker(workers))
+
+    def _starve(self, job: CronJob, watch: JobWatch, due_ms: WallMs) -> None:
+        """Leaves a time undecided while no worker serves; whatever may change that has the job looked at again."""
+        if watch.starved_ms is None:
+            watch.starved_ms = due_ms
+            watch.starved_reason = f"no worker could run it: {why_none_serves(self._state, job)}"
+
+    def _absence(self, due_ms: WallMs, deadline_ms: WallMs) -> str:
         """Why nobody launched at a time that is older than its deadline."""
-        if due_ms + deadline_ms < self._since_ms:
+        if deadline_ms < self._since_ms:
             return "no leader"
         if self._stepped is not None and self._stepped[0] <= due_ms <= self._stepped[1]:
             return "the wall clock stepped forward over it"
@@ -370,29 +398,3 @@ class CronControl:
 def _has_moved_on(before: CronJob, after: CronJob) -> bool:
     """True when something changed that launches on their way depend on: what the job is, and who runs it."""
     return (before.spec, before.owner, before.backups) != (after.spec, after.owner, after.backups)
-
-
-def _commit(job: CronJob, scheduled_at_ms: WallMs, worker: str) -> command_pb2.Command:
-    commit = command_pb2.CommitLaunch(
-        job_id=job.id,
-        scheduled_at_unix_ms=scheduled_at_ms,
-        worker=worker,
-        trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE,
-        due_unix_ms=scheduled_at_ms + job.spec.jitter_ms,
-    )
-    return command_pb2.Command(commit_launch=commit)
-
-
-def _commit_waiting(
-    job: CronJob, scheduled_at_ms: WallMs, reason: str, not_before_ms: int = 0
-) -> command_pb2.Command:
-    command = _commit(job, scheduled_at_ms, "")
-    command.commit_launch.reason = reason
-    command.commit_launch.not_before_unix_ms = not_before_ms
-    return command
-
-
-def _no_launch(job_id: str, scheduled_at_ms: WallMs, state: LaunchState, reason: str) -> command_pb2.Command:
-    record = command_pb2.RecordNoLaunch(job_id=job_id, scheduled_at_unix_ms=scheduled_at_ms, reason=reason)
-    record.state = types_pb2.LAUNCH_STATE_MISSED if state is LaunchState.MISSED else types_pb2.LAUNCH_STATE_SKIPPED
-    return command_pb2.Command(record_no_launch=record)

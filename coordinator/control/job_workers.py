@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from coordinator.machine.state import State
-from coordinator.model import CronJob, NodeState
+from coordinator.model import CatchUpPolicy, CronJob, NodeState
 
 
 def serving_workers(state: State, job: CronJob) -> list[str]:
@@ -17,6 +17,11 @@ def serving_workers(state: State, job: CronJob) -> list[str]:
         if node is not None and node.is_serving and node.has_labels(job.spec.required_labels):
             found.append(name)
     return found
+
+
+def waits_without_deadline(state: State, job: CronJob) -> bool:
+    """True while no worker of the job serves, and what is due is made up for once one does."""
+    return job.spec.catch_up is not CatchUpPolicy.NONE and not serving_workers(state, job)
 
 
 def why_none_serves(state: State, job: CronJob, unfit: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -15,7 +15,8 @@ a receipt; without a receipt it reports again. The order rules:
   that has a free slot (worker_slots.py) and has not said that it cannot run the job; while there is none it waits.
 - A WAITING launch begins once its time has come, the overlap policy lets it, and a worker serves: on the worker that
   is the first choice then and has a slot; a free slot goes to the most urgent class. Once only a worker or a slot is
-  missing, it is given up after the job's start deadline.
+  missing, it is given up after the job's start deadline: the time before, as in a queue, does not count. One that
+  never started is not given up while no worker of the job serves, if the job catches up.
 - A launch with a `cancel_reason` is never ordered. Its worker is told to stop it, in each of its sessions and every
   `order_timeout_s` while no start is confirmed, until it reports; so for attempts that were given up and are named.
 """
@@ -29,7 +30,7 @@ from coordinator.control import launch_commands
 from coordinator.control.given_up import GivenUp
 from coordinator.control.in_flight import Ended, InFlight
 from coordinator.control.interface import Action, SendLaunch, StopLaunch, Tokens
-from coordinator.control.job_workers import serving_workers, why_none_serves
+from coordinator.control.job_workers import serving_workers, waits_without_deadline, why_none_serves
 from coordinator.control.launch_reports import Report, judge, receipt
 from coordinator.control.launch_watch import Watch, answer_all, step_of
 from coordinator.control.open_launches import OpenLaunches, StarvedLaunches, most_urgent_first
@@ -342,6 +343,9 @@ class LaunchTracker:
             self._starved.discard(key)
             return [self._propose(launch, launch_commands.assign(launch, worker))]
         self._starved.add(self._state, key)
+        if not launch.attempts_counted and waits_without_deadline(self._state, job):
+            watch.ready_since = None
+            return []
         if watch.ready_since is None:
             watch.ready_since = at.now
         deadline = Monotonic(watch.ready_since + job.spec.start_deadline_s)

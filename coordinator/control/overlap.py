@@ -14,7 +14,9 @@ A launch has *begun* once it had an attempt: a retry that waits has begun and ha
 
 That is an order, so exactly one can go on, whatever a change of the policy left behind. Launches of a catch-up are
 committed WAITING, not skipped because of each other, and take their turns by the same rules; they take no place in the
-queue of `queue`, and a time that is due goes before those of them that have not begun with `skip`.
+queue of `queue`, and a time that is due goes before those of them that have not begun with `skip`, where the one whose
+turn comes first is the first. A time that was decided within its start deadline, and only waits for its slot because
+it was late (slots.py), is as good as begun for the times after it: they are judged as if it had started at once.
 
 Both answers hold for one moment of the state, so a decision of a job and the begin of one of its WAITING launches are
 never on their way at once (cron.py and launches.py see to that).
@@ -51,7 +53,7 @@ class Judgement:
 
 def judge(spec: CronJobSpec, open_launches: Sequence[Launch]) -> Judgement:
     """The verdict on a time that is due, given the job's launches that have not ended, by scheduled time."""
-    begun = [launch for launch in open_launches if has_begun(launch)]
+    begun = [launch for launch in open_launches if has_begun(launch) or is_only_late(spec, launch)]
     match spec.overlap:
         case OverlapPolicy.ALLOW if len(begun) >= spec.overlap_limit:
             reason = f"{len(begun)} launches have not ended, overlap_limit = {spec.overlap_limit}"
@@ -79,6 +81,8 @@ def may_begin(spec: CronJobSpec, open_launches: Sequence[Launch]) -> list[Launch
         return retries + new[: max(0, spec.overlap_limit - begun)]
     if len(waiting) < len(open_launches):
         return []
+    if spec.overlap is OverlapPolicy.SKIP:
+        new.sort(key=lambda launch: (launch.not_before_ms, launch.scheduled_at_ms))
     return (retries or new)[:1]
 
 
@@ -99,8 +103,13 @@ def has_begun(launch: Launch) -> bool:
 
 
 def is_paced(launch: Launch) -> bool:
-    """True for one that waits for its turn in a catch-up."""
+    """True for one that waits for its slot after an outage."""
     return launch.state is LaunchState.WAITING and not has_begun(launch) and launch.not_before_ms > 0
+
+
+def is_only_late(spec: CronJobSpec, launch: Launch) -> bool:
+    """True for one that waits for its slot, and was decided while it could still start within its deadline."""
+    return is_paced(launch) and launch.committed_ms - launch.due_ms <= round(spec.start_deadline_s * 1_000)
 
 
 def _replaces(launch: Launch) -> bool:
@@ -118,4 +127,4 @@ def _doing(launch: Launch) -> str:
         case LaunchState.COMMITTED:
             return f"not started yet on {launch.worker}"
         case _:
-            return f"waits for attempt {launch.attempt + 1}"
+            return f"waits for attempt {launch.attempt + 1}" if has_begun(launch) else "waits for its turn"

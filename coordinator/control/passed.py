@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coordinator.control.catch_up import share_one_record
+from coordinator.control.catch_up import Counts, share_one_record
 from coordinator.control.schedule import compile_schedule
 from coordinator.model import CronJob, PassedTimes, WallMs
 from coordinator.model.errors import InvalidRequest
@@ -136,7 +136,7 @@ def _records_after(after_ms: WallMs, past: PassedTimes) -> list[PassedRecord]:
     if not times:
         return []
     latest = PassedRecord(times[-1], past.reason, tuple(times[:-1]), len(times))
-    shared = share_one_record(schedule, after_ms, times, past.reason)
+    shared = share_one_record(schedule, after_ms, times, past.reason, Counts())
     if shared is None:
         return [latest]
     return [PassedRecord(shared.until_ms, shared.reason, counted=shared.counted), latest]

@@ -35,6 +35,8 @@ WORDS = {
 }
 EVERY = "@every"
 EVERY_S_MAX = 366 * 86_400
+LOOKED_AT_MIN = 60
+"""So many moments are looked at to find the last few: a first window of a minute has no more."""
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
 _EVERY_FORM = f'use "{EVERY} 90s", "{EVERY} 45m" or "{EVERY} 1h30m"'
 _CHECK_FROM_S = 1_704_067_200
@@ -93,19 +95,26 @@ class Schedule:
     def latest(self, after_ms: WallMs, until_ms: WallMs, count: int) -> list[WallMs]:
         """The last `count` due moments later than `after_ms` and not later than `until_ms`, ascending.
 
-        Looks back in windows that double, so a long stretch of time costs about what it holds near its end.
+        Looks back in windows that double, so a long stretch of time costs about what it holds near its end. A window
+        that turns out to hold too many (as one of a schedule that rests for a season) is cut in halves.
         """
-        window_ms = 60_000
+        if count <= 0:
+            return []
+        found_max = 2 * count + LOOKED_AT_MIN
+        short_ms, long_ms = until_ms, None  # From the one on there are too few moments, from the other on too many.
+        from_ms = max(after_ms, WallMs(until_ms - 60_000))
         while True:
-            from_ms = max(after_ms, WallMs(until_ms - window_ms))
-            found: list[WallMs] = []
-            moment = self.next_after(from_ms)
-            while moment is not None and moment <= until_ms:
-                found.append(moment)
-                moment = self.next_after(moment)
-            if len(found) >= count or from_ms <= after_ms:
-                return found[-count:] if count > 0 else []
-            window_ms *= 2
+            found = self.between(from_ms, until_ms, found_max + 1)
+            if len(found) > found_max:
+                long_ms = from_ms
+            elif len(found) >= count or from_ms <= after_ms:
+                return found[-count:]
+            else:
+                short_ms = from_ms
+            if long_ms is None:
+                from_ms = max(after_ms, WallMs(until_ms - 2 * (until_ms - from_ms)))
+            else:
+                from_ms = WallMs((long_ms + short_ms) // 2)
 
 
 @lru_cache(maxsize=4_096)

@@ -286,7 +286,8 @@ def decline_launch(draft: Draft, command: command_pb2.DeclineLaunch) -> None:
     declined = replace(launch, worker="", state=LaunchState.WAITING, reason=command.reason)
     if launch.cancel_reason:
         reason = launch.cancel_reason
-        draft.put_launch(replace(launch, state=LaunchState.CANCELLED, reason=reason, finished_ms=draft.time_ms))
+        ended = replace(declined, state=LaunchState.CANCELLED, reason=reason, finished_ms=draft.time_ms)
+        draft.put_launch(ended)
         draft.record("launch", launch.job_id, f"cancelled at {_show_time(launch.scheduled_at_ms)}: {reason}")
     elif _is_unbegun(declined) and (reason := why_paused(draft, draft.job(launch.job_id))):
         _cancel_waiting(draft, declined, reason)

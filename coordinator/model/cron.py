@@ -183,8 +183,8 @@ class Launch:
     @property
     def attempts_counted(self) -> int:
         """How many attempts it made, this one included: not those that a worker declined, which never started."""
-        is_at_one = self.attempt > 0 and self.state is not LaunchState.WAITING
-        return len(self.earlier_attempts) + is_at_one
+        # A launch between two attempts has no worker, and so has one that ended there: its number is a declined one's.
+        return len(self.earlier_attempts) + (self.attempt > 0 and self.worker != "")
 
     @property
     def lateness_ms(self) -> int | None:

@@ -32,7 +32,7 @@ JOBS_PER_TURN = 10
 """So many jobs are looked at before the event loop has its turn: with 200 launches each they take some 2 ms."""
 LAUNCHES_PER_TURN = 200
 _NEVER_RAN = (LaunchState.MISSED, LaunchState.SKIPPED, LaunchState.CANCELLED)
-"""Of a launch that made no attempt."""
+"""Of a launch that made no attempt, or only some that their workers declined."""
 _ON_A_WORKER = (LaunchState.COMMITTED, LaunchState.RUNNING)
 
 
@@ -270,6 +270,10 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
     latest = next(_history(state, job.id), None)
     if latest is not None:
         view.latest.CopyFrom(launch_to_proto(latest))
+    starved_ms = _starved_since(state, job, wall_ms)
+    if starved_ms is not None:
+        view.starved_since_unix_ms = starved_ms
+        view.starved_reason = why_none_serves(state, job)
     lateness_ms: int | None = None
     for launch in _history(state, job.id):
         if not launch.state.has_ended:
@@ -277,7 +281,19 @@ def _view(state: State, job: CronJob, wall_ms: WallMs, count: int) -> cron_pb2.C
             view.running += launch.state in _ON_A_WORKER
         if lateness_ms is None and (lateness_ms := launch.lateness_ms) is not None:
             view.lateness_ms = lateness_ms
+        if not view.HasField("last_ended") and launch.state.has_ended and launch.attempts_counted:
+            view.last_ended.CopyFrom(launch_to_proto(launch))
     return view
+
+
+def _starved_since(state: State, job: CronJob, wall_ms: WallMs) -> WallMs | None:
+    """When the first scheduled time was due that waits for a worker; None while none does."""
+    if job.paused or state.settings.cron_paused or serving_workers(state, job):
+        return None
+    schedule = compile_schedule(job.spec.schedule, job.spec.time_zone)
+    moment = schedule.next_after(job.closed_until_ms)
+    due_ms = None if moment is None else WallMs(moment + job.spec.jitter_ms)
+    return due_ms if due_ms is not None and due_ms <= wall_ms else None
 
 
 def _history(state: State, job_id: str, since_ms: int = 0) -> Iterator[Launch]:
@@ -289,4 +305,4 @@ def _history(state: State, job_id: str, since_ms: int = 0) -> Iterator[Launch]:
 
 
 def _did_not_run(launch: Launch) -> bool:
-    return launch.state in _NEVER_RAN and launch.attempt == 0
+    return launch.state in _NEVER_RAN and launch.attempts_counted == 0

@@ -5,7 +5,9 @@ next time that the calendar (cron_calendar.py, not the schedules under test) giv
 left out, doubled or invented. A record that stands for many times must say for how many and from which on, and both
 must be true. What is not decided when a pause ends, or when another schedule or zone takes the place of the one before,
 is decided next, by the calendar that it belongs to: as skipped, with that as the reason, and never launched.
-Nothing is launched before it is due, and later than its start deadline only as the catch-up policy wants it.
+Nothing is launched before it is due, and later than its start deadline only as the catch-up policy wants it: what takes
+a turn because it is late takes one within its deadline. A job that catches up misses a time only by a plan, which is
+made while a worker of it serves: what is due while none does is left undecided.
 
 Every start. A token starts once. With NEVER one process at most is started for a scheduled time, over all workers. A
 process only starts for an intent that the log had before, on the worker that it names.
@@ -35,7 +37,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine.state import LaunchChanged, State, Transition
+from coordinator.machine.state import LaunchChanged, NodeChanged, State, Transition
 from coordinator.model import (
     CatchUpPolicy,
     CronJobSpec,
@@ -58,6 +60,8 @@ FED_S_MAX = 10.0
 """Three heartbeats: so long a worker may have a free slot that the leader does not know of."""
 LIVE_S_MAX = 30.0
 """After the last fault: workers find the leader and are admitted, and what waited for them goes on."""
+COMMIT_MS_MAX = 2_000
+"""So long a decision may be on its way into the log."""
 STANDS_FOR = re.compile(r"this record stands for (more than )?(\d+) times from (\S+) on")
 
 Key = tuple[str, int]
@@ -126,6 +130,8 @@ class Oracle:
         self.runs: dict[Token, Run] = {}
         self._starts: dict[Key, int] = {}
         self._waited: set[Key] = set()
+        self._ceased_at: dict[str, float] = {}
+        """When each worker was last seen to serve, of those that do not any more."""
         self._is_all_paused = False
         self.late_s: list[float] = []
         self.live_from_ms = 0
@@ -153,7 +159,7 @@ class Oracle:
             case "commit_launch":
                 self._on_commit(command.commit_launch, wall)
             case "record_no_launch":
-                self._on_record(command.record_no_launch)
+                self._on_record(command.record_no_launch, before)
             case "finish_launch":
                 self._on_finish(command.finish_launch)
             case _:
@@ -161,6 +167,8 @@ class Oracle:
         for change in transition.changes:
             if isinstance(change, LaunchChanged):
                 self._on_launch(change)
+            elif isinstance(change, NodeChanged) and change.before is not None and change.before.is_serving:
+                self._ceased_at[change.before.id] = self._world.time.now
 
     def _on_job(self, state: State, job_id: str) -> None:
         spec, book = state.jobs[job_id].spec, self.books.get(job_id)
@@ -209,9 +217,14 @@ class Oracle:
         is_within_jitter = 0 <= due_ms - scheduled_at_ms <= round(book.spec.jitter_s * 1_000)
         assert is_within_jitter, f"{_name(commit)} is due {due_ms - scheduled_at_ms} ms later"
         assert wall >= due_ms, f"{_name(commit)} is committed {due_ms - wall} ms before its time"
-        if commit.not_before_unix_ms:
+        deadline_ms = due_ms + round(book.spec.start_deadline_s * 1_000)
+        if commit.not_before_unix_ms > deadline_ms:
             assert book.spec.catch_up is not CatchUpPolicy.NONE, f"{_name(commit)} is caught up with policy none"
-            self._world.counts["caught up"] += 1
+            starved = "no worker could run it" in commit.reason
+            self._world.counts["caught up with once a worker served" if starved else "caught up"] += 1
+        elif commit.not_before_unix_ms:
+            assert wall <= deadline_ms + COMMIT_MS_MAX, f"{_name(commit)} was old when it was given a turn in time"
+            self._world.counts["late, in turn"] += 1
         else:
             late_s = (wall - due_ms) / 1_000
             assert late_s <= book.spec.start_deadline_s, f"{_name(commit)} is committed {late_s:.3f} s late"
@@ -230,9 +243,11 @@ class Oracle:
         book.decided_until_ms = scheduled_at_ms
         book.past = [past for past in book.past if past.until_ms > scheduled_at_ms]
 
-    def _on_record(self, record: command_pb2.RecordNoLaunch) -> None:
+    def _on_record(self, record: command_pb2.RecordNoLaunch, before: State) -> None:
         book, scheduled_at_ms = self.books[record.job_id], record.scheduled_at_unix_ms
         assert record.reason, f"{_name(record)} is not launched and nobody says why"
+        if record.state == LaunchState.MISSED.value and book.spec.catch_up is not CatchUpPolicy.NONE:
+            self._check_planned(record, before)
         shared = STANDS_FOR.search(record.reason)
         if shared is None:
             for time_ms in (*record.earlier_unix_ms, scheduled_at_ms):
@@ -252,6 +267,17 @@ class Oracle:
         assert is_counted, f"{_name(record)} stands for {len(times)} times: {record.reason}"
         self._world.counts["shared records"] += 1
         self._has_decided(book, scheduled_at_ms)
+
+    def _check_planned(self, record: command_pb2.RecordNoLaunch, before: State) -> None:
+        """A job that catches up loses no time for want of a worker."""
+        assert "of the missed times" in record.reason, f"{_name(record)} is missed without a plan: {record.reason}"
+        job, now = before.jobs[record.job_id], self._world.time.now
+        served_at = [
+            now if name in before.nodes and before.nodes[name].is_serving else self._ceased_at.get(name, 0.0)
+            for name in (job.owner, *job.backups)
+        ]
+        is_lately = now - max(served_at) <= COMMIT_MS_MAX / 1_000
+        assert is_lately, f"{_name(record)} is missed while no worker serves: {record.reason}"
 
     def _check_reasons(self, record: command_pb2.RecordNoLaunch, why_not: set[str]) -> None:
         """All the times of a record are of one kind, and it says which."""

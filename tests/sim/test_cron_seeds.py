@@ -61,6 +61,8 @@ def test_the_seeds_reach_what_they_are_for() -> None:
         "refused commit_launch",
         "refused finish_launch",
         "caught up",
+        "caught up with once a worker served",
+        "late, in turn",
         "beside a run that counts no more",
         "recorded: the job was paused",
         "recorded: all jobs were paused",

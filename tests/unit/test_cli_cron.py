@@ -56,6 +56,20 @@ class TestList:
         assert "in 5.0s  1 runs, 2 wait  waiting 50s ago  42ms" in text
         assert max(map(len, text.splitlines())) <= WIDTH
 
+    def test_the_last_result_and_who_waits_for_a_worker(self) -> None:
+        """Shows how the last run ended although another one runs, and since when and why no worker takes a job."""
+        failed = types_pb2.Launch(scheduled_at_unix_ms=NOW_MS - 120_000, state=types_pb2.LAUNCH_STATE_FAILED)
+        running = types_pb2.Launch(scheduled_at_unix_ms=NOW_MS - 60_000, state=types_pb2.LAUNCH_STATE_RUNNING)
+        starved = {"starved_since_unix_ms": NOW_MS - 90_000, "starved_reason": "w1 is down"}
+        view = view_of(spec_of(), NOW_MS + 5_000, latest=running, last_ended=failed, **starved)
+        listed = " ".join(jobs_text(cron_pb2.ListJobsResponse(jobs=[view])).split())
+        assert "failed 2m ago" in listed
+        assert "running" not in listed
+        assert "waits" not in listed
+        shown = " ".join(job_text(view).split())
+        assert "now no worker for 1m30s: w1 is down" in shown
+        assert "last failed 2m ago; the latest launch: running 1m ago" in shown
+
     def test_a_pause_of_all_is_the_first_line(self) -> None:
         """Shows that nobody looks for the reason why nothing is due."""
         text = jobs_text(cron_pb2.ListJobsResponse(jobs=[view_of(spec_of())], cron_paused=True))

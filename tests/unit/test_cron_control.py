@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from coordinator.api.v1 import command_pb2, types_pb2
@@ -101,8 +103,9 @@ def test_waits_for_a_worker_then_launches_late() -> None:
 
 
 def test_records_that_no_worker_could_run_it() -> None:
-    """After the start deadline without a worker the time is recorded as missed, with who was not there."""
-    harness = CronHarness(minutely(start_deadline_s=30.0), workers=("w1", "w2"))
+    """After the start deadline without a worker a time that nobody makes up for is missed, with who was not there."""
+    spec = minutely(start_deadline_s=30.0, catch_up=CatchUpPolicy.NONE)
+    harness = CronHarness(spec, workers=("w1", "w2"))
     harness.suspect("w1")
     harness.expire("w2")
     harness.lead()
@@ -112,6 +115,72 @@ def test_records_that_no_worker_could_run_it() -> None:
     [launch] = harness.history()
     assert launch.state is LaunchState.MISSED
     assert launch.reason == "no worker can run it: w1 is not heard, w2 is down"
+
+
+@pytest.mark.parametrize(
+    ("policy", "launched"), [(CatchUpPolicy.LATEST, [540, 600]), (CatchUpPolicy.ALL, [*range(60, 601, 60)])]
+)
+def test_a_time_without_a_worker_is_caught_up_with_once_one_serves(policy: CatchUpPolicy, launched: list[int]) -> None:
+    """While no worker serves, times of a job that catches up stay undecided; then its policy says what is launched."""
+    harness = CronHarness(minutely(catch_up=policy), workers=("w1", "w2"))
+    harness.lead()
+    harness.advance(30)
+    harness.expire("w1")
+    harness.suspect("w2")
+    harness.advance(300)
+    harness.expire("w2")
+    harness.advance(60)
+    harness.lead()  # The next leader leaves them undecided, too.
+    harness.advance(240)
+    assert harness.history() == []
+    harness.add_worker("w2", incarnation="2")
+    harness.heartbeat("w2", slots_free=100)
+    harness.advance(1)
+    story = harness.story()
+    assert [second for second, _ in story] == list(range(60, 601, 60))
+    assert [second for second, state in story if state == "COMMITTED"] == launched
+    reasons = {launch.reason for launch in harness.history() if launch.state is LaunchState.MISSED}
+    assert all(reason.startswith("no worker could run it: w1 is down, w2 is down; only") for reason in reasons)
+    assert bool(reasons) is (policy is CatchUpPolicy.LATEST)
+    times = [launch.not_before_ms for launch in harness.history() if launch.not_before_ms]
+    assert len(set(times)) == len(times)
+
+
+def test_a_catch_up_that_loses_its_workers_goes_on_when_one_is_back() -> None:
+    """What of a plan is undecided when the last worker goes belongs to the next plan; what waits for a turn waits."""
+    spec = minutely(catch_up=CatchUpPolicy.ALL, start_deadline_s=10.0, overlap_limit=99)
+    harness = CronHarness(spec, workers=("w1",))
+    harness.clock.advance(630)
+    harness.hold = True
+    harness.lead()
+    harness.heartbeat("w1", slots_free=0)
+    for _ in range(2):
+        harness.release()
+    harness.suspect("w1")
+    harness.hold = False
+    harness.lead()
+    harness.advance(100)
+    assert [state for _, state in harness.story()] == ["WAITING", "WAITING"]
+    harness.accept(activate_node=command_pb2.ActivateNode(node_id="w1", incarnation="1"))
+    harness.heartbeat("w1", slots_free=100)
+    harness.advance(3)
+    assert harness.story() == [(second, "COMMITTED") for second in range(60, 721, 60)]
+
+
+def test_the_most_urgent_class_gets_the_free_slots() -> None:
+    """Of jobs that are due in one instant the most urgent is decided first, and so has a slot where there are few."""
+    classes = {"a": 5, "b": 3, "c": 5, "z": 0}
+    specs = [replace(MINUTELY, id=job_id, priority_class=number) for job_id, number in classes.items()]
+    for is_new_leader in (False, True):
+        harness = CronHarness(*specs, workers=("w1",))
+        if is_new_leader:
+            harness.clock.advance(61)
+        harness.lead()
+        harness.open_session("w1")
+        harness.heartbeat("w1", slots_free=2)
+        harness.advance(0 if is_new_leader else 60)
+        assert [command.commit_launch.job_id for command in harness.proposed] == ["z", "b", "a", "c"]
+        assert [order.launch.job_id for order in harness.orders[:2]] == ["z", "b"]
 
 
 # Overlap and pause
@@ -178,15 +247,23 @@ def test_an_edit_takes_effect_at_once() -> None:
 
 
 def test_a_leader_gap_within_the_start_deadline_loses_nothing() -> None:
-    """Every second of a gap that is shorter than the start deadline is launched, late."""
+    """Every second of a gap that is shorter than the start deadline is launched, late; what is no later than a failover
+    at once, the others in turns."""
     harness = CronHarness(every_second(overlap=OverlapPolicy.ALLOW, overlap_limit=100))
     harness.lead()
     harness.advance(3)
     harness.control = None
     harness.clock.advance(40)
     harness.lead()
-    assert harness.story() == [(second, "COMMITTED") for second in range(1, 44)]
-    assert len(harness.orders) == 3 + 43  # What was committed is ordered again by the new leader.
+    assert [second for second, _ in harness.story()] == list(range(1, 44))
+    assert len(harness.orders) == 3 + 3 + 6 + 1  # What was committed is ordered again by the new leader.
+    for name in ("w1", "w2", "w3"):
+        harness.heartbeat(name, slots_free=100)
+    harness.advance(0.95)
+    assert len(harness.orders) == 13 + 9
+    harness.advance(2.55)
+    assert [state for _, state in harness.story()] == ["COMMITTED"] * (43 + 3)
+    assert len({order.launch.key for order in harness.orders}) == 43 + 3
 
 
 @pytest.mark.parametrize(

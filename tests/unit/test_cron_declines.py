@@ -163,7 +163,7 @@ def test_what_was_told_to_stop_ends_with_the_decline() -> None:
     harness = ordered(start=False)
     harness.cancel(60)
     harness.decline(harness.orders[0])
-    assert attempts(harness) == [(1, "w1", "CANCELLED")]
+    assert attempts(harness) == [(1, "", "CANCELLED")]  # It ran nowhere.
     assert harness.launch(60).reason == "enough"
     harness.advance(30)
     assert orders(harness) == [("w1", 1)]

@@ -157,7 +157,7 @@ def test_a_clock_that_steps_over_a_pause_launches_nothing_of_it() -> None:
 
 def test_a_job_that_waits_for_a_worker_says_why_it_was_not_launched() -> None:
     """What waits for a worker when the job is paused is recorded with the pause, and starves no more after it."""
-    harness = CronHarness(every_second(start_deadline_s=10.0), workers=("w1",))
+    harness = CronHarness(every_second(start_deadline_s=10.0, catch_up=CatchUpPolicy.NONE), workers=("w1",))
     harness.suspect("w1")
     harness.lead()
     harness.advance(3)

@@ -98,8 +98,9 @@ def test_a_queue_outlives_its_leader() -> None:
 
 
 def test_a_queued_launch_that_finds_no_worker_is_missed() -> None:
-    """Once its predecessor has ended a queued launch waits for a worker as long as the start deadline."""
-    harness = led(2, overlap=OverlapPolicy.QUEUE, start_deadline_s=5.0, retry=RetryPolicy.NEVER)
+    """Without catch-up a queued launch waits for a worker as long as the start deadline, once its predecessor ended."""
+    catch_up = CatchUpPolicy.NONE
+    harness = led(2, overlap=OverlapPolicy.QUEUE, start_deadline_s=5.0, retry=RetryPolicy.NEVER, catch_up=catch_up)
     for worker in ("w2", "w3"):
         harness.expire(worker)
     harness.advance(10)  # The run goes on: no deadline counts meanwhile.
@@ -110,6 +111,24 @@ def test_a_queued_launch_that_finds_no_worker_is_missed() -> None:
     harness.advance(0.2)
     assert harness.launch(2).state is LaunchState.MISSED
     assert harness.launch(2).reason == "no worker could run it: w1 is down, w2 is down, w3 is down"
+
+
+def test_the_time_in_a_queue_does_not_count_for_the_start_deadline() -> None:
+    """What is asked to wait for its predecessor, or for that to stop, begins after it, however long that took."""
+    for overlap in (OverlapPolicy.QUEUE, CANCEL):
+        fields = {"overlap": overlap, "catch_up": CatchUpPolicy.NONE, "schedule": "* * * * *"}
+        harness = CronHarness(every_second(start_deadline_s=5.0, overlap_limit=1, **fields))
+        harness.lead(order_timeout_s=1_000.0)
+        harness.advance(60)
+        harness.start(harness.orders[0])
+        harness.advance(300)
+        waiting = [launch for launch in harness.history() if launch.state is LaunchState.WAITING]
+        assert len(waiting) == 1
+        state = LaunchState.SUCCEEDED if overlap is OverlapPolicy.QUEUE else LaunchState.CANCELLED
+        harness.report("w1", report_of(harness.orders[0].launch, state))
+        assert harness.orders[-1].launch.key == waiting[0].key
+        late_s = (harness.clock.wall_ms() - waiting[0].due_ms) / 1_000
+        assert late_s == (240 if overlap is OverlapPolicy.QUEUE else 0)  # There the newest takes the others' place.
 
 
 # Cancel previous
@@ -265,7 +284,7 @@ def test_jitter_moves_the_start_and_not_the_identity() -> None:
 
 def test_the_start_deadline_counts_from_when_it_is_due() -> None:
     """A time with jitter waits for a worker until its deadline after the jittered time."""
-    spec = jittered(start_deadline_s=20.0)
+    spec = jittered(start_deadline_s=20.0, catch_up=CatchUpPolicy.NONE)
     harness = CronHarness(spec, workers=("w1",))
     harness.suspect("w1")
     harness.lead()
@@ -337,6 +356,7 @@ def test_an_edit_that_leaves_the_times_alone_drops_none() -> None:
     assert harness.story()[0] == (60, "MISSED")
     assert harness.launch(60).reason == "no leader"
     # One that waits for a worker goes on to wait.
+    spec = replace(spec, catch_up=CatchUpPolicy.NONE)
     harness = CronHarness(spec, workers=())
     harness.lead()
     harness.advance(100)
@@ -357,6 +377,7 @@ def test_the_record_of_a_missed_time_names_the_labels() -> None:
             command=("true",),
             required_labels=(("disk", "nvme"), ("gpu", "yes")),
             start_deadline_s=5.0,
+            catch_up=CatchUpPolicy.NONE,
         )
         harness = CronHarness(spec)
         harness.assign("tick", *owners)

@@ -214,6 +214,75 @@ async def test_cancelled_before_the_first_attempt_did_not_run(service: CronServi
     assert [launch.scheduled_at_unix_ms for launch in missed.launches] == [START_MS + 120_000]
 
 
+async def test_what_was_declined_and_never_started_did_not_run(service: CronService, master: OneMaster) -> None:
+    """A launch that its worker declined and that was then missed or cancelled is among those that did not run."""
+    await apply_jobs(service, spec())
+    times = [START_MS + minute * 60_000 for minute in (1, 2, 3, 4)]
+    for at in times:
+        commit = command_pb2.CommitLaunch(
+            job_id="tick", scheduled_at_unix_ms=at, worker="w1", trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE
+        )
+        await master.run(commit_launch=commit)
+    fields: list[dict[str, Any]] = [
+        {"job_id": "tick", "scheduled_at_unix_ms": at, "reason": "why"} for at in times
+    ]
+    await master.run(cancel_launch=command_pb2.CancelLaunch(**fields[2]))  # It is told to stop before it declines.
+    for of_launch in fields[:3]:
+        await master.run(decline_launch=command_pb2.DeclineLaunch(**of_launch, attempt=1))
+    await master.run(lose_launch=command_pb2.LoseLaunch(**fields[0], attempt=1))
+    await master.run(cancel_launch=command_pb2.CancelLaunch(**fields[1]))
+    await master.run(lose_launch=command_pb2.LoseLaunch(**fields[3], attempt=1))  # It may have started.
+    launches = [master.state.launches[("tick", WallMs(at))] for at in times]
+    assert [(launch.state.name, launch.attempts_counted) for launch in launches] == [
+        ("MISSED", 0),
+        ("CANCELLED", 0),
+        ("CANCELLED", 0),
+        ("LOST", 1),
+    ]
+    missed = await service.ListLaunches(cron_pb2.ListLaunchesRequest(missed=True), CALL)
+    assert [launch.scheduled_at_unix_ms for launch in missed.launches] == times[2::-1]
+
+
+async def test_tells_what_waits_for_a_worker(service: CronService, master: OneMaster) -> None:
+    """A job that is due while no worker serves says since when and why, until one does or it is paused."""
+    await apply_jobs(service, spec(schedule="* * * * *"))
+
+    async def view() -> cron_pb2.CronJobView:
+        return (await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)).jobs[0]
+
+    assert not (await view()).HasField("starved_since_unix_ms")
+    master.clock.advance(150)
+    starved = await view()
+    assert starved.starved_since_unix_ms == START_MS + 60_000
+    assert starved.starved_reason == "it has no owner"
+    await service.SetJobPaused(cron_pb2.SetJobPausedRequest(job_id="tick", paused=True), CALL)
+    assert not (await view()).HasField("starved_since_unix_ms")
+    await apply_jobs(service, spec("other", schedule="* * * * *"))
+    await assign(master, "other", "w1")
+    master.clock.advance(100)
+    assert not (await view()).HasField("starved_since_unix_ms")
+
+
+async def test_the_last_run_is_not_hidden_by_what_came_after_it(service: CronService, master: OneMaster) -> None:
+    """Beside the latest launch stands the latest that ran and ended, whatever was missed, runs or waits since."""
+    await apply_jobs(service, spec())
+    for minute, state in ((1, types_pb2.LAUNCH_STATE_SUCCEEDED), (2, types_pb2.LAUNCH_STATE_FAILED)):
+        at = START_MS + minute * 60_000
+        commit = command_pb2.CommitLaunch(
+            job_id="tick", scheduled_at_unix_ms=at, worker="w1", trigger=types_pb2.LAUNCH_TRIGGER_SCHEDULE
+        )
+        await master.run(commit_launch=commit)
+        finish = command_pb2.FinishLaunch(job_id="tick", scheduled_at_unix_ms=at, attempt=1, state=state)
+        await master.run(finish_launch=finish)
+    record = command_pb2.RecordNoLaunch(job_id="tick", scheduled_at_unix_ms=START_MS + 180_000, reason="no leader")
+    record.state = types_pb2.LAUNCH_STATE_MISSED
+    await master.run(record_no_launch=record)
+    [view] = (await service.ListJobs(cron_pb2.ListJobsRequest(), CALL)).jobs
+    assert view.latest.state == types_pb2.LAUNCH_STATE_MISSED
+    assert view.last_ended.state == types_pb2.LAUNCH_STATE_FAILED
+    assert view.last_ended.scheduled_at_unix_ms == START_MS + 120_000
+
+
 async def test_a_repeated_cancellation_goes_on_where_it_was_cut(service: CronService, master: OneMaster) -> None:
     """With the same request id the launches that the first try did not reach are told, and none counts for another."""
     await apply_jobs(service, spec())

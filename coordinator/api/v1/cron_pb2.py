@@ -26,7 +26,7 @@ from coordinator.api.v1 import cluster_pb2 as coordinator_dot_api_dot_v1_dot_clu
 from coordinator.api.v1 import types_pb2 as coordinator_dot_api_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oordinator/api/v1/cron.proto\x12\x12\x63oordinator.api.v1\x1a coordinator/api/v1/cluster.proto\x1a\x1e\x63oordinator/api/v1/types.proto\"\xd5\x01\n\x0b\x43ronJobView\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.coordinator.api.v1.CronJob\x12\x14\n\x0cnext_unix_ms\x18\x02 \x03(\x03\x12/\n\x06latest\x18\x03 \x01(\x0b\x32\x1a.coordinator.api.v1.LaunchH\x00\x88\x01\x01\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x18\n\x0blateness_ms\x18\x06 \x01(\x03H\x01\x88\x01\x01\x42\t\n\x07_latestB\x0e\n\x0c_lateness_ms\"e\n\x0fListJobsRequest\x12\x34\n\x0b\x63onsistency\x18\x01 \x01(\x0e\x32\x1f.coordinator.api.v1.Consistency\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04next\x18\x03 \x01(\r\"V\n\x10ListJobsResponse\x12-\n\x04jobs\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.CronJobView\x12\x13\n\x0b\x63ron_paused\x18\x02 \x01(\x08\"u\n\x10\x41pplyJobsRequest\x12-\n\x04jobs\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.CronJobSpec\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05prune\x18\x04 \x01(\x08\"N\n\x0eJobFieldChange\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\"\x8e\x01\n\x11\x41pplyJobsResponse\x12\x0f\n\x07\x63reated\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x11\n\tunchanged\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65leted\x18\x04 \x03(\t\x12\x33\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\".coordinator.api.v1.JobFieldChange\"6\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"I\n\x13SetJobPausedRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x16\n\x14SetJobPausedResponse\"7\n\x11TriggerJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x12TriggerJobResponse\x12\x1c\n\x14scheduled_at_unix_ms\x18\x01 \x01(\x03\"i\n\x15\x43\x61ncelLaunchesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"F\n\x16\x43\x61ncelLaunchesResponse\x12,\n\x08launches\x18\x01 \x03(\x0b\x32\x1a.coordinator.api.v1.Launch\"\x92\x01\n\x13ListLaunchesRequest\x12\x34\n\x0b\x63onsistency\x18\x01 \x01(\x0e\x32\x1f.coordinator.api.v1.Consistency\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\r\x12\x0e\n\x06missed\x18\x04 \x01(\x08\x12\x15\n\rsince_unix_ms\x18\x05 \x01(\x03\"D\n\x14ListLaunchesResponse\x12,\n\x08launches\x18\x01 \x03(\x0b\x32\x1a.coordinator.api.v1.Launch2\xa4\x05\n\x0b\x43ronService\x12U\n\x08ListJobs\x12#.coordinator.api.v1.ListJobsRequest\x1a$.coordinator.api.v1.ListJobsResponse\x12X\n\tApplyJobs\x12$.coordinator.api.v1.ApplyJobsRequest\x1a%.coordinator.api.v1.ApplyJobsResponse\x12X\n\tDeleteJob\x12$.coordinator.api.v1.DeleteJobRequest\x1a%.coordinator.api.v1.DeleteJobResponse\x12\x61\n\x0cSetJobPaused\x12\'.coordinator.api.v1.SetJobPausedRequest\x1a(.coordinator.api.v1.SetJobPausedResponse\x12[\n\nTriggerJob\x12%.coordinator.api.v1.TriggerJobRequest\x1a&.coordinator.api.v1.TriggerJobResponse\x12g\n\x0e\x43\x61ncelLaunches\x12).coordinator.api.v1.CancelLaunchesRequest\x1a*.coordinator.api.v1.CancelLaunchesResponse\x12\x61\n\x0cListLaunches\x12\'.coordinator.api.v1.ListLaunchesRequest\x1a(.coordinator.api.v1.ListLaunchesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63oordinator/api/v1/cron.proto\x12\x12\x63oordinator.api.v1\x1a coordinator/api/v1/cluster.proto\x1a\x1e\x63oordinator/api/v1/types.proto\"\xef\x02\n\x0b\x43ronJobView\x12(\n\x03job\x18\x01 \x01(\x0b\x32\x1b.coordinator.api.v1.CronJob\x12\x14\n\x0cnext_unix_ms\x18\x02 \x03(\x03\x12/\n\x06latest\x18\x03 \x01(\x0b\x32\x1a.coordinator.api.v1.LaunchH\x00\x88\x01\x01\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x18\n\x0blateness_ms\x18\x06 \x01(\x03H\x01\x88\x01\x01\x12\x33\n\nlast_ended\x18\x07 \x01(\x0b\x32\x1a.coordinator.api.v1.LaunchH\x02\x88\x01\x01\x12\"\n\x15starved_since_unix_ms\x18\x08 \x01(\x03H\x03\x88\x01\x01\x12\x16\n\x0estarved_reason\x18\t \x01(\tB\t\n\x07_latestB\x0e\n\x0c_lateness_msB\r\n\x0b_last_endedB\x18\n\x16_starved_since_unix_ms\"e\n\x0fListJobsRequest\x12\x34\n\x0b\x63onsistency\x18\x01 \x01(\x0e\x32\x1f.coordinator.api.v1.Consistency\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0c\n\x04next\x18\x03 \x01(\r\"V\n\x10ListJobsResponse\x12-\n\x04jobs\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.CronJobView\x12\x13\n\x0b\x63ron_paused\x18\x02 \x01(\x08\"u\n\x10\x41pplyJobsRequest\x12-\n\x04jobs\x18\x01 \x03(\x0b\x32\x1f.coordinator.api.v1.CronJobSpec\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\r\n\x05prune\x18\x04 \x01(\x08\"N\n\x0eJobFieldChange\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\t\"\x8e\x01\n\x11\x41pplyJobsResponse\x12\x0f\n\x07\x63reated\x18\x01 \x03(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x03(\t\x12\x11\n\tunchanged\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65leted\x18\x04 \x03(\t\x12\x33\n\x07\x63hanges\x18\x05 \x03(\x0b\x32\".coordinator.api.v1.JobFieldChange\"6\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"I\n\x13SetJobPausedRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x16\n\x14SetJobPausedResponse\"7\n\x11TriggerJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"2\n\x12TriggerJobResponse\x12\x1c\n\x14scheduled_at_unix_ms\x18\x01 \x01(\x03\"i\n\x15\x43\x61ncelLaunchesRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x1c\n\x14scheduled_at_unix_ms\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"F\n\x16\x43\x61ncelLaunchesResponse\x12,\n\x08launches\x18\x01 \x03(\x0b\x32\x1a.coordinator.api.v1.Launch\"\x92\x01\n\x13ListLaunchesRequest\x12\x34\n\x0b\x63onsistency\x18\x01 \x01(\x0e\x32\x1f.coordinator.api.v1.Consistency\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06latest\x18\x03 \x01(\r\x12\x0e\n\x06missed\x18\x04 \x01(\x08\x12\x15\n\rsince_unix_ms\x18\x05 \x01(\x03\"D\n\x14ListLaunchesResponse\x12,\n\x08launches\x18\x01 \x03(\x0b\x32\x1a.coordinator.api.v1.Launch2\xa4\x05\n\x0b\x43ronService\x12U\n\x08ListJobs\x12#.coordinator.api.v1.ListJobsRequest\x1a$.coordinator.api.v1.ListJobsResponse\x12X\n\tApplyJobs\x12$.coordinator.api.v1.ApplyJobsRequest\x1a%.coordinator.api.v1.ApplyJobsResponse\x12X\n\tDeleteJob\x12$.coordinator.api.v1.DeleteJobRequest\x1a%.coordinator.api.v1.DeleteJobResponse\x12\x61\n\x0cSetJobPaused\x12\'.coordinator.api.v1.SetJobPausedRequest\x1a(.coordinator.api.v1.SetJobPausedResponse\x12[\n\nTriggerJob\x12%.coordinator.api.v1.TriggerJobRequest\x1a&.coordinator.api.v1.TriggerJobResponse\x12g\n\x0e\x43\x61ncelLaunches\x12).coordinator.api.v1.CancelLaunchesRequest\x1a*.coordinator.api.v1.CancelLaunchesResponse\x12\x61\n\x0cListLaunches\x12\'.coordinator.api.v1.ListLaunchesRequest\x1a(.coordinator.api.v1.ListLaunchesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,37 +34,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'coordinator.api.v1.cron_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CRONJOBVIEW']._serialized_start=120
-  _globals['_CRONJOBVIEW']._serialized_end=333
-  _globals['_LISTJOBSREQUEST']._serialized_start=335
-  _globals['_LISTJOBSREQUEST']._serialized_end=436
-  _globals['_LISTJOBSRESPONSE']._serialized_start=438
-  _globals['_LISTJOBSRESPONSE']._serialized_end=524
-  _globals['_APPLYJOBSREQUEST']._serialized_start=526
-  _globals['_APPLYJOBSREQUEST']._serialized_end=643
-  _globals['_JOBFIELDCHANGE']._serialized_start=645
-  _globals['_JOBFIELDCHANGE']._serialized_end=723
-  _globals['_APPLYJOBSRESPONSE']._serialized_start=726
-  _globals['_APPLYJOBSRESPONSE']._serialized_end=868
-  _globals['_DELETEJOBREQUEST']._serialized_start=870
-  _globals['_DELETEJOBREQUEST']._serialized_end=924
-  _globals['_DELETEJOBRESPONSE']._serialized_start=926
-  _globals['_DELETEJOBRESPONSE']._serialized_end=945
-  _globals['_SETJOBPAUSEDREQUEST']._serialized_start=947
-  _globals['_SETJOBPAUSEDREQUEST']._serialized_end=1020
-  _globals['_SETJOBPAUSEDRESPONSE']._serialized_start=1022
-  _globals['_SETJOBPAUSEDRESPONSE']._serialized_end=1044
-  _globals['_TRIGGERJOBREQUEST']._serialized_start=1046
-  _globals['_TRIGGERJOBREQUEST']._serialized_end=1101
-  _globals['_TRIGGERJOBRESPONSE']._serialized_start=1103
-  _globals['_TRIGGERJOBRESPONSE']._serialized_end=1153
-  _globals['_CANCELLAUNCHESREQUEST']._serialized_start=1155
-  _globals['_CANCELLAUNCHESREQUEST']._serialized_end=1260
-  _globals['_CANCELLAUNCHESRESPONSE']._serialized_start=1262
-  _globals['_CANCELLAUNCHESRESPONSE']._serialized_end=1332
-  _globals['_LISTLAUNCHESREQUEST']._serialized_start=1335
-  _globals['_LISTLAUNCHESREQUEST']._serialized_end=1481
-  _globals['_LISTLAUNCHESRESPONSE']._serialized_start=1483
-  _globals['_LISTLAUNCHESRESPONSE']._serialized_end=1551
-  _globals['_CRONSERVICE']._serialized_start=1554
-  _globals['_CRONSERVICE']._serialized_end=2230
+  _globals['_CRONJOBVIEW']._serialized_end=487
+  _globals['_LISTJOBSREQUEST']._serialized_start=489
+  _globals['_LISTJOBSREQUEST']._serialized_end=590
+  _globals['_LISTJOBSRESPONSE']._serialized_start=592
+  _globals['_LISTJOBSRESPONSE']._serialized_end=678
+  _globals['_APPLYJOBSREQUEST']._serialized_start=680
+  _globals['_APPLYJOBSREQUEST']._serialized_end=797
+  _globals['_JOBFIELDCHANGE']._serialized_start=799
+  _globals['_JOBFIELDCHANGE']._serialized_end=877
+  _globals['_APPLYJOBSRESPONSE']._serialized_start=880
+  _globals['_APPLYJOBSRESPONSE']._serialized_end=1022
+  _globals['_DELETEJOBREQUEST']._serialized_start=1024
+  _globals['_DELETEJOBREQUEST']._serialized_end=1078
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1080
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1099
+  _globals['_SETJOBPAUSEDREQUEST']._serialized_start=1101
+  _globals['_SETJOBPAUSEDREQUEST']._serialized_end=1174
+  _globals['_SETJOBPAUSEDRESPONSE']._serialized_start=1176
+  _globals['_SETJOBPAUSEDRESPONSE']._serialized_end=1198
+  _globals['_TRIGGERJOBREQUEST']._serialized_start=1200
+  _globals['_TRIGGERJOBREQUEST']._serialized_end=1255
+  _globals['_TRIGGERJOBRESPONSE']._serialized_start=1257
+  _globals['_TRIGGERJOBRESPONSE']._serialized_end=1307
+  _globals['_CANCELLAUNCHESREQUEST']._serialized_start=1309
+  _globals['_CANCELLAUNCHESREQUEST']._serialized_end=1414
+  _globals['_CANCELLAUNCHESRESPONSE']._serialized_start=1416
+  _globals['_CANCELLAUNCHESRESPONSE']._serialized_end=1486
+  _globals['_LISTLAUNCHESREQUEST']._serialized_start=1489
+  _globals['_LISTLAUNCHESREQUEST']._serialized_end=1635
+  _globals['_LISTLAUNCHESRESPONSE']._serialized_start=1637
+  _globals['_LISTLAUNCHESRESPONSE']._serialized_end=1705
+  _globals['_CRONSERVICE']._serialized_start=1708
+  _globals['_CRONSERVICE']._serialized_end=2384
 # @@protoc_insertion_point(module_scope)

@@ -32,12 +32,19 @@ class CronJobView(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     LATENESS_MS_FIELD_NUMBER: _builtins.int
+    LAST_ENDED_FIELD_NUMBER: _builtins.int
+    STARVED_SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    STARVED_REASON_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """How many of its launches are on a worker: running, or ordered and not confirmed."""
     waiting: _builtins.int
     """How many of its launches wait."""
     lateness_ms: _builtins.int
     """How long after it was due the latest launch started that has started; absent when none has."""
+    starved_since_unix_ms: _builtins.int
+    """Since when a scheduled time of it is due that waits for a worker; absent while none does."""
+    starved_reason: _builtins.str
+    """Why no worker takes it, for people; empty while none waits for one."""
     @_builtins.property
     def job(self) -> _types_pb2.CronJob:
         """The job."""
@@ -50,6 +57,10 @@ class CronJobView(_message.Message):
     def latest(self) -> _types_pb2.Launch:
         """Its latest launch, absent when there is none."""
 
+    @_builtins.property
+    def last_ended(self) -> _types_pb2.Launch:
+        """Its latest launch that ran and has ended, with how; absent when there is none. What runs, waits or never ran is not."""
+
     def __init__(
         self,
         *,
@@ -59,19 +70,30 @@ class CronJobView(_message.Message):
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
         lateness_ms: _builtins.int | None = ...,
+        last_ended: _types_pb2.Launch | None = ...,
+        starved_since_unix_ms: _builtins.int | None = ...,
+        starved_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "job", b"job", "lateness_ms", b"lateness_ms", "latest", b"latest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_ended", b"_last_ended", "_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "_starved_since_unix_ms", b"_starved_since_unix_ms", "job", b"job", "last_ended", b"last_ended", "lateness_ms", b"lateness_ms", "latest", b"latest", "starved_since_unix_ms", b"starved_since_unix_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "job", b"job", "lateness_ms", b"lateness_ms", "latest", b"latest", "next_unix_ms", b"next_unix_ms", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_ended", b"_last_ended", "_lateness_ms", b"_lateness_ms", "_latest", b"_latest", "_starved_since_unix_ms", b"_starved_since_unix_ms", "job", b"job", "last_ended", b"last_ended", "lateness_ms", b"lateness_ms", "latest", b"latest", "next_unix_ms", b"next_unix_ms", "running", b"running", "starved_reason", b"starved_reason", "starved_since_unix_ms", b"starved_since_unix_ms", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_ended: _TypeAlias = _typing.Literal["last_ended"]  # noqa: Y015
+    _WhichOneofArgType__last_ended: _TypeAlias = _typing.Literal["_last_ended", b"_last_ended"]  # noqa: Y015
     _WhichOneofReturnType__lateness_ms: _TypeAlias = _typing.Literal["lateness_ms"]  # noqa: Y015
     _WhichOneofArgType__lateness_ms: _TypeAlias = _typing.Literal["_lateness_ms", b"_lateness_ms"]  # noqa: Y015
     _WhichOneofReturnType__latest: _TypeAlias = _typing.Literal["latest"]  # noqa: Y015
     _WhichOneofArgType__latest: _TypeAlias = _typing.Literal["_latest", b"_latest"]  # noqa: Y015
+    _WhichOneofReturnType__starved_since_unix_ms: _TypeAlias = _typing.Literal["starved_since_unix_ms"]  # noqa: Y015
+    _WhichOneofArgType__starved_since_unix_ms: _TypeAlias = _typing.Literal["_starved_since_unix_ms", b"_starved_since_unix_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_ended) -> _WhichOneofReturnType__last_ended | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__lateness_ms) -> _WhichOneofReturnType__lateness_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latest) -> _WhichOneofReturnType__latest | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__starved_since_unix_ms) -> _WhichOneofReturnType__starved_since_unix_ms | None: ...
 
 Global___CronJobView: _TypeAlias = CronJobView  # noqa: Y015
 

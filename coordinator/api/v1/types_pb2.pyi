@@ -186,19 +186,21 @@ class _CatchUpPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUp
     CATCH_UP_POLICY_NONE: _CatchUpPolicy.ValueType  # 1
     """Record them as missed."""
     CATCH_UP_POLICY_LATEST: _CatchUpPolicy.ValueType  # 2
-    """Launch the last one, record the others as missed."""
+    """Launch the last one, however old it is; record the others as missed."""
     CATCH_UP_POLICY_ALL: _CatchUpPolicy.ValueType  # 3
     """Launch all within the window and the cap, record the others as missed."""
 
 class CatchUpPolicy(_CatchUpPolicy, metaclass=_CatchUpPolicyEnumTypeWrapper):
-    """What to do with scheduled times that passed while nobody could launch."""
+    """What to do with scheduled times that passed while nobody could launch: for longer than `start_deadline_s` no master led, or no
+    worker of the job served.
+    """
 
 CATCH_UP_POLICY_UNSPECIFIED: CatchUpPolicy.ValueType  # 0
 """Not said; never stored."""
 CATCH_UP_POLICY_NONE: CatchUpPolicy.ValueType  # 1
 """Record them as missed."""
 CATCH_UP_POLICY_LATEST: CatchUpPolicy.ValueType  # 2
-"""Launch the last one, record the others as missed."""
+"""Launch the last one, however old it is; record the others as missed."""
 CATCH_UP_POLICY_ALL: CatchUpPolicy.ValueType  # 3
 """Launch all within the window and the cap, record the others as missed."""
 Global___CatchUpPolicy: _TypeAlias = CatchUpPolicy  # noqa: Y015
@@ -682,14 +684,17 @@ class CronJobSpec(_message.Message):
     overlap: Global___OverlapPolicy.ValueType
     """What to do when the previous run is still going."""
     catch_up: Global___CatchUpPolicy.ValueType
-    """What to do with scheduled times that passed while nobody could launch."""
+    """What to do with scheduled times that passed while nobody could launch: no leader, or no worker of the job. With LATEST and ALL
+    they stay undecided until a worker serves.
+    """
     catch_up_window_s: _builtins.float
-    """How far back the catch-up looks, in seconds."""
+    """ALL: how far back the catch-up looks, in seconds. LATEST launches the last time however old it is."""
     catch_up_limit: _builtins.int
-    """How many launches one catch-up may make."""
+    """ALL: how many launches one catch-up may make."""
     start_deadline_s: _builtins.float
-    """How late a launch may still start, in seconds; later it is recorded as missed. So long, too, one that was declined waits for
-    a worker with a free slot.
+    """How late a launch may still start, in seconds; later it is for `catch_up` to say whether it is made up for or recorded as
+    missed. So long, too, one that could begin waits for a worker with a free slot. The time that a launch waits for an earlier
+    one (QUEUE, CANCEL_PREVIOUS) or for its turn in a catch-up does not count: it begins after that, however late.
     """
     retry: Global___RetryPolicy.ValueType
     """When a launch may be tried again."""
