@@ -54,12 +54,16 @@ class LoopThread:
 
     def iterate(self, answers: AsyncGenerator[Answer, None]) -> Generator[Answer, None, None]:
         """The answers of an async generator, which runs on the loop."""
+        # After Ctrl-C the answer that was waited for is cancelled, which takes its time; only then can it be closed.
+        turn = asyncio.Lock()
 
         async def next_answer() -> Answer | None:
-            return await anext(answers, None)
+            async with turn:
+                return await anext(answers, None)
 
         async def close() -> None:
-            await answers.aclose()
+            async with turn:
+                await answers.aclose()
 
         try:
             while (answer := self.run(next_answer())) is not None:

@@ -52,11 +52,10 @@ def sync_directory(directory: Path) -> None:
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file whole and waits until its bytes are on disk."""
-    with path.open("wb", buffering=0) as file:
-        for first in range(0, len(data), SYNC_BYTES):
+    with path.open("wb") as file:
+        for first in range(0, max(len(data), 1), SYNC_BYTES):
             file.write(data[first : first + SYNC_BYTES])
-            os.fsync(file.fileno())
-        if not data:
+            file.flush()
             os.fsync(file.fileno())
 
 
