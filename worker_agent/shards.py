@@ -214,7 +214,10 @@ class Shards:
             timer.cancel()
         if (closing := self._closing.get(shard_id)) is not None:
             await asyncio.wait([closing])
-        if shard_id not in self._shards:
+        if any(shard_id in held.view.parents and not held.is_open for held in self._shards.values()):
+            # What was cut or joined from it is not made yet, and may have no other copy.
+            self._forget_later(shard_id)
+        elif shard_id not in self._shards:
             await asyncio.get_running_loop().run_in_executor(self._pool, delete_store, self._path(shard_id))
 
     async def _sweep(self) -> None:

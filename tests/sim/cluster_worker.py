@@ -504,7 +504,9 @@ class Worker(replica_worker.Worker):
 
     def _forget_later(self, shard_id: int) -> None:
         def forget() -> None:
-            if shard_id not in self.slots:
+            if any(shard_id in slot.view.parents and slot.hosted is None for slot in self.slots.values()):
+                self._forget_later(shard_id)
+            elif shard_id not in self.slots:
                 self.stores.pop(shard_id, None)
 
         self.later(self.cluster.cluster_plan.forget_s, forget)

@@ -32,7 +32,6 @@ from worker_agent.shard_interface import SendToPeer
 if TYPE_CHECKING:
     from tests.sim.cluster_net import SessionStream
 
-SEED = 5
 PLAN = Plan(
     masters=raft_faults.Plan(masters=3, clients=0, drift=0.02),
     workers=replica_faults.Plan(workers=4, replicas=2, clients=3, think_s=0.02, drift=0.02, times=TIMES),
@@ -57,7 +56,7 @@ class Cut:
 class MovingWorld(World):
     """One life of the cluster with one move in it."""
 
-    def __init__(self, cut: Cut | None = None, seed: int = SEED) -> None:
+    def __init__(self, cut: Cut | None, seed: int) -> None:
         super().__init__(seed, PLAN, Protections())
         self.cut = cut
         self.steps: list[str] = []
@@ -271,7 +270,7 @@ class MovingWorld(World):
             raise replica_world.Violation(f"after its cutover the move was rolled back: {move}")
 
 
-def play(cut: Cut | None = None, seed: int = SEED) -> MovingWorld:
+def play(seed: int, cut: Cut | None = None) -> MovingWorld:
     """One life with one move. Raises AssertionError with its story."""
     world = MovingWorld(cut, seed)
     store = cast("Any", snapshot)

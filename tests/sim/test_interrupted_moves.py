@@ -22,6 +22,7 @@ AWAY_S = (0.3, 3.0)
 VICTIMS = ("A", "B", "leader")
 PAIRS = (("A", "B"), ("A", "leader"), ("B", "leader"))
 CUTOVER_S_MAX = 0.03
+SEEDS_LOOKED_AT = 50
 
 KINDS = {
     "commit copying",
@@ -58,9 +59,15 @@ KINDS = {
 
 
 @cache
+def table_seed() -> int:
+    """The seed of the table: the first whose move has every kind of step; some come only with what others do."""
+    return next(seed for seed in range(1, SEEDS_LOOKED_AT) if set(play(seed).steps) == KINDS)
+
+
+@cache
 def undisturbed() -> tuple[str, ...]:
     """The steps of a move that nothing happens to."""
-    return tuple(play().steps)
+    return tuple(play(table_seed()).steps)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -73,7 +80,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_the_table_has_every_step() -> None:
     """What a move consists of is what the table says, each message and commit, and the same seed plays it again."""
     assert set(undisturbed()) == KINDS
-    world = play()
+    world = play(table_seed())
     assert tuple(world.steps) == undisturbed()
     assert world.move is not None
     assert world.move.phase is MovePhase.DONE
@@ -83,12 +90,12 @@ def test_the_table_has_every_step() -> None:
 def test_a_step_is_cut(number: int, victim: str) -> None:
     """Whoever crashes when a step is cut: the move ends or is rolled back, all is whole again, and nothing is lost."""
     place = number + VICTIMS.index(victim)
-    play(Cut(number, (victim,), AWAY_S[place % 2]))
+    play(table_seed(), Cut(number, (victim,), AWAY_S[place % 2]))
 
 
 def test_a_move_is_aborted_at_every_step(number: int) -> None:
     """Whenever an operator asks: before its cutover the move is rolled back, after that it goes on to the end."""
-    world = play(Cut(number, (), 0.0))
+    world = play(table_seed(), Cut(number, (), 0.0))
     assert world.move is not None
     has_cut_over = "commit removing" in undisturbed()[: number + 1]
     assert world.move.phase is MovePhase.DONE if has_cut_over else "the operator wants it" in world.move.outcome
@@ -99,10 +106,10 @@ def test_a_move_is_aborted_at_every_step(number: int) -> None:
 @pytest.mark.parametrize("victims", PAIRS, ids=" and ".join)
 def test_two_crash_when_a_step_is_cut(number: int, victims: tuple[str, ...], away_s: float) -> None:
     """Any two of them at once lose nothing either."""
-    play(Cut(number, victims, away_s))
+    play(table_seed(), Cut(number, victims, away_s))
 
 
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_a_cutover_takes_no_longer_than_its_messages(seed: int) -> None:
     """From the moment when A stops to the moment when B serves pass some messages and syncs, not a timer."""
-    assert 0.0 < play(seed=seed).paused_s < CUTOVER_S_MAX
+    assert 0.0 < play(seed).paused_s < CUTOVER_S_MAX

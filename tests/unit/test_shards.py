@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.api.v1 import replication_pb2
 from coordinator.config import StateSettings
 from coordinator.model import HASH_SPACE, SystemClock
+from worker_agent import shard as shard_module
 from worker_agent.shard_interface import ReplicaRole, ReplicaTimes, ShardView
+from worker_agent.shard_store import find_store
 from worker_agent.shards import Shards
 from worker_agent.state_interface import Elsewhere, Place
 
@@ -118,5 +121,42 @@ async def test_after_a_cut_a_half_that_moved_on_is_asked_for_where_it_went(tmp_p
         shards.follow([second], {}, 0)
         assert shards.locate(7) == Elsewhere(2, 5, Place("w3", "there:3"))
         assert not isinstance(shards.locate(middle), Elsewhere)
+    finally:
+        await shards.close()
+
+
+async def test_what_a_shard_is_to_be_made_of_is_not_forgotten_before_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full for longer than files are kept costs no data: the half is made once there is room."""
+    shards, _ = make(tmp_path)
+    whole = ShardView(1, 0, HASH_SPACE, 1, ReplicaRole.PRIMARY, "w2", ("w2",), (), is_formed=False)
+    half = ShardView(2, 0, HASH_SPACE // 2, 3, ReplicaRole.PRIMARY, "w2", ("w2",), (), parents=(1,))
+    has_room, tried = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def find_room(path: Path, view: ShardView, *rest: Any) -> Any:
+        if view.shard_id == 2 and not has_room.is_set():
+            loop.call_soon_threadsafe(tried.set)
+            raise OSError("no space left on device")
+        return find_store(path, view, *rest)
+
+    monkeypatch.setattr(shard_module, "find_store", find_room)
+    monkeypatch.setattr(shard_module, "OPEN_AGAIN_S", 0.01)
+    monkeypatch.setattr(shard_module, "OPEN_ATTEMPTS", 1_000)
+    try:
+        async with asyncio.timeout(20):
+            shards.follow([whole], {}, 0)
+            while not shards.shards[0].is_open:
+                await shards.changed()
+            shards.follow([half], {}, 0)
+            await tried.wait()
+            await shards._forget(1)
+            assert (tmp_path / "1.sqlite").exists()
+            has_room.set()
+            while not shards.shards[0].is_open:
+                await shards.changed()
+            while (tmp_path / "1.sqlite").exists():  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
     finally:
         await shards.close()
