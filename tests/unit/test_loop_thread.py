@@ -33,7 +33,12 @@ def test_ctrl_c_while_an_answer_is_waited_for_ends_the_iteration() -> None:
             ended.append(True)
         yield 1
 
-    with closing(LoopThread("test", _nothing)) as thread:
-        with pytest.raises(KeyboardInterrupt):
-            next(thread.iterate(answers()))
-        assert ended
+    # A shell that starts the tests in the background has them ignore it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with closing(LoopThread("test", _nothing)) as thread:
+            with pytest.raises(KeyboardInterrupt):
+                next(thread.iterate(answers()))
+            assert ended
+    finally:
+        signal.signal(signal.SIGINT, handler)
