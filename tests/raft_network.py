@@ -6,7 +6,7 @@ Messages travel as real frames, in order per link, when the test says so; a cut 
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -95,7 +95,7 @@ class Network:
         """Names of the masters' disks, where a test gives them any."""
         self.now_s = 1_000.0
         self._seed = seed
-        self._starts = 0
+        self._lives: Counter[str] = Counter()
         self._queues: dict[tuple[str, str], deque[bytes]] = {}
         self._cut: set[frozenset[str]] = set()
         for id in ids:
@@ -105,7 +105,8 @@ class Network:
         """Starts a master on what its directory holds."""
         directory = self.directory / id
         directory.mkdir(exist_ok=True)
-        self._starts += 1
+        self._lives[id] += 1
+        life = f" {self._lives[id]}" if self._lives[id] > 1 else ""
         links = MemoryLinks(self, id, [other for other in self.ids if other != id])
         self.links[id] = links
         self.masters[id] = Consensus(
@@ -115,7 +116,7 @@ class Network:
             apply=MACHINE.apply,
             settings=self.settings,
             wall_ms=self.clocks[id].wall_ms,
-            rng=random.Random(f"{self._seed} {id} {self._starts}"),
+            rng=random.Random(f"{self._seed} {id}{life}"),
             protections=self.protections,
             membership=membership,
         )
