@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 import psutil
 
-from worker_agent.run_finder import RUN_ID_VARIABLE, RunFinder, each, until_ended
+from worker_agent.run_finder import RunFinder, each, until_ended
+from worker_agent.run_watchdog import RUN_ID_VARIABLE
 
 READ_BYTES_MAX = 65_536
 """A pipe of Linux has no more."""

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 
-RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
+from worker_agent.run_watchdog import RUN_ID_VARIABLE
+
 _LOOK_S = 0.05
 """How often a stop looks whether what the process started has ended."""
 SWEEP_S = 5.0

@@ -31,7 +31,7 @@ from collections.abc import Iterable
 
 HAS_PROC = sys.platform == "linux"
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
-"""The same as in run_finder.py, which needs psutil."""
+"""In the environment of whatever belongs to a run; here, as run_finder.py needs psutil."""
 LOOK_S = 0.1
 """How often it looks whether what was asked to end has ended."""
 LOOKS_MAX = 100

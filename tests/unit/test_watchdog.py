@@ -21,7 +21,7 @@ from worker_agent import watchdog
 from worker_agent.launch_command import token_of
 from worker_agent.process import RunProcess
 from worker_agent.run_finder import lives, until_ended
-from worker_agent.run_watchdog import RUN_ID_VARIABLE, Told
+from worker_agent.run_watchdog import Told
 from worker_agent.watchdog import Watchdog
 
 WAIT_S = 20.0
@@ -176,10 +176,3 @@ def test_what_the_watchdog_is_told() -> None:
     assert (told.runs, told.lease_until_s, told.is_goodbye) == ({"b"}, 12.5, False)
     told.take(b"bye\n")
     assert told.is_goodbye
-
-
-def test_both_sides_name_the_same_variable() -> None:
-    """The watchdog, which imports nothing of ours, looks for what the launcher sets."""
-    from worker_agent import run_finder
-
-    assert RUN_ID_VARIABLE == run_finder.RUN_ID_VARIABLE
