@@ -9,9 +9,11 @@ admission that only stands in its log may be overwritten, and who could do so ma
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from coordinator.api.v1 import peer_pb2
 from coordinator.machine.state import State
+from coordinator.model import AdmittedMaster
 from coordinator.model.errors import Damaged
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.frames import ProtocolViolation
@@ -32,6 +34,7 @@ class Seat:
         self._machine = machine
         self._consensus: Consensus | None = None
         self._state: State | None = None
+        self._admitted: Mapping[str, AdmittedMaster] | None = None
         self._founders: dict[str, str] = {}
         """Disks of the other masters when this one's was founded."""
         transport.describe = self._describe
@@ -123,6 +126,9 @@ class Seat:
                     "it away"
                 )
         admitted = self._machine.admitted(consensus.state)
+        if admitted is self._admitted:
+            return
+        self._admitted = admitted
         addresses = {id: master.peer_address for id, master in admitted.items() if master.peer_address}
         self.identity.learn_addresses(addresses, consensus.applied_index)
         for id in self._transport.nodes:

@@ -247,7 +247,7 @@ class SnapshotStore:
         while self._outgoing:
             self._close(self._outgoing.popitem()[1])
         if self._opening is not None:
-            self._opening.add_done_callback(lambda opening: opening.exception() or opening.result().close())
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
             self._opening = None
 
     # Writing: PySyncObj calls serialize, then checkSerializing on every tick
