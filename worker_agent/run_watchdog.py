@@ -209,7 +209,8 @@ def main(arguments: list[str]) -> int:
     ended = end_runs(told.runs, float(arguments[0]))
     if ended:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"the worker agent is gone, and its lease is over: ended {ended} processes of its runs\n")
+            what = "one process" if ended == 1 else f"{ended} processes"
+            sys.stderr.write(f"the worker agent is gone, and its lease is over: ended {what} of its runs\n")
     return 0
 
 
