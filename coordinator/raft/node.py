@@ -16,7 +16,6 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from coordinator.api.v1 import command_pb2
@@ -31,12 +30,9 @@ from coordinator.raft.figures import RaftFigures
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.gathering import LINGER_S
 from coordinator.raft.handover import hand_over
-from coordinator.raft.identity import Identity
 from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
-from coordinator.raft.journal import Journal
+from coordinator.raft.parts import OpenParts, Parts, Setting, open_parts
 from coordinator.raft.proposals import Proposals
-from coordinator.raft.seat import Seat
-from coordinator.raft.snapshot import SnapshotStore
 from coordinator.raft.stalls import Stalls
 from coordinator.raft.transport import PeerTransport
 from coordinator.security.credentials import Credentials
@@ -63,6 +59,7 @@ class RaftNode:
         machine: Machine | None = None,
         rng: random.Random | None = None,
         credentials: Credentials | None = None,
+        open_parts: OpenParts = open_parts,
     ) -> None:
         """Raises ConfigError for what cannot work; reads its certificate, and touches neither log nor network.
 
@@ -82,6 +79,7 @@ class RaftNode:
         self._clock = clock
         self._machine = machine or Machine()
         self._rng = rng or random.Random()
+        self._open_parts = open_parts
         # Silence for two election timeouts: by then an election has long begun where it was the leader.
         self._transport = PeerTransport(
             own,
@@ -92,9 +90,7 @@ class RaftNode:
         )
         self._consensus: Consensus | None = None
         self._last_state = State()
-        self._journal: Journal | None = None
-        self._seat: Seat | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._parts: Parts | None = None
         self._loop: asyncio.AbstractEventLoop
         self._fatal: asyncio.Future[None]
         self._timer: asyncio.TimerHandle | None = None
@@ -134,40 +130,34 @@ class RaftNode:
         self._tick()
 
     def _load(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{self.self_id}")
-        machine = self._machine
-        snapshots = SnapshotStore(self._directory, self._executor, machine.encode, machine.decode)
-        snapshots.on_written = self._wake_from_thread
-        seat = self._seat = Seat(self._transport, Identity(self._directory), machine)
-        self._journal = Journal(self._directory, f"{self._cluster_name}/{self.self_id}")
-        self._consensus = self._proposals.consensus = Consensus(
+        setting = Setting(
             transport=self._transport,
-            journal=self._journal,
-            snapshots=snapshots,
-            apply=machine.apply,
+            directory=self._directory,
+            name=f"{self._cluster_name}/{self.self_id}",
+            machine=self._machine,
             settings=self._settings,
             wall_ms=self._clock.wall_ms,
             rng=self._rng,
-            membership=seat.membership,
+            on_snapshot=self._wake_from_thread,
         )
-        seat.take(self._consensus)
+        self._parts = self._open_parts(setting)
+        self._consensus = self._proposals.consensus = self._parts.consensus
 
     async def stop(self) -> None:
         """Leaves without a goodbye and closes everything; safe to call twice. What is in flight gets OutcomeUnknown."""
-        if self._consensus and self._journal:
+        parts = self._parts
+        if self._consensus and parts:
             # So that the next start notices when the disk loses anything meanwhile; without it the stop is as good.
             with contextlib.suppress(OSError):
-                self._journal.mark()
+                parts.journal.mark()
         self._halt()
         await self._transport.close()
         if self._closing:
             await self._closing
         await self._proposals.close()
-        executor, self._executor = self._executor, None
-        if executor:
+        if parts:
             # A snapshot that is being written ends first: the next process on this directory may write the same name.
-            await asyncio.to_thread(executor.shutdown, cancel_futures=True)
+            await asyncio.to_thread(parts.executor.shutdown, cancel_futures=True)
 
     def _halt(self) -> None:
         """Stops taking part, at once."""
@@ -178,8 +168,6 @@ class RaftNode:
         self._proposals.halt()
         if consensus:
             consensus.close()
-        elif self._journal:
-            self._journal.close()
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, OSError):
@@ -231,11 +219,11 @@ class RaftNode:
     @property
     def cluster_id(self) -> str:
         """The identity of the cluster that this master's disk belongs to; empty while it has not learned it."""
-        return self._seat.identity.cluster_id if self._seat else ""
+        return self._parts.seat.identity.cluster_id if self._parts else ""
 
     def standing(self, id: str) -> PeerStanding | None:
         """At the leader: another master as it sees it; None while that is not connected."""
-        return self._seat.standing(id) if self._seat else None
+        return self._parts.seat.standing(id) if self._parts else None
 
     def move_peer(self, id: str, address: str) -> None:
         """Looks for another master at "host:port" until the state says otherwise. Raises ConfigError for no address."""
@@ -243,8 +231,8 @@ class RaftNode:
 
     def status(self) -> RaftStatus:
         """How this master stands now."""
-        consensus, journal = self._consensus, self._journal
-        if consensus is None or journal is None:
+        consensus, parts = self._consensus, self._parts
+        if consensus is None or parts is None:
             return RaftStatus("stopped", None, 0, 0, 0, 0, 0, ())
         return RaftStatus(
             role=consensus.role,
@@ -252,8 +240,8 @@ class RaftNode:
             term=consensus.term,
             commit_index=consensus.commit_index,
             applied_index=consensus.applied_index,
-            log_entries=len(journal),
-            log_bytes=journal.size_bytes,
+            log_entries=len(parts.journal),
+            log_bytes=parts.journal.size_bytes,
             connected_peers=self._transport.connected_ids,
         )
 
@@ -345,7 +333,7 @@ class RaftNode:
         if self._consensus is None:
             return
         self._timer = self._loop.call_later(self._settings.append_period_s / 2, self._tick)
-        synced_s = self._journal.syncs.sum_s if self._journal else 0.0
+        synced_s = self._parts.journal.syncs.sum_s if self._parts else 0.0
         stall = self._stalls.ticked(self._loop.time(), synced_s, time.process_time())
         for line in filter(None, (stall, self._consensus.elections.duty.clocks.news(now_s()))):
             log.warning("%s: %s", self.self_id, line)
@@ -360,8 +348,8 @@ class RaftNode:
             return
         try:
             consensus.step()
-            if self._seat:
-                self._seat.look()
+            if self._parts:
+                self._parts.seat.look()
         except Exception as error:
             # Half a step may have been done, and nothing that is known to fail does so harmlessly.
             self._fail(error)

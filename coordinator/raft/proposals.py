@@ -78,7 +78,8 @@ class Proposals:
         self._wake = wake
         self.in_flight = 0
         """Commands that wait for their outcome; at most proposals_max."""
-        self._waiting: set[asyncio.Future[command_pb2.CommandResult]] = set()
+        self._waiting: dict[asyncio.Future[command_pb2.CommandResult], None] = {}
+        """In the order in which they came: a simulation plays the same twice."""
         self._has_expired = False
         self._following_barrier: asyncio.Future[None] | None = None
         self._barrier_runner: asyncio.Task[None] | None = None
@@ -123,7 +124,7 @@ class Proposals:
             raise NoLeader(f"master {self._self_id} does not run")
         waiter = _Waiter(loop.create_future())
         timer = loop.call_at(deadline, self._expire, waiter.future)
-        self._waiting.add(waiter.future)
+        self._waiting[waiter.future] = None
         try:
             self.consensus.propose(payload, waiter)
             self._wake()
@@ -134,7 +135,7 @@ class Proposals:
             return waiter.reason
         finally:
             timer.cancel()
-            self._waiting.discard(waiter.future)
+            self._waiting.pop(waiter.future, None)
             self._has_expired |= waiter.reason is None
 
     def _expire(self, future: asyncio.Future[command_pb2.CommandResult]) -> None:

@@ -107,8 +107,8 @@ class PeerTransport(Transport):  # type: ignore[misc]
         self._dialers: list[asyncio.Task[None]] = []
         self._links: dict[str, Link] = {}
         self._strangers: set[Link] = set()
-        self._open: set[Link] = set()
-        """Links whose socket is open, whether or not they may still be used."""
+        self._open: dict[Link, None] = {}
+        """Links whose socket is open, whether or not they may still be used, in the order in which they were opened."""
         self._checked_at = 0.0
         self._is_stopped = False
 
@@ -292,11 +292,11 @@ class PeerTransport(Transport):  # type: ignore[misc]
 
     def opened(self, link: Link) -> None:
         """A socket is open."""
-        self._open.add(link)
+        self._open[link] = None
 
     def forgotten(self, link: Link) -> None:
         """A socket is closed."""
-        self._open.discard(link)
+        self._open.pop(link, None)
 
     def admit(self, link: Link) -> bool:
         """Counts a new connection among the strangers; False when there are too many or the transport is closed."""

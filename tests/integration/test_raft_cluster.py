@@ -336,10 +336,10 @@ async def test_an_io_error_stops_one_master_and_loses_nothing(tmp_path: Path) ->
     async with cluster(tmp_path) as masters:
         leader = await masters.leader()
         await leader.propose(command("before"))
-        assert leader._journal is not None
+        assert leader._parts is not None
         # Nothing is mapped at address 0, so the system answers a write there with EIO.
         failing = os.open("/proc/self/mem", os.O_RDWR)
-        os.dup2(failing, leader._journal._descriptor)
+        os.dup2(failing, leader._parts.journal._descriptor)
         os.close(failing)
         with pytest.raises(OutcomeUnknown):
             await leader.propose(command("doubtful"))
