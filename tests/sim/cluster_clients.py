@@ -103,9 +103,9 @@ class Client(replica_clients.Client):
             if is_stale:
                 answered(master.consensus_now.state)
             else:
-                master.read(lambda state, result, reason: answered(state if reason == 0 else None))
+                master.read(lambda state, error: answered(state))
 
-        cluster.after(self._world.net.delay_s(), lambda: target.enqueue(ask))  # type: ignore[arg-type]
+        cluster.after(self._world.net.delay_s(), lambda: target.enqueue(ask))
         cluster.after(FETCH_S_MAX, lambda: came(None))
 
     # Attempts

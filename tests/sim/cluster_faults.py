@@ -1,8 +1,9 @@
 """What goes wrong in a simulated cluster, and what is changed in it by plan; each seed has a selection of its own.
 
 Faults of masters are raft_faults.py's, most of those of workers replica_faults.py's; what is between workers and
-masters is here. None goes beyond what the design survives: disks keep what was synced, clocks differ by less than the
-lease margin. Planned changes are an operator's commands: they go through the log, and are refused as they may be.
+masters is here. None goes beyond what the design survives: a disk of a master may be lost, one at a time, and all
+others keep what was synced; clocks differ by less than the lease margin. Planned changes are an operator's commands:
+they go through the log, and are refused as they may be.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.machine.codec import settings_to_proto
 from coordinator.machine.state import State
 from coordinator.model import MoveKind, Shard
-from coordinator.model.errors import Damaged
+from coordinator.model.errors import CoordinatorError, Damaged
 from tests.sim import raft_faults, replica_faults
 from tests.sim.replica_faults import DURATIONS_S, _between
 from worker_agent.shard_interface import ReplicaTimes, SeeEpoch, StoreFailed
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
     from tests.sim.cluster_worker import Worker
     from tests.sim.cluster_world import WorkerSide, World
 
-NOT_HERE = ("lose_disk", "old_disk", "failing_disk")
-"""Faults of masters that are played on masters alone."""
-MASTER_KINDS = tuple(kind for kind in raft_faults.KINDS if kind not in NOT_HERE)
+MASTER_KINDS = raft_faults.KINDS
 WORKER_KINDS = (
     "kill",
     "power",
@@ -220,10 +219,9 @@ class WorkerFaults(replica_faults.Faults):
 class Changes:
     """An operator who never rests."""
 
-    def __init__(self, world: World, rng: random.Random, masters: raft_faults.Faults) -> None:
+    def __init__(self, world: World, rng: random.Random) -> None:
         self._world = world
         self._rng = rng
-        self._masters = masters
         self._count = 0
 
     def ask(self, kind: str) -> None:
@@ -233,7 +231,7 @@ class Changes:
             leader = world.leader()
             if leader is not None:
                 world.note(f"++ {leader.id} is asked to hand over")
-                self._masters._ask(leader, lambda consensus: consensus.transfer(None))
+                leader.enqueue(lambda leader: leader.hand_over(None))
             return
         if kind == "restart":
             worker = world.workers.workers[rng.choice(world.workers.names)]
@@ -262,12 +260,12 @@ class Changes:
         what = command.WhichOneof("operation")
         self._world.note(f"++ {what} {' '.join(str(getattr(command, what or '')).split())}")
 
-        def answered(state: object, result: command_pb2.CommandResult | None, reason: int) -> None:
+        def answered(result: command_pb2.CommandResult | None, error: CoordinatorError | None) -> None:
             if result is not None and result.HasField("applied"):
                 self._world.counts[f"asked {what}"] += 1
                 self._world.acknowledged[request_id] = result.applied.index
 
-        leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
+        leader.enqueue(lambda master: master.propose(command, answered))
 
     def _command(self, kind: str, state: State, rng: random.Random) -> command_pb2.Command | None:
         shard, shards = self._world.any_shard(rng, state), [shard for _, shard in sorted(state.shards.items())]
@@ -360,7 +358,7 @@ class Faults:
         self._rng = random.Random(f"{seed} faults")
         self._masters = raft_faults.Faults(world, random.Random(f"{seed} master faults"))
         self._workers = WorkerFaults(world.workers, random.Random(f"{seed} worker faults"))
-        self.changes = Changes(world, random.Random(f"{seed} changes"), self._masters)
+        self.changes = Changes(world, random.Random(f"{seed} changes"))
 
     def play(self) -> None:
         """Lets the plan's time pass."""

@@ -74,7 +74,7 @@ class Leader:
                 self._begin(term)
 
         barrier = command_pb2.Command(cause="barrier", barrier=command_pb2.Barrier())
-        master.submit(barrier.SerializeToString(), BARRIER_TIMEOUT_S, ended)
+        master.propose(barrier, ended, BARRIER_TIMEOUT_S)
 
     def _attach(self, term: int) -> None:
         master = self._master
@@ -84,7 +84,7 @@ class Leader:
             master.cluster.config,
             interface.Tokens(),
             master.monotonic(),
-            master._wall_ms(),
+            master.wall_ms(),
             random.Random(f"{master.world.seed} {master.id} term {term}"),
             leader_id=master.id,
             term=term,
@@ -198,10 +198,10 @@ class Leader:
             if self.control is None or not self._events:
                 return
             event = self._events.popleft()
-            self._take_step(self.control.on_event(master.monotonic(), master._wall_ms(), event))
+            self._take_step(self.control.on_event(master.monotonic(), master.wall_ms(), event))
         if self._is_advance_due and self.control is not None:
             self._is_advance_due = False
-            self._take_step(self.control.on_advance(master.monotonic(), master._wall_ms()))
+            self._take_step(self.control.on_advance(master.monotonic(), master.wall_ms()))
         self._propose_wanted()
         self._pump()
         if self._events:
@@ -260,4 +260,4 @@ class Leader:
                 self.post(interface.ProposalEnded(action.token, each, error))
 
         timeout_s = self._master.world.settings.propose_timeout_s
-        self._master.submit(entry.SerializeToString(), timeout_s, ended)
+        self._master.propose(entry, ended, timeout_s)

@@ -24,7 +24,6 @@ from coordinator.raft import snapshot
 from tests.sim import raft_faults, replica_faults, replica_world
 from tests.sim.cluster_faults import TIMES, Plan
 from tests.sim.cluster_world import CHUNK_BYTES, RESTORED_S_MAX, World
-from tests.sim.raft_disk import Ended
 from tests.sim.raft_world import LIVE_S_MAX, _simulated
 from worker_agent.replica_core import Protections
 from worker_agent.shard_interface import SendToPeer
@@ -115,7 +114,7 @@ class MovingWorld(World):
         self.after(away_s, lambda: leader.start() if leader.consensus is None else None)
         if self.running is leader:
             # In the middle of what it does: nothing that comes after this in its turn happens.
-            raise Ended
+            leader.burn("the cut")
         self.after(0.0, lambda: leader.end(is_power_cut=False, why="the cut"))
 
     def _listen(self) -> None:
@@ -236,7 +235,7 @@ class MovingWorld(World):
         command.cause = "test"
         leader = self.leader()
         assert leader is not None
-        leader.enqueue(lambda master: master.propose(command.SerializeToString(), lambda *answer: None))
+        leader.enqueue(lambda master: master.propose(command, lambda *answer: None))
 
     def _pause_balance(self) -> None:
         """Nothing else moves but what is to be repaired."""

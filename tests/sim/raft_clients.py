@@ -10,16 +10,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from pysyncobj import FAIL_REASON
+from typing import TYPE_CHECKING, Any
 
 from coordinator.api.v1 import command_pb2, types_pb2
 from coordinator.machine.state import State
-from coordinator.model.errors import IndefiniteError
-from coordinator.raft.proposals import error_of
+from coordinator.model.errors import CoordinatorError, IndefiniteError, NoLeader
 from tests.sim.linearizability import Operation
-from tests.sim.raft_master import Answer, Master
+from tests.sim.raft_master import Master
 
 if TYPE_CHECKING:
     from tests.sim.raft_world import World
@@ -29,7 +26,8 @@ INITIAL = 1.0
 ATTEMPTS_MAX = 8
 ATTEMPT_S_MAX = 0.8
 """How long a client waits for the answer of one attempt."""
-_ClientAnswer = tuple[State | None, command_pb2.CommandResult | None, int]
+GIVE_UP_SHARE = 0.3
+"""Of writes that have definitely not been applied, by what this attempt was told."""
 
 
 def set_up_commands() -> list[command_pb2.Command]:
@@ -47,24 +45,17 @@ def set_up_commands() -> list[command_pb2.Command]:
 class Ledger:
     """What all clients know together."""
 
-    def __init__(self, *, takes_leader_changed_for_denied: bool) -> None:
+    def __init__(self) -> None:
         self.reads: list[Operation] = []
         self.writes: dict[str, Operation] = {}
         self.acknowledged: dict[str, int] = {}
         self.denied: set[str] = set()
         self._values = 0
-        self.takes_leader_changed_for_denied = takes_leader_changed_for_denied
 
     def next_value(self) -> float:
         """A value that nobody has written."""
         self._values += 1
         return 1.0 + self._values / 1_000
-
-    def may_be_applied(self, reason: int) -> bool:
-        """What the outcome of an attempt says, by proposals.py; the switch trusts PySyncObj's documentation instead."""
-        if reason == FAIL_REASON.LEADER_CHANGED and self.takes_leader_changed_for_denied:
-            return False
-        return isinstance(error_of(reason), IndefiniteError)
 
     @property
     def history(self) -> list[Operation]:
@@ -120,15 +111,17 @@ class Client:
         called_s, target = self._world.now_s, self._target()
         attempt = self._attempt = self._attempt + 1
 
-        def answered(answer: _ClientAnswer) -> None:
-            state, _, reason = answer
-            if reason == FAIL_REASON.SUCCESS and state is not None and key in state.nodes:
+        def answered(state: State | None, error: CoordinatorError | None) -> None:
+            if state is not None and key in state.nodes:
                 value = state.nodes[key].weight
                 self._world.ledger.reads.append(Operation(key, False, value, called_s, self._world.now_s, self._name))
             if self._attempt == attempt:
                 self._end()
 
-        self._world.after(self._delay_s(), lambda: target.enqueue(lambda master: master.read(self._back(answered))))
+        def ask(master: Master) -> None:
+            master.read(self._back(answered), ATTEMPT_S_MAX)
+
+        self._world.after(self._delay_s(), lambda: target.enqueue(ask))
 
         def expire() -> None:
             if self._attempt == attempt:
@@ -140,13 +133,13 @@ class Client:
         self._attempt += 1
         self._think()
 
-    def _back(self, answered: Callable[[_ClientAnswer], None]) -> Answer:
+    def _back(self, answered: Callable[[Any, CoordinatorError | None], None]) -> Callable[..., None]:
         """Carries an answer from the master to the client."""
 
-        def answer(state: State | None, result: command_pb2.CommandResult | None, reason: int) -> None:
+        def answer(value: object, error: CoordinatorError | None) -> None:
             running = self._world.running
             now_s = running.time_s() if running is not None else self._world.now_s
-            self._world.at(now_s + self._delay_s(), lambda: answered((state, result, reason)))
+            self._world.at(now_s + self._delay_s(), lambda: answered(value, error))
 
         return answer
 
@@ -157,26 +150,26 @@ class Client:
         attempt = self._attempt = self._attempt + 1
         self._attempts_left -= 1
         weight = command_pb2.SetNodeWeight(node_id=operation.key, weight=operation.value)  # type: ignore[arg-type]
-        payload = command_pb2.Command(request_id=request_id, cause=request_id, set_node_weight=weight)
+        command = command_pb2.Command(request_id=request_id, cause=request_id, set_node_weight=weight)
 
-        def answered(answer: _ClientAnswer) -> None:
-            _, result, reason = answer
-            if reason == FAIL_REASON.SUCCESS and result is not None:
+        def answered(result: command_pb2.CommandResult | None, error: CoordinatorError | None) -> None:
+            if result is not None:
                 self._acknowledge(request_id, result)
             if self._attempt != attempt:
                 return
-            if reason == FAIL_REASON.SUCCESS and result is not None:
+            if result is not None:
                 self._end()
-            else:
-                if reason == FAIL_REASON.LEADER_CHANGED and self._world.ledger.takes_leader_changed_for_denied:
-                    self._attempts_left = 0
-                self._retry(request_id, self._world.ledger.may_be_applied(reason))
+                return
+            may_be_applied = isinstance(error, IndefiniteError)
+            if not may_be_applied and self._rng.random() < GIVE_UP_SHARE:
+                self._attempts_left = 0
+            self._retry(request_id, may_be_applied)
 
         def ask(master: Master) -> None:
-            master.propose(payload.SerializeToString(), self._back(answered))
+            master.propose(command, self._back(answered), ATTEMPT_S_MAX)
 
         if target.consensus is None:
-            self._world.after(2 * self._delay_s(), lambda: answered((None, None, FAIL_REASON.MISSING_LEADER)))
+            self._world.after(2 * self._delay_s(), lambda: answered(None, NoLeader("it is not there")))
             return
         self._world.after(self._delay_s(), lambda: target.enqueue(ask))
 

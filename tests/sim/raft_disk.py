@@ -111,6 +111,8 @@ class Disk:
         """The next sync of a file ends with an error, and takes what it was to make durable (LWN 752063)."""
         self.steps_left: int | None = None
         """After so many more steps the process ends in the middle of what it does."""
+        self.is_burnt = False
+        """The process has ended, though it may still unwind: the disk does nothing more for it."""
         self.lies_about: tuple[str, ...] = ()
         """Name patterns whose sync does nothing, for tests of what the sync is for; "/" is the directory."""
         self.on_sync: Callable[[], None] = lambda: None
@@ -127,9 +129,9 @@ class Disk:
         """One thing that the disk is asked to do; may end the process, or find the disk full."""
         if self.steps_left is not None:
             self.steps_left -= 1
-            if self.steps_left < 0:
-                self.steps_left = None
-                raise Ended
+            self.is_burnt |= self.steps_left < 0
+        if self.is_burnt:
+            raise Ended
         if needs_room and self.is_full:
             raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -7,14 +7,14 @@ faults: every master runs, nothing is lost or slow any more.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.api.v1 import command_pb2
+from coordinator.raft.link import SEND_BYTES_MAX
+from coordinator.raft.transport import CONGESTED_BYTES
 
 if TYPE_CHECKING:
-    from coordinator.raft.consensus import Consensus
     from tests.sim.raft_master import Master
     from tests.sim.raft_world import World
 
@@ -25,6 +25,9 @@ KINDS = (
     "kill_all",
     "kill_in_disk",
     "power_in_disk",
+    "kill_in_turn",
+    "power_in_turn",
+    "stop",
     "pause",
     "cut_off",
     "split",
@@ -121,7 +124,7 @@ class Faults:
 
     def _make_sound(self, master: Master) -> None:
         master.disk.is_full = master.disk.fails_next_sync = False
-        master.disk.steps_left = None
+        master.disk.steps_left = master.calls_left = None
         master.sync_s_max = 0.000_2
 
     def _any(self) -> Master:
@@ -144,6 +147,14 @@ class Faults:
                 master.fuse_is_power = kind == "power_in_disk"
                 master.disk.steps_left = rng.choice((0, 1, 2, rng.randint(0, 40)))
                 self._mend_later(master)
+            case "kill_in_turn" | "power_in_turn":
+                # A coroutine goes on by a call, so this is at any `await`.
+                master.fuse_is_power = kind == "power_in_turn"
+                master.calls_left = rng.choice((0, 1, 2, rng.randint(0, 60)))
+                self._mend_later(master)
+            case "stop":
+                master.stop()
+                self._mend_later(master)
             case "pause":
                 self._pause(master)
             case "cut_off" | "split" | "hole":
@@ -155,7 +166,8 @@ class Faults:
             case "slow_net":
                 world.network.delay_s_max = rng.choice((0.005, 0.03, 0.1))
             case "congest":
-                world.network.congested = {(master.id, id) for id in world.ids if rng.random() < 0.5}
+                for id in world.ids:
+                    world.network.congested[master.id, id] = rng.choice((0, 0, CONGESTED_BYTES + 1, SEND_BYTES_MAX + 1))
             case "slow_disk":
                 master.sync_s_max = rng.choice((0.01, 0.05, 0.3))
                 self._mend_later(master)
@@ -169,7 +181,7 @@ class Faults:
             case "transfer":
                 self._transfer()
             case "snapshot":
-                self._ask(master, lambda consensus: consensus.write_snapshot())
+                master.enqueue(_write_snapshot)
             case "flood":
                 self._flood(master)
             case "step_wall":
@@ -234,17 +246,14 @@ class Faults:
         if leader is not None:
             target = self._rng.choice([None, *(id for id in self._world.ids if id != leader.id)])
             self._world.note(f"{leader.id} is asked to hand over to {target or 'anybody'}")
-            self._ask(leader, lambda consensus: consensus.transfer(target))
+            leader.enqueue(lambda leader: leader.hand_over(target))
 
     def _flood(self, master: Master) -> None:
-        barrier = command_pb2.Command(cause="flood", barrier=command_pb2.Barrier()).SerializeToString()
+        barrier = command_pb2.Command(cause="flood", barrier=command_pb2.Barrier())
         for _ in range(self._rng.choice((3, 10, 40))):
-            master.enqueue(lambda master: master.propose(barrier, lambda state, result, reason: None))
+            master.enqueue(lambda master: master.propose(barrier, lambda result, error: None))
 
-    def _ask(self, master: Master, action: Callable[[Consensus], object]) -> None:
-        def ask(master: Master) -> None:
-            assert master.consensus is not None
-            action(master.consensus)
-            master.schedule_step()
 
-        master.enqueue(ask)
+def _write_snapshot(master: Master) -> None:
+    assert master.node is not None
+    master.node.write_snapshot()

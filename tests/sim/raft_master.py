@@ -1,36 +1,45 @@
-"""One simulated master: its clock, its disk, its lives. Plays what RaftNode does around Consensus.
+"""One simulated master: its clock, its disk, its lives. In each life a real RaftNode runs on an event loop of its own.
 
-A master's code runs only through `call`, which makes it the one whose clock PySyncObj reads and ends the life when the
-disk says so. What comes in while it is paused, or while its disk works (a sync blocks the event loop), waits in order.
+A master's code runs only in turns of its loop (event_loop.py). While one runs, PySyncObj reads this master's clock.
+While the master is paused, or while its disk works (a sync blocks the loop), there are no turns, and what comes in
+waits. A life ends when somebody says so, at a step of the disk, or between any two calls of a turn.
 """
 
 from __future__ import annotations
 
-import errno
 import random
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from coordinator.api.v1 import command_pb2
-from coordinator.machine.machine import apply_bytes
+from coordinator.config import MasterSettings
+from coordinator.machine.snapshot import encode_snapshot
 from coordinator.machine.state import State
-from coordinator.model import WallMs
-from coordinator.model.errors import Damaged
+from coordinator.model import Monotonic, WallMs
+from coordinator.model.errors import CoordinatorError, Damaged
+from coordinator.raft import Machine, RaftNode
 from coordinator.raft.consensus import Consensus
+from coordinator.raft.files import DiskFailed
 from coordinator.raft.identity import Identity
-from coordinator.raft.interface import Machine
+from coordinator.raft.parts import Parts, Setting
 from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
+from tests.sim.event_loop import SimLoop
 from tests.sim.raft_disk import Disk, Ended
-from tests.sim.raft_net import SimLinks
 
 if TYPE_CHECKING:
     from tests.sim.raft_world import World
 
-Answer = Callable[[State | None, command_pb2.CommandResult | None, int], None]
-"""Called with (state after it, result, FAIL_REASON)."""
+Answer = Callable[[command_pb2.CommandResult | None, CoordinatorError | None], None]
+"""What became of a command; exactly one of the two is there."""
+Read = Callable[[State | None, CoordinatorError | None], None]
+"""What a linearizable read showed."""
+
+TURN_S_MAX = 0.000_5
+"""How long it takes until a process does something."""
+THREAD_S_MAX = 0.1
+"""How long it takes until a thread has done something."""
 
 
 class LaterExecutor(Executor):
@@ -38,11 +47,16 @@ class LaterExecutor(Executor):
 
     def __init__(self, master: Master) -> None:
         self._master = master
+        self._waiting: list[Future[Any]] = []
 
     def submit(self, fn: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
         future: Future[Any] = Future()
+        self._waiting.append(future)
 
-        def run(master: Master) -> None:
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            self._waiting.remove(future)
             try:
                 result = fn(*arguments, **keywords)
             except Exception as error:
@@ -50,12 +64,16 @@ class LaterExecutor(Executor):
             else:
                 future.set_result(result)
 
-        self._master.enqueue_later(self._master.rng.uniform(0.0, 0.1), run)
+        self._master.wait_for_thread(run)
         return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for future in self._waiting if cancel_futures else ():
+            future.cancel()
 
 
 class Master:
-    """Invariant: `consensus` is None unless it runs."""
+    """Invariant: `node` is None unless its process runs; `loop` is that of its latest life."""
 
     def __init__(self, world: World, id: str, rng: random.Random) -> None:
         self.world = world
@@ -72,20 +90,46 @@ class Master:
         """The disk that was in before this one, where one was lost."""
         self.sync_s_max = 0.000_2
         self.fuse_is_power = False
-        """Whether the disk's fuse is a power cut; else it is a kill."""
+        """Whether a fuse is a power cut; else it is a kill."""
+        self.calls_left: int | None = None
+        """After so many more calls of its loop the process ends."""
         self.is_powered = True
         self.is_paused = False
         self._paused_at_s = 0.0
         self.lives = 0
-        self.consensus: Consensus | None = None
-        self.journal: Any = None
-        self.links: SimLinks
+        self.node: RaftNode | None = None
+        self.loop: SimLoop
         self.identity: Identity | None = None
         """What the present disk says of itself; None until it was read."""
-        self.seat: Seat
+        self._ending = ""
+        """Why the process ends by itself; empty while it does not."""
+        self._is_known = False
+        """Whether the checks know of this life."""
         self._busy_until_s = 0.0
-        self._backlog: deque[Callable[[Master], None]] = deque()
-        self._is_step_due = False
+        self._has_turn_waiting = False
+
+    # What others look at
+
+    @property
+    def consensus(self) -> Consensus | None:
+        """None unless it takes part."""
+        return self.node._consensus if self.node is not None else None
+
+    @property
+    def _parts(self) -> Parts:
+        assert self.node is not None
+        assert self.node._parts is not None
+        return self.node._parts
+
+    @property
+    def journal(self) -> Any:
+        """Its log; it takes part."""
+        return self._parts.journal
+
+    @property
+    def seat(self) -> Seat:
+        """Its seat; it takes part."""
+        return self._parts.seat
 
     # Disks
 
@@ -109,7 +153,7 @@ class Master:
         self.disk.is_full = False
 
     def _pull_disk(self, why: str) -> None:
-        if self.consensus is not None:
+        if self.node is not None:
             self.end(is_power_cut=True, why=why)
         else:
             self.world.note(f"{self.id}: {why}")
@@ -130,7 +174,12 @@ class Master:
         """This master's clock."""
         return self.clock_offset_s + self.rate * self.time_s()
 
-    def _wall_ms(self) -> WallMs:
+    def monotonic(self) -> Monotonic:
+        """This master's clock, as coordinator.model has it."""
+        return Monotonic(self.monotonic_s())
+
+    def wall_ms(self) -> WallMs:
+        """This master's wall clock."""
         return WallMs(1_700_000_000_000 + self.wall_offset_ms + round(self.time_s() * 1_000))
 
     def _synced(self) -> None:
@@ -143,105 +192,170 @@ class Master:
 
     # Running its code
 
-    def enqueue(self, action: Callable[[Master], None]) -> None:
-        """Has it do something as soon as it runs; forgotten when it does not."""
-        if self.consensus is None:
-            return
-        if not self.is_paused and not self.is_busy and not self._backlog:
-            self.call(action)
-            return
-        self._backlog.append(action)
-        if len(self._backlog) == 1 and not self.is_paused:
-            self._flush_later()
+    def enqueue(self, action: Callable[[Any], object]) -> None:
+        """Has it do something as soon as it runs; forgotten when it does not take part."""
+        if self.consensus is not None:
+            self.loop.call_soon(lambda: action(self) if self.consensus is not None else None)
 
-    def enqueue_later(self, seconds: float, action: Callable[[Master], None]) -> None:
+    def enqueue_later(self, seconds: float, action: Callable[[Any], object]) -> None:
         """Has this life of it do something at a time of its own."""
         life = self.lives
         self.world.at(self.time_s() + seconds, lambda: self.enqueue(action) if self.lives == life else None)
 
-    def _flush_later(self) -> None:
-        life = self.lives
-        self.world.at(self.time_s(), lambda: self._flush() if self.lives == life else None)
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Has it run a coroutine."""
+        self.loop.create_task(work)
 
-    def _flush(self) -> None:
-        while self._backlog and not self.is_paused and self.consensus is not None:
-            if self.is_busy:
-                self._flush_later()
-                return
-            self.call(self._backlog.popleft())
+    def turn_later(self) -> None:
+        loop, soon_s = self.loop, self.rng.uniform(0.0, TURN_S_MAX)
+        self.world.at(self.time_s() + soon_s, lambda: self._turn(loop))
 
-    def call(self, action: Callable[[Master], None]) -> None:
-        """Runs its code now."""
-        outer, self.world.running = self.world.running, self
+    def _turn(self, loop: SimLoop) -> None:
+        if loop.is_dead:
+            return
+        if self.is_paused:
+            self._has_turn_waiting = True
+            return
+        if self.is_busy:
+            self.world.at(self._busy_until_s, lambda: self._turn(loop))
+            return
+        self.world.running = self
         try:
-            action(self)
+            loop.run_turn()
         except Ended:
-            self.end(is_power_cut=self.fuse_is_power, why="in the middle of the disk's work")
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EIO):
-                raise
-            # RaftNode stops taking part, and the process ends.
-            self.end(is_power_cut=False, why=str(error))
-        except Damaged as error:
-            if "counts nowhere any more" not in str(error):
-                raise
-            # The same, and the operator sees to it: raft_operator.py.
-            self.end(is_power_cut=False, why=str(error))
+            self.end(is_power_cut=self.fuse_is_power and not self._ending, why=self._ending or "in the middle of it")
         finally:
-            self.world.running = outer
-        self.world.checks.look(self)
+            self.world.running = None
+
+    def called(self) -> bool:
+        node = self.node
+        assert node is not None
+        if self.disk.is_burnt:
+            # A task keeps every exception to itself.
+            raise Ended
+        if self.calls_left is not None:
+            self.calls_left -= 1
+            if self.calls_left < 0:
+                raise Ended
+        if (error := node.fatal.exception() if self._is_known and node.fatal.done() else None) is not None:
+            self._may_end(error)
+            self.burn(str(error))
+        if self.consensus is not None:
+            if not self._is_known:
+                self._is_known = True
+                self.world.checks.started(self)
+            self.world.checks.look(self)
+        return not self.is_busy
+
+    def burn(self, why: str) -> None:
+        """The process ends by itself, at once."""
+        self._ending = why
+        self.disk.is_burnt = True
+        raise Ended
+
+    def _may_end(self, error: BaseException) -> None:
+        """Of all reasons for which a node gives up only some are to be expected here."""
+        # What the operator sees to: raft_operator.py.
+        is_replaced = isinstance(error, Damaged) and "counts nowhere any more" in str(error)
+        if not is_replaced and not isinstance(error, DiskFailed):
+            self.world.failures.append(error if isinstance(error, Exception) else AssertionError(repr(error)))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.world.at(self.time_s() + seconds / self.rate, action)
+
+    def wait_for_thread(self, call: Callable[[], None]) -> None:
+        loop = self.loop
+        self.world.at(self.time_s() + self.rng.uniform(0.0, THREAD_S_MAX), lambda: loop.call_soon(call))
+
+    def failed(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.world.failures.append(error if isinstance(error, Exception) else AssertionError(str(context)))
 
     # Lives
 
     def start(self) -> None:
         """Starts on what the disk holds; with a full disk it may fail, and is down again."""
-        assert self.consensus is None
+        if self.node is not None:
+            self.end(is_power_cut=False, why="it does not come to its end")
         self.lives += 1
         self.is_powered = True
-        self._is_step_due = False
-        self._backlog.clear()
         self.world.note(f"{self.id} starts")
-        self.call(lambda master: master._load())
-        if self.consensus is not None:
-            self.enqueue_later(self.rng.uniform(0.0, 0.02), lambda master: master._tick())
+        self.loop = SimLoop(self, self.world.network)
+        self.node = self._make_node()
+        self.loop.create_task(self._run(self.node), name=f"start {self.id}")
+        self._turn(self.loop)
 
-    def _load(self) -> None:
-        world, settings = self.world, self.world.settings
-        peers = [id for id in world.masters if id != self.id]
-        self.links = SimLinks(world.network, self, peers, 2 * settings.election_timeout_s_max)
-        directory = self.disk.path
-        snapshots = SnapshotStore(directory, LaterExecutor(self), monotonic=self.monotonic_s)
-        snapshots.on_written = self.schedule_step
+    def _make_node(self) -> RaftNode:
+        world = self.world
+        return RaftNode(
+            self_id=self.id,
+            masters=tuple(MasterSettings(id, f"{id}:1", f"{id}:2", f"{id}:3") for id in world.ids),
+            cluster_name="sim",
+            directory=self.disk.path,
+            settings=world.settings,
+            clock=self,
+            machine=Machine(encode=encode_snapshot),
+            rng=random.Random(f"{world.seed} {self.id} {self.lives}"),
+            open_parts=self._open_parts,
+        )
+
+    async def _run(self, node: RaftNode) -> None:
+        """What a daemon does with its node."""
+        try:
+            await node.start()
+        except Exception as error:
+            self._may_end(error)
+            self.burn(str(error))
+
+    def _open_parts(self, setting: Setting) -> Parts:
+        world, directory = self.world, setting.directory
+        executor = LaterExecutor(self)
+        snapshots = SnapshotStore(directory, executor, setting.machine.encode, monotonic=self.monotonic_s)
+        snapshots.on_written = setting.on_snapshot
         identity = self.identity = Identity(directory, self._name_disk)
         identity.is_voter |= world.trusts_empty_disks
-        self.seat = Seat(cast("Any", self.links), identity, Machine())
-        self.journal = world.journal_type(directory, f"sim/{self.id}", world.segment_bytes_max)
-        self.consensus = world.consensus_type(
-            transport=self.links,
-            journal=self.journal,
+        seat = Seat(setting.transport, identity, setting.machine)
+        journal = world.journal_type(directory, setting.name, world.segment_bytes_max)
+        consensus = world.consensus_type(
+            transport=setting.transport,
+            journal=journal,
             snapshots=snapshots,
-            apply=apply_bytes,
-            settings=settings,
-            wall_ms=self._wall_ms,
-            rng=random.Random(f"{world.seed} {self.id} {self.lives}"),
+            apply=setting.machine.apply,
+            settings=setting.settings,
+            wall_ms=setting.wall_ms,
+            rng=setting.rng,
             protections=world.protections,
-            membership=self.seat.membership,
+            membership=seat.membership,
         )
-        self.seat.take(self.consensus)
-        world.checks.started(self)
+        seat.take(consensus)
+        return Parts(executor, journal, seat, consensus)
+
+    def stop(self) -> None:
+        """Stops as a daemon does when it is told to: it hands over what it leads, and leaves."""
+        self.world.note(f"{self.id} is to stop")
+        self.enqueue(lambda _: self.spawn(self._leave()))
+
+    async def _leave(self) -> None:
+        node = self.node
+        assert node is not None
+        if node.is_leader:
+            await self._hand_over(node, None)
+        await node.stop()
+        self.burn("it has stopped")
 
     def end(self, *, is_power_cut: bool, why: str) -> None:
         """Ends this life; a power cut takes what was not synced, and says goodbye to nobody."""
-        self.world.note(f"{self.id} {'loses its power' if is_power_cut else 'is killed'}: {why}")
+        self.world.note(f"{self.id} {'loses its power' if is_power_cut else 'ends'}: {why}")
         self.lives += 1
-        self.consensus = None
-        self.is_paused = False
+        self.loop.die()
+        self.node = None
+        self.is_paused = self._is_known = self._has_turn_waiting = False
+        self._ending = ""
         self.is_powered = not is_power_cut
         self._busy_until_s = 0.0
-        self._backlog.clear()
-        self.disk.steps_left = None
-        if hasattr(self, "links"):
-            self.links.end(is_silent=is_power_cut)
+        self.calls_left = self.disk.steps_left = None
+        self.disk.is_burnt = False
+        self.world.network.process_ended(self.id, is_silent=is_power_cut)
         if is_power_cut:
             self.disk.lose_power()
             # A machine that starts again has another monotonic clock.
@@ -260,47 +374,46 @@ class Master:
             self.is_paused = False
             if self.world.clocks_stop_in_pauses:
                 self.clock_offset_s -= self.rate * (self.time_s() - self._paused_at_s)
-            if self._backlog:
-                self._flush_later()
+            if self._has_turn_waiting:
+                self._has_turn_waiting = False
+                self.turn_later()
 
-    # What RaftNode does
+    # What a client or an operator asks of it, once it runs
 
-    def schedule_step(self) -> None:
-        """A step soon, one for all that comes in until then."""
-        if not self._is_step_due:
-            self._is_step_due = True
-            self.enqueue_later(self.rng.uniform(0.0, 0.000_5), lambda master: master._step())
+    def propose(self, command: command_pb2.Command, answer: Answer, timeout_s: float | None = None) -> None:
+        """Proposes."""
+        self.spawn(self._propose(command, answer, timeout_s))
 
-    def _tick(self) -> None:
-        self.links.check()
-        self.schedule_step()
-        self.enqueue_later(self.world.settings.append_period_s / 2 / self.rate, lambda master: master._tick())
-
-    def _step(self) -> None:
-        self._is_step_due = False
-        consensus = self.consensus
-        assert consensus is not None
-        consensus.step()
-        self.seat.look()
-        consensus.take_transitions()
-        if consensus.wants_step:
-            self.schedule_step()
-
-    # What a client asks of it
-
-    def propose(self, payload: bytes, answer: Answer) -> None:
-        """Proposes; `answer` gets the state as it is when the outcome is known."""
-        consensus = self.consensus
-        assert consensus is not None
-        consensus.propose(payload, lambda result, reason: answer(consensus.state, result, reason))
-        self.schedule_step()
-
-    def read(self, answer: Answer) -> None:
-        """A linearizable read, as RaftNode.read_barrier makes it."""
-        consensus = self.consensus
-        assert consensus is not None
-        if consensus.has_lease:
-            answer(consensus.state, None, 0)
+    async def _propose(self, command: command_pb2.Command, answer: Answer, timeout_s: float | None) -> None:
+        assert self.node is not None
+        try:
+            result = await self.node.propose(command, timeout_s)
+        except CoordinatorError as error:
+            answer(None, error)
         else:
-            barrier = command_pb2.Command(cause="barrier", barrier=command_pb2.Barrier())
-            self.propose(barrier.SerializeToString(), answer)
+            answer(result, None)
+
+    def read(self, answer: Read, timeout_s: float | None = None) -> None:
+        """A linearizable read of the whole state."""
+        self.spawn(self._read(answer, timeout_s))
+
+    async def _read(self, answer: Read, timeout_s: float | None) -> None:
+        node = self.node
+        assert node is not None
+        try:
+            await node.read_barrier(timeout_s)
+        except CoordinatorError as error:
+            answer(None, error)
+        else:
+            answer(node.state, None)
+
+    def hand_over(self, target_id: str | None) -> None:
+        """Hands the leadership on, if it has it."""
+        assert self.node is not None
+        self.spawn(self._hand_over(self.node, target_id))
+
+    async def _hand_over(self, node: RaftNode, target_id: str | None) -> None:
+        try:
+            await node.transfer_leadership(target_id)
+        except CoordinatorError as error:
+            self.world.note(f"{self.id} does not hand over: {error}")

@@ -88,4 +88,4 @@ class Operator:
             self._world.note(f"{leader.id} is asked to admit the disk {disk_id} of {master.id}")
             admit = command_pb2.AdmitMaster(master_id=master.id, disk_id=disk_id)
             command = command_pb2.Command(cause="replace", admit_master=admit)
-            leader.propose(command.SerializeToString(), lambda state, result, reason: None)
+            leader.propose(command, lambda result, error: None)

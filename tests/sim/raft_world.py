@@ -1,8 +1,9 @@
 """A whole cluster of masters in one thread, where one seed decides everything.
 
-Real: PySyncObj, Consensus, elections, journal, vote file, identity, seat, snapshots, frames, machine. Played: clocks
-that drift (raft_master.py), network (raft_net.py), disks (raft_disk.py), faults (raft_faults.py), clients
-(raft_clients.py), an operator who replaces lost disks (raft_operator.py). What must hold is in raft_checks.py.
+Real: RaftNode with all that it is made of: PySyncObj, transport and links, proposals, barriers, hand-over, seat,
+consensus, journal, snapshots, machine. Played: event loops (event_loop.py), processes and clocks that drift
+(raft_master.py), sockets (raft_net.py), disks (raft_disk.py), faults (raft_faults.py), clients (raft_clients.py), an
+operator who replaces lost disks (raft_operator.py). TLS is left out. What must hold is in raft_checks.py.
 `run_seed` plays one life of a cluster: it is set up, faults and clients have their time, everything is healed, and
 within LIVE_S_MAX there must be a leader and a committed write.
 
@@ -13,28 +14,32 @@ own, so nothing depends on the order of PySyncObj's sets.
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pysyncobj.syncobj
+from pysyncobj import FAIL_REASON
 
 from coordinator.api.v1 import command_pb2
 from coordinator.config import RaftSettings
-from coordinator.raft import snapshot
+from coordinator.model.errors import CoordinatorError, NoLeader
+from coordinator.raft import proposals, snapshot, transport
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.elections import Protections
 from coordinator.raft.journal import Journal
+from coordinator.raft.proposals import Proposals, error_of
 from tests.sim import raft_disk
 from tests.sim.linearizability import Operation
 from tests.sim.raft_checks import Checks, Violation, WatchedJournal
 from tests.sim.raft_clients import INITIAL, REGISTERS, Client, Ledger, set_up_commands
 from tests.sim.raft_faults import Faults, Plan
 from tests.sim.raft_master import Master
-from tests.sim.raft_net import Network
+from tests.sim.raft_net import Listener, Network
 from tests.sim.raft_operator import Operator
 from tests.sim.seeds import SeedFailed, replay
 
@@ -56,6 +61,7 @@ class Mutation:
     consensus_type: type[Consensus] = Consensus
     lies_about: tuple[str, ...] = ()
     """See Disk.lies_about."""
+    barrier: Callable[..., Any] = Proposals.barrier
     takes_leader_changed_for_denied: bool = False
     trusts_empty_disks: bool = False
     """An empty disk votes and counts at once."""
@@ -86,19 +92,40 @@ class World:
         self.running: Master | None = None
         self.trace: deque[str] = deque(maxlen=TRACE_LINES)
         self.events = 0
+        self.failures: list[Exception] = []
+        """What went wrong where nobody could be told."""
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._sequence = 0
         self.network = Network(self, seed)
         self.masters = {id: self.master_type(self, id, random.Random(f"{seed} {id}")) for id in self.ids}
         self.operator = Operator(self, random.Random(f"{seed} operator"))
         self.checks = Checks(self)
-        self.ledger = Ledger(takes_leader_changed_for_denied=mutation.takes_leader_changed_for_denied)
+        self.barrier = mutation.barrier
+        self.takes_leader_changed_for_denied = mutation.takes_leader_changed_for_denied
+        self.ledger = Ledger()
         for master in self.masters.values():
             master.rate = 1.0 + self.rng.uniform(-plan.drift, plan.drift)
 
     def clock_s(self) -> float:
         """What PySyncObj reads: the clock of the master whose code runs."""
         return self.now_s if self.running is None else self.running.monotonic_s()
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        for master in self.masters.values():
+            if master.node is not None:
+                master.loop.die()
+
+    async def listen(self, host: str, port: int) -> list[Listener]:
+        """What raft/listener.py does; for the master whose code runs."""
+        assert self.running is not None
+        return [Listener(self.network, self.running.loop, self.running.id)]
+
+    def error_of(self, reason: int) -> CoordinatorError:
+        """What proposals.py makes of an outcome; the mutation trusts PySyncObj's documentation instead."""
+        if reason == FAIL_REASON.LEADER_CHANGED and self.takes_leader_changed_for_denied:
+            return NoLeader("not committed, says the documentation")
+        return error_of(reason)
 
     def note(self, line: str) -> None:
         """Remembers a line for whoever replays this seed."""
@@ -123,6 +150,8 @@ class World:
             self.now_s, _, action = heapq.heappop(queue)
             self.events += 1
             action()
+            if self.failures:
+                raise self.failures[0]
         return True
 
     def leader(self) -> Master | None:
@@ -141,7 +170,7 @@ class World:
         done: list[int] = []
         end_s = self.now_s + seconds
 
-        def answered(state: object, result: command_pb2.CommandResult | None, reason: int) -> None:
+        def answered(result: command_pb2.CommandResult | None, error: CoordinatorError | None) -> None:
             if result is not None:
                 assert result.WhichOneof("outcome") == "applied", result
                 done.append(result.applied.index)
@@ -149,7 +178,7 @@ class World:
         def again() -> None:
             leader = self.leader()
             if leader is not None and not done:
-                leader.enqueue(lambda master: master.propose(command.SerializeToString(), answered))
+                leader.enqueue(lambda master: master.propose(command, answered))
             if not done and self.now_s < end_s:
                 self.after(0.05, again)
 
@@ -188,6 +217,8 @@ class World:
         self.checks.finish(self.ledger.acknowledged, self.ledger.denied, self.ledger.history, INITIAL)
 
     def _all_equal(self) -> bool:
+        if any(master.consensus is None for master in self.masters.values()):
+            return False
         applied = {master.consensus and master.consensus.applied_index for master in self.masters.values()}
         last = {master.journal[-1][1] for master in self.masters.values()}
         return len(applied) == 1 and applied == last and self.operator.replacing is None
@@ -207,17 +238,40 @@ class World:
             self.ledger.reads.append(Operation(key, False, value, self.now_s, self.now_s, "end"))
 
 
+class _Story(logging.Handler):
+    """Takes what masters warn of into the story of a world."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._world.note(record.getMessage())
+
+
 @contextmanager
 def _simulated(world: World) -> Iterator[None]:
-    """PySyncObj reads the world's clocks, journal.py its disks, and snapshots travel in small chunks."""
-    engine, store = cast("Any", pysyncobj.syncobj), cast("Any", snapshot)
-    real = engine.monotonicTime, store.CHUNK_BYTES
-    engine.monotonicTime, store.CHUNK_BYTES = world.clock_s, CHUNK_BYTES
+    """The code under test reads the world's clocks, uses its disks and sockets, and sends snapshots in small chunks.
+
+    What it warns of becomes part of the world's story.
+    """
+    modules: tuple[Any, ...] = pysyncobj.syncobj, snapshot, transport, proposals
+    engine, store, peers, waiting = modules
+    real = engine.monotonicTime, store.CHUNK_BYTES, peers.listen, waiting.error_of, waiting.Proposals.barrier
+    engine.monotonicTime, store.CHUNK_BYTES, peers.listen = world.clock_s, CHUNK_BYTES, world.listen
+    waiting.error_of, waiting.Proposals.barrier = world.error_of, world.barrier
+    story, log = _Story(world), logging.getLogger("coordinator.raft")
+    log.addHandler(story)
+    is_told = log.propagate
+    log.propagate = False
     try:
         with raft_disk.installed():
             yield
     finally:
-        engine.monotonicTime, store.CHUNK_BYTES = real
+        engine.monotonicTime, store.CHUNK_BYTES, peers.listen, waiting.error_of, waiting.Proposals.barrier = real
+        world.close()
+        log.removeHandler(story)
+        log.propagate = is_told
 
 
 def run_seed(

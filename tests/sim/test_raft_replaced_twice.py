@@ -40,14 +40,10 @@ def replace_disk(world: World, master: Master) -> None:
 def lead(world: World, id: str) -> None:
     """Has this master lead."""
 
-    def hand_over(leader: Master) -> None:
-        assert leader.consensus is not None
-        leader.consensus.transfer(id)
-
     def leads() -> bool:
         leader = world.leader()
         if leader is not None and leader.id != id:
-            leader.enqueue(hand_over)
+            leader.enqueue(lambda leader: leader.hand_over(id))
         return leader is not None and leader.id == id
 
     run(world, leads, f"{id} leads")
@@ -57,9 +53,7 @@ def cut_log(world: World) -> None:
     """Has the leader write a snapshot and drop what it includes."""
     leader = world.leader()
     assert leader is not None
-    assert leader.consensus is not None
-    leader.consensus.write_snapshot()
-    leader.schedule_step()
+    leader.enqueue(lambda leader: leader.node.write_snapshot())
     run(world, lambda: leader.journal[0][1] > 1, "the log is cut")
 
 
@@ -115,12 +109,12 @@ def test_an_admission_that_was_not_committed_keeps_nobody_out() -> None:
         found_again, cut_off = world.masters["m1"], world.masters["m3"]
         world.network.open_holes({("m3", "m1"), ("m3", "m2"), ("m1", "m3"), ("m2", "m3")})
         admit = command_pb2.AdmitMaster(master_id="m1", disk_id="m1-2")
-        payload = command_pb2.Command(cause="replace", admit_master=admit).SerializeToString()
-        cut_off.enqueue(lambda leader: leader.propose(payload, lambda state, result, reason: None))
+        command = command_pb2.Command(cause="replace", admit_master=admit)
+        cut_off.enqueue(lambda leader: leader.propose(command, lambda result, error: None))
         run(world, lambda: cut_off.consensus and cut_off.consensus.voters.disk_for("m1") == "m1-2", "it is in its log")
         run(world, lambda: world.leader() not in (None, cut_off), "another one leads")
         lead(world, found_again.id)
-        run(world, lambda: not cut_off.links.connected_ids, "its connections are given up")
+        run(world, lambda: cut_off.node and not cut_off.node.status().connected_peers, "its connections are given up")
         world.network.close_holes(set(world.network.holes))
         run(world, lambda: cut_off.consensus and cut_off.consensus.leader_id == "m1", "it follows")
         run(world, lambda: cut_off.consensus and cut_off.consensus.voters.disk_for("m1") == "", "its log is mended")

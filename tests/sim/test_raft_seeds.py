@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from coordinator.raft import RaftNode
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.elections import Elections
 from coordinator.raft.journal import Journal
+from coordinator.raft.link import Link
+from coordinator.raft.transport import PeerTransport
 from tests.sim.raft_disk import DiskFile
-from tests.sim.raft_net import SimLinks
 from tests.sim.raft_world import run_seed
 from tests.sim.seeds import assert_decides_everything, digest, of_the_suite, play_campaign
 
@@ -28,7 +30,11 @@ WATCHED: tuple[tuple[type, str], ...] = (
     (Journal, "_truncate"),
     (Journal, "clear"),
     (DiskFile, "lose_power"),
-    (SimLinks, "closed"),
+    (PeerTransport, "ended"),
+    (PeerTransport, "_abandon"),
+    (Link, "cut"),
+    (RaftNode, "stop"),
+    (RaftNode, "_fail"),
 )
 """Methods whose calls are counted."""
 
@@ -67,7 +73,7 @@ def _count(monkeypatch: pytest.MonkeyPatch, seen: Counter[str], owner: type, nam
 
 
 def test_the_seeds_reach_what_they_are_for() -> None:
-    """Among a few seeds are snapshots installed, logs cut, power cuts, lost disks, hand-overs, connections given up."""
+    """A few seeds install snapshots, cut logs and power, lose disks, hand over, stop cleanly, give connections up."""
     each = [reached(seed) for seed in range(30)]
     calls = sum((one.calls for one in each), Counter[str]())
     assert all(calls[name] >= 3 for _, name in WATCHED), calls
