@@ -28,6 +28,7 @@ from coordinator.security.tls import peer_identity, reason_of
 
 SEND_BYTES_MAX = 64 << 20
 HELLO_S_MAX = 2.0
+NO_HELLO = f"no hello within {HELLO_S_MAX:g} s"
 
 log = logging.getLogger("coordinator.raft.transport")
 
@@ -90,6 +91,8 @@ class Link(asyncio.Protocol):
         self._pending_bytes = 0
         self._hello_timer: asyncio.TimerHandle | None = None
         self.peer: Node | None = None
+        self.is_silent = False
+        """The other side has not said who it is in time; it may stand still."""
         self.transport: asyncio.Transport | None = None
         self.closed: asyncio.Future[None] = owner.loop.create_future()
         """Done when nothing may come or go any more."""
@@ -157,7 +160,12 @@ class Link(asyncio.Protocol):
         self._owner.established(self)
 
     def _expire_hello(self) -> None:
-        self.cut(f"no hello within {HELLO_S_MAX:g} s")
+        self.is_silent = True
+        if self._dialled_id:
+            # Who dials says so, once for all attempts.
+            self.end()
+        else:
+            self.cut(NO_HELLO)
 
     def write(self, data: bytes) -> None:
         """Sends with what else is sent in this turn of the event loop."""

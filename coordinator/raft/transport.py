@@ -1,7 +1,7 @@
 """Connections between masters: one per pair, over asyncio, carrying the frames of frames.py.
 
 Who dials: of two masters, the one whose id sorts higher dials the other, again and again with a growing
-pause: 50 to 200 ms while nobody listens there, up to 5 s where the one that listens refuses. Both say PeerHello
+pause: 50 to 200 ms while nobody answers there, up to 5 s where the one that listens refuses. Both say PeerHello
 first, and each checks protocol version, cluster name and identity (where both know it), that it is meant, and that
 the other is a known peer; who fails is cut off and named in the log. A newer connection of the same peer replaces
 the older one, which its owner may not yet know to be dead.
@@ -39,7 +39,7 @@ from coordinator.model.errors import ConfigError
 from coordinator.raft.address import PeerAddress, parse_address
 from coordinator.raft.figures import Traffic, kind_of
 from coordinator.raft.frames import KEEP_ALIVE, PROTOCOL_VERSION, Message, ProtocolViolation, pack, to_frame
-from coordinator.raft.link import HELLO_S_MAX, SEND_BYTES_MAX, Link
+from coordinator.raft.link import HELLO_S_MAX, NO_HELLO, SEND_BYTES_MAX, Link
 from coordinator.raft.listener import listen
 from coordinator.security.certificates import Identity
 from coordinator.security.credentials import Credentials
@@ -231,6 +231,9 @@ class PeerTransport(Transport):  # type: ignore[misc]
                 await link.closed
                 if link.peer is not None:
                     pause_s, last_problem = REDIAL_S_MIN, ""
+                elif link.is_silent:
+                    # Its machine took the connection and the process stands still; it may go on at any moment.
+                    problem = NO_HELLO
                 else:
                     problem = "it closed the connection without a hello; its log says why"
                     pause_s_max = REFUSED_S_MAX

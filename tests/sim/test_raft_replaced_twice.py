@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from coordinator.api.v1 import command_pb2
-from tests.sim.raft_clients import set_up_commands
-from tests.sim.raft_faults import Plan
+from tests.sim.raft_directed import run, running
 from tests.sim.raft_master import Master
-from tests.sim.raft_world import LIVE_S_MAX, Mutation, World, _simulated
-
-
-@contextmanager
-def running(masters: int) -> Iterator[World]:
-    """A simulated cluster that has a leader and a few entries."""
-    world = World(1, Plan(masters=masters, drift=0.0), Mutation())
-    with _simulated(world):
-        for master in world.masters.values():
-            master.start()
-        for command in set_up_commands():
-            world.commit(command, LIVE_S_MAX)
-        yield world
-
-
-def run(world: World, condition: object, what: str) -> None:
-    """Lets time pass until the condition holds."""
-    assert callable(condition)
-    assert world.run_until(world.now_s + LIVE_S_MAX, condition), what
+from tests.sim.raft_world import World
 
 
 def replace_disk(world: World, master: Master) -> None:
