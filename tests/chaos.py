@@ -11,6 +11,7 @@ never written, which then nobody may read, stale or not; reads that answered. Ti
 from __future__ import annotations
 
 import asyncio
+import datetime
 import math
 import random
 import time
@@ -24,9 +25,11 @@ from coordinator.api.v1 import session_pb2, session_pb2_grpc, types_pb2
 from coordinator.client import STALE, AsyncClusterClient
 from coordinator.client.channels import channel_options
 from coordinator.client.client import LINEARIZABLE, Consistency
-from coordinator.config import ClusterConfig, SecuritySettings
 from coordinator.model.errors import CoordinatorError, DefiniteError, Refused
+from coordinator.security.certificates import Identity, Role, issue
+from coordinator.security.credentials import Credentials, open_channel
 from tests.sim.linearizability import Operation, find_violation
+from tools.lib.local_cluster import LocalCluster
 
 WINDOW_S = 15.0
 NODES_PER_WINDOW = 2
@@ -40,11 +43,6 @@ PINNED_CALL_S = 12.0
 """Longer than any pause, so that what waited at a paused master is answered when it goes on."""
 
 Value = float | str | None
-
-
-def plain_text(config: ClusterConfig) -> ClusterConfig:
-    """Without TLS, which is not what these tests are about: their clients open sessions in no worker's name."""
-    return replace(config, security=SecuritySettings(mode="plaintext"))
 
 
 @dataclass
@@ -106,19 +104,25 @@ class History:
 class Clients:
     """Clients of one cluster: some go to any master, one for each master goes to that one only."""
 
-    def __init__(self, addresses: list[str], seconds: float, seed: int, roaming: int = 4) -> None:
+    def __init__(self, cluster: LocalCluster, seconds: float, seed: int, roaming: int = 4) -> None:
         self.history = History()
-        self.addresses = addresses
+        self.addresses = [master.grpc_address for master in cluster.config.masters]
+        self._cluster = cluster
+        self._credentials = cluster.credentials()
         self._windows = max(1, math.ceil(seconds / WINDOW_S))
         self._began_s = time.monotonic()
         self._rng = random.Random(f"clients {seed}")
         self._last_number = 0
         self._clients = {f"c{number}": self._roaming(CALL_S) for number in range(roaming)}
         self._clients |= {f"hasty {number}": self._roaming(HASTY_CALL_S) for number in range(2)}
-        self._pinned = {address: AsyncClusterClient([address], timeout_s=PINNED_CALL_S) for address in addresses}
+        self._pinned = {address: self.client([address], PINNED_CALL_S) for address in self.addresses}
+
+    def client(self, addresses: list[str] | None = None, timeout_s: float = CALL_S) -> AsyncClusterClient:
+        """A new client of these masters, or of all, which the caller closes."""
+        return AsyncClusterClient(addresses or self.addresses, timeout_s=timeout_s, credentials=self._credentials)
 
     def _roaming(self, timeout_s: float) -> AsyncClusterClient:
-        return AsyncClusterClient(self._rng.sample(self.addresses, len(self.addresses)), timeout_s=timeout_s)
+        return self.client(self._rng.sample(self.addresses, len(self.addresses)), timeout_s)
 
     async def register_nodes(self) -> None:
         """Makes the workers whose weights are registers: each opens a session once and is never heard again."""
@@ -128,11 +132,15 @@ class Clients:
 
     async def _register(self, node_id: str) -> None:
         node = types_pb2.Node(id=node_id, weight=1.0, incarnation="i1", grpc_address="127.0.0.1:1")
-        hello = session_pb2.Hello(node=node, cluster_name="local", protocol_version=1)
+        name = self._cluster.config.name
+        hello = session_pb2.Hello(node=node, cluster_name=name, protocol_version=1)
+        identity = Identity(name, Role.WORKER, node_id)
+        files = issue(self._cluster.certificates, identity, datetime.datetime.now(datetime.UTC))
+        credentials = Credentials(identity, files)
         async with asyncio.timeout(20.0):
             while True:
                 for address in self.addresses:
-                    async with aio.insecure_channel(address, options=channel_options()) as channel:
+                    async with open_channel(address, channel_options(), credentials) as channel:
                         stream = session_pb2_grpc.SessionServiceStub(channel).Open()
                         try:
                             await stream.write(session_pb2.OpenRequest(hello=hello))
@@ -240,9 +248,9 @@ async def _value(client: AsyncClusterClient, key: str, consistency: Consistency)
         return None
 
 
-async def shown_by(address: str) -> bytes:
+async def shown_by(address: str, credentials: Credentials | None) -> bytes:
     """All that one master shows of the replicated state, from itself alone, as bytes that can be compared."""
-    async with AsyncClusterClient([address], timeout_s=5.0) as client:
+    async with AsyncClusterClient([address], timeout_s=5.0, credentials=credentials) as client:
         nodes = await client.list_nodes(consistency=STALE)
         parts = [view.node.SerializeToString(deterministic=True) for view in nodes.nodes]
         shards = await client.list_shards(consistency=STALE)

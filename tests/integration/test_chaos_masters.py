@@ -19,9 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.client import AsyncClusterClient
 from coordinator.model.errors import CoordinatorError
-from tests.chaos import Clients, plain_text, shown_by
+from tests.chaos import Clients, shown_by
 from tests.disk_faults import damage_a_log, fill_until_it_ends, start_damaged
 from tests.small_disk import small_disk_or_none
 from tools.lib.local_cluster import LocalCluster
@@ -110,7 +109,7 @@ class Faults:
         """The leadership goes to another master, as an operator asks for it."""
         target = await self.follower()
         try:
-            async with AsyncClusterClient(self._clients.addresses) as client:
+            async with self._clients.client() as client:
                 await client.transfer_leadership(target)
         except CoordinatorError as error:
             # A follower that is behind cannot take over; nothing is promised then.
@@ -175,7 +174,7 @@ class Faults:
 async def wait_progress(clients: Clients, cluster: LocalCluster) -> float:
     """Seconds until a new client's write is acknowledged."""
     began_s = time.monotonic()
-    fresh = Clients([master.grpc_address for master in cluster.config.masters], 1.0, seed=0)
+    fresh = Clients(cluster, 1.0, seed=0)
     fresh.history = clients.history
     try:
         async with asyncio.timeout(BACK_S_MAX):
@@ -187,10 +186,11 @@ async def wait_progress(clients: Clients, cluster: LocalCluster) -> float:
     return time.monotonic() - began_s
 
 
-async def wait_equal(addresses: list[str]) -> None:
+async def wait_equal(cluster: LocalCluster) -> None:
     """Returns once all masters show the same state; controllers may be at work for a moment."""
+    addresses, credentials = [master.grpc_address for master in cluster.config.masters], cluster.credentials()
     async with asyncio.timeout(20.0):
-        while len(set(await asyncio.gather(*map(shown_by, addresses)))) > 1:  # noqa: ASYNC110
+        while len(set(await asyncio.gather(*(shown_by(one, credentials) for one in addresses)))) > 1:  # noqa: ASYNC110
             await asyncio.sleep(0.1)  # Three masters, without one event.
 
 
@@ -199,11 +199,10 @@ async def chaos(directory: Path, seconds: float, seed: int) -> str:
     with ExitStack() as disks:
         made = [small_disk_or_none(directory / "data" / id, DISK_BYTES) for id in ("m1", "m2", "m3")]
         problems = [disks.enter_context(disk) for disk in made]
-        cluster = disks.enter_context(LocalCluster(directory, masters=3, workers=0, change=plain_text))
+        cluster = disks.enter_context(LocalCluster(directory, masters=3, workers=0))
         cluster.start()
         await asyncio.to_thread(cluster.wait_leader)
-        addresses = [master.grpc_address for master in cluster.config.masters]
-        clients = Clients(addresses, seconds, seed)
+        clients = Clients(cluster, seconds, seed)
         faults = Faults(cluster, clients, seed, has_small_disks=not any(problems))
         try:
             await clients.register_nodes()
@@ -215,7 +214,7 @@ async def chaos(directory: Path, seconds: float, seed: int) -> str:
             finally:
                 until.set()
                 await working
-            await wait_equal(addresses)
+            await wait_equal(cluster)
         finally:
             await clients.close()
         cluster.raise_if_dead()
