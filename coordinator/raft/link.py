@@ -55,8 +55,8 @@ class Owner(Protocol):
         """The socket is closed."""
         ...
 
-    def admit(self, link: Link) -> bool:
-        """Counts a new connection among the strangers; False when there is no room."""
+    def admit(self, link: Link) -> str:
+        """Counts a new connection among the strangers; why it may not be one, else nothing."""
         ...
 
     def established(self, link: Link) -> None:
@@ -120,8 +120,8 @@ class Link(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=SEND_BYTES_MAX)
         self.received_at = self.sent_at = self._owner.loop.time()
         self._owner.opened(self)
-        if not self._owner.admit(self):
-            self.cut("too many connections that have not said who they are")
+        if refusal := self._owner.admit(self):
+            self.cut(refusal)
             return
         self._hello_timer = self._owner.loop.call_later(HELLO_S_MAX, self._expire_hello)
         if self._dialled_id:

@@ -301,12 +301,14 @@ class PeerTransport(Transport):  # type: ignore[misc]
         """A socket is closed."""
         self._open.pop(link, None)
 
-    def admit(self, link: Link) -> bool:
-        """Counts a new connection among the strangers; False when there are too many or the transport is closed."""
-        if self._is_stopped or len(self._strangers) >= STRANGERS_MAX:
-            return False
+    def admit(self, link: Link) -> str:
+        """Counts a new connection among the strangers; why it may not be one, else nothing."""
+        if self._is_stopped:
+            return "this master stops"
+        if len(self._strangers) >= STRANGERS_MAX:
+            return "too many connections that have not said who they are"
         self._strangers.add(link)
-        return True
+        return ""
 
     def established(self, link: Link) -> None:
         """The other side is known now."""

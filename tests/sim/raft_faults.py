@@ -117,7 +117,7 @@ class Faults:
         for master in world.masters.values():
             self._make_sound(master)
             master.resume()
-            if master.consensus is None:
+            if master.consensus is None or master.is_stopping:
                 master.start()
             is_replaced = master is world.operator.replacing
             assert master.consensus is not None or is_replaced, f"{master.id} does not start"
@@ -212,7 +212,7 @@ class Faults:
 
         def mend() -> None:
             self._make_sound(master)
-            if master.consensus is None:
+            if master.consensus is None or master.is_stopping:
                 master.start()
 
         self._world.after(self._rng.choice(DURATIONS_S), mend)

@@ -95,6 +95,8 @@ class Master:
         """After so many more calls of its loop the process ends."""
         self.is_powered = True
         self.is_paused = False
+        self.is_stopping = False
+        """It was told to stop, and has not come to its end."""
         self._paused_at_s = 0.0
         self.lives = 0
         self.node: RaftNode | None = None
@@ -332,8 +334,10 @@ class Master:
 
     def stop(self) -> None:
         """Stops as a daemon does when it is told to: it hands over what it leads, and leaves."""
-        self.world.note(f"{self.id} is to stop")
-        self.enqueue(lambda _: self.spawn(self._leave()))
+        if self.consensus is not None:
+            self.world.note(f"{self.id} is to stop")
+            self.is_stopping = True
+            self.enqueue(lambda _: self.spawn(self._leave()))
 
     async def _leave(self) -> None:
         node = self.node
@@ -349,7 +353,7 @@ class Master:
         self.lives += 1
         self.loop.die()
         self.node = None
-        self.is_paused = self._is_known = self._has_turn_waiting = False
+        self.is_paused = self.is_stopping = self._is_known = self._has_turn_waiting = False
         self._ending = ""
         self.is_powered = not is_power_cut
         self._busy_until_s = 0.0
