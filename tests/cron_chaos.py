@@ -90,6 +90,8 @@ class Expected:
     never: bool
     """Its retry policy is `never`."""
     every_s: int = 1
+    is_whole: bool = False
+    """It catches up and retries until each of its times has had its effect."""
 
 
 def check(
@@ -115,6 +117,8 @@ def _check_time(time: Time, job: Expected, launch: types_pb2.Launch | None, sink
         return [f"{time_text(time)} is not accounted for"]
     named = f"{time_text(time)}, {types_pb2.LaunchState.Name(launch.state).removeprefix('LAUNCH_STATE_').lower()}"
     problems = []
+    if job.is_whole and launch.state != types_pb2.LAUNCH_STATE_SUCCEEDED:
+        problems.append(f"{named}: and it was to run whatever happens: {launch.reason}")
     if job.never and len(begun) > 1:
         problems.append(f"{named}: retry is never, and it began {len(begun)} times: {begun}")
     if launch.state in NEVER_RAN:

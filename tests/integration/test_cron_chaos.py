@@ -56,7 +56,10 @@ def quick(config: ClusterConfig) -> ClusterConfig:
 
 
 def jobs(sink: Path) -> list[types_pb2.CronJobSpec]:
-    """One job for each way in which a second can go, every second; the Python one every third, as it costs the most."""
+    """One job for each way in which a second can go, every second; the Python one every third, as it costs the most.
+
+    Of "whole" no second may be missed, whatever happens.
+    """
     fails_first = 'if [ "$LAUNCH_ATTEMPT" = 1 ]; then exit 3; fi'
     made = [
         _job("never", sink, retry=NEVER, overlap=ALLOW, overlap_limit=100),
@@ -68,11 +71,14 @@ def jobs(sink: Path) -> list[types_pb2.CronJobSpec]:
         _job("newest", sink, "sleep 1.2", retry=NEVER, overlap=CANCEL),
         _job("hasty", sink, retry=NEVER, overlap=ALLOW, overlap_limit=100, start_deadline_s=1.0, jitter_s=1.0),
     ]
+    whole = _job("whole", sink, retry=ON_LOST, overlap=ALLOW, overlap_limit=100, start_deadline_s=300.0)
+    whole.attempts_max, whole.catch_up = 20, types_pb2.CATCH_UP_POLICY_ALL
+    whole.catch_up_window_s, whole.catch_up_limit = 600.0, 600
     python = _job("python", sink, retry=NEVER, overlap=ALLOW, overlap_limit=100)
     del python.command[:]
     python.python, python.schedule = "tests.launch_targets:tell_sink", "*/3 * * * * *"
     python.environment["SINK"] = str(sink)
-    return [*made, python]
+    return [*made, whole, python]
 
 
 def _job(job_id: str, sink: Path, work: str = "", **fields: object) -> types_pb2.CronJobSpec:
@@ -267,7 +273,9 @@ async def chaos(directory: Path, seconds: float, seed: int) -> None:
             seen = read_sink(sink.read_text())
             launches = await history(client, job_ids)
         cluster.raise_if_dead()
-    expected = [Expected(spec.id, spec.retry == NEVER, 3 if spec.python else 1) for spec in specs]
+    expected = [
+        Expected(spec.id, spec.retry == NEVER, 3 if spec.python else 1, is_whole=spec.id == "whole") for spec in specs
+    ]
     happened = ", ".join(f"{count} {name}" for name, count in sorted(faults.done.items()))
     log.info("seed %d: %s; faults: %s", seed, figures(launches, seen), happened)
     problems = check(expected, launches, seen, from_s, until_s)
