@@ -469,6 +469,32 @@ def test_history_is_bounded_and_keeps_what_runs() -> None:
     assert len(times) <= 6
 
 
+def test_history_forgets_by_age_and_keeps_the_latest() -> None:
+    """Shows that what is older than the setting goes with the next launch, what runs stays, and one is always there."""
+    driver = cluster()
+    settings = types_pb2.Settings(replicas=2, launches_kept=100, launches_kept_s=3_600.0)
+    driver.accept(change_settings=command_pb2.ChangeSettings(settings=settings))
+    job(driver)
+    start = WallMs(driver.time_ms + 1_000)
+    commit(driver, start)
+
+    def skip(time_ms: int) -> None:
+        skipped = types_pb2.LAUNCH_STATE_SKIPPED
+        record = command_pb2.RecordNoLaunch(job_id="j", scheduled_at_unix_ms=time_ms, state=skipped, reason="test")
+        driver.accept(record_no_launch=record)
+
+    second = WallMs(start + 1_000)
+    skip(second)
+    driver.time_ms = WallMs(driver.time_ms + 1_800_000)
+    half_way = driver.time_ms
+    skip(half_way)
+    assert list(driver.state.launch_times["j"]) == [start, second, half_way], "nothing is an hour old"
+    driver.time_ms = WallMs(half_way + 3_600_500)
+    latest = WallMs(half_way + 1)
+    skip(latest)
+    assert list(driver.state.launch_times["j"]) == [start, latest], "the one that runs, and the latest, old as it is"
+
+
 def test_deleting_a_job_forgets_its_launches() -> None:
     """Shows that nothing of a deleted job stays behind."""
     driver = cluster()
