@@ -69,14 +69,6 @@ class Handle:
         """Never makes the call."""
         self.is_cancelled = True
 
-    def cancelled(self) -> bool:
-        """Whether it is never made."""
-        return self.is_cancelled
-
-    def when(self) -> float:
-        """When it is to be made, by the loop's clock."""
-        return self.when_s
-
 
 class SimLoop:
     """Invariant: while something is ready and the loop is alive, a turn has been asked of the host.
@@ -86,7 +78,6 @@ class SimLoop:
 
     def __init__(self, host: Host, network: Network) -> None:
         self.is_dead = False
-        self.turns = 0
         self._loop = cast("asyncio.AbstractEventLoop", self)
         self._host = host
         self._network = network
@@ -99,7 +90,6 @@ class SimLoop:
     def run_turn(self) -> None:
         """Makes the calls that are ready now."""
         self._is_turn_due = False
-        self.turns += 1
         ready = self._ready
         asyncio._set_running_loop(self._loop)
         try:
@@ -122,7 +112,7 @@ class SimLoop:
         """The process is gone: nothing is called any more, whatever is still asked for."""
         self.is_dead = True
         self._ready.clear()
-        for task in self._tasks:
+        for task in list(self._tasks):
             # Now, as nobody knows when the garbage collector would do it.
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             cast("Coroutine[Any, Any, Any]", task.get_coro()).close()
