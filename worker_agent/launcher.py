@@ -42,6 +42,7 @@ from worker_agent.launch_run import Run, report_of
 from worker_agent.process import RunProcess
 from worker_agent.run_finder import Leftovers, RunFinder, kill_runs
 from worker_agent.run_limited import NOT_STARTED_STATUS
+from worker_agent.session_lease import NO_LEASE
 from worker_agent.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Launcher:
         """Why no order is taken any more."""
         self._finder = RunFinder()
         self.watchdog = Watchdog(self._lease_grace_s)
+        self._lease_until = NO_LEASE
         self._leftovers = Leftovers(self.watchdog.end)
         self._starting = asyncio.Lock()
         """Held for a start, which stands still until the program is executed: the loop has its turn between two."""
@@ -203,6 +205,7 @@ class Launcher:
 
     def set_lease_end(self, until: Monotonic) -> None:
         """The session lease was renewed, or given back: runs that this agent leaves behind are ended then."""
+        self._lease_until = until
         self.watchdog.set_lease_end(until)
 
     def end_lease(self, reason: str) -> None:
@@ -321,6 +324,8 @@ class Launcher:
             except BaseException:
                 await process.stop(0.0)
                 raise
+        if not run.abandoned and NO_LEASE < self._lease_until <= self._clock.monotonic():
+            run.abandoned = "the session lease ended while this agent stood still"
         if run.abandoned:
             _log.warning("launch %s was ended: %s", run.token, run.abandoned)
             self._committing().settle(run.token)

@@ -1,4 +1,4 @@
-"""Ends the runs of a worker agent that was killed before it could, once its session lease is over.
+"""Ends the runs of a worker agent that was killed or stands still, once its session lease is over.
 
     python -I -S run_watchdog.py GRACE_S
 
@@ -15,6 +15,11 @@ after GRACE_S killed, as the agent itself does. An agent that was started anew i
 and what it runs has other ids, so the two never meet. Then this process ends, so it outlives its agent by no more than
 lease and grace; signals that ask it to end before are ignored.
 
+An agent that is there and stands still (SIGSTOP, a debugger, a bug) cannot end its runs either, and says nothing of a
+longer lease. Half of GRACE_S after the end of the lease they are ended in the same way: an agent that lives has begun
+with that itself by then, and the leader, who counts the lease longer by twice GRACE_S, gives them to nobody before it
+is over. (Not on Windows, whose `select` knows no pipes.)
+
 Nothing is imported but the standard library, and on Linux none of the site's packages: it costs 10 MB, 4 of them its
 own, and what it needs when the machine is out of memory it has already. Other systems have no /proc, so psutil looks
 there.
@@ -24,16 +29,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
 
 HAS_PROC = sys.platform == "linux"
 RUN_ID_VARIABLE = "LAUNCH_RUN_ID"
 """In the environment of whatever belongs to a run; here, as run_finder.py needs psutil."""
+LISTEN_S = 1.0
+"""How long it sleeps at most: its sleeps stand still while the machine sleeps, and leases do not."""
 LOOK_S = 0.1
 """How often it looks whether what was asked to end has ended."""
+READ_BYTES = 1 << 16
 LOOKS_MAX = 100
 """Something that respawns faster than it can be killed shall not keep this process for ever."""
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
@@ -46,13 +54,20 @@ class Told:
         self.runs: set[str] = set()
         self.lease_until_s = float("-inf")
         self.is_goodbye = False
+        self._acted_on_s = float("-inf")
+
+    def hung_in_s(self, now_s: float, late_s: float) -> float:
+        """How long until the agent, which may be late, surely stands still; without end where it need say nothing."""
+        has_lease = self.lease_until_s > self._acted_on_s
+        return self.lease_until_s + late_s - now_s if self.runs and has_lease else float("inf")
+
+    def acted(self) -> None:
+        """What ran under this lease was ended."""
+        self._acted_on_s = self.lease_until_s
 
     def take(self, line: bytes) -> None:
-        """Takes the next line in; one that the agent's end cut short says nothing."""
+        """Takes the next line in."""
         verb, _, subject = line.decode("ascii").partition(" ")
-        if not subject.endswith("\n") and verb != "bye\n":
-            return
-        subject = subject.rstrip("\n")
         if verb == "begin":
             self.runs.add(subject)
         elif verb == "end":
@@ -63,12 +78,24 @@ class Told:
             self.is_goodbye = True
 
 
-def listen(lines: Iterable[bytes]) -> Told:
-    """Everything up to the end of the input."""
-    told = Told()
-    for line in lines:
-        told.take(line)
-    return told
+def listen(descriptor: int, grace_s: float) -> Told:
+    """Everything up to the end of the input. Ends what runs when the agent is found to stand still."""
+    told, rest, late_s = Told(), b"", grace_s / 2
+    while True:
+        if os.name == "posix":
+            hung_in_s = told.hung_in_s(now_s(), late_s)
+            # What it has said by now is read first: it may have said it in time.
+            if not select.select([descriptor], [], [], max(0.0, min(hung_in_s, LISTEN_S)))[0]:
+                if hung_in_s <= 0.0:
+                    say_ended("stands still", end_runs(told.runs, grace_s))
+                    told.acted()
+                continue
+        data = os.read(descriptor, READ_BYTES)
+        if not data:
+            return told
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            told.take(line)
 
 
 def now_s() -> float:
@@ -202,16 +229,21 @@ def main(arguments: list[str]) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     os.chdir(os.path.abspath(os.sep))  # The agent's folder may be removed or unmounted.
-    told = listen(sys.stdin.buffer)
+    grace_s = float(arguments[0])
+    told = listen(sys.stdin.fileno(), grace_s)
     if told.is_goodbye or not told.runs:
         return 0
     await_moment(told.lease_until_s)
-    ended = end_runs(told.runs, float(arguments[0]))
+    say_ended("is gone", end_runs(told.runs, grace_s))
+    return 0
+
+
+def say_ended(what_it_does: str, ended: int) -> None:
+    """For people; nobody may be there to read it."""
     if ended:
         with contextlib.suppress(OSError):
             what = "one process" if ended == 1 else f"{ended} processes"
-            sys.stderr.write(f"the worker agent is gone, and its lease is over: ended {what} of its runs\n")
-    return 0
+            sys.stderr.write(f"the worker agent {what_it_does}, and its lease is over: ended {what} of its runs\n")
 
 
 if __name__ == "__main__":

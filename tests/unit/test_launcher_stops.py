@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.api.v1 import session_pb2, types_pb2
+from coordinator.model import Monotonic
 from tests.unit.test_launcher import (
     FAILED,
     RUNNING,
@@ -202,6 +203,20 @@ async def test_with_the_lease_every_run_ends_without_a_result(desk: Desk) -> Non
         assert await asyncio.to_thread(find_with_token, token_of(order.launch)) == []
         await desk.launcher.launch(order)
     assert desk.launcher.running == 0
+
+
+async def test_a_run_that_ended_behind_the_lease_has_no_result(desk: Desk, tmp_path: Path) -> None:
+    """An agent that stood still at the end of its lease hears of the run first, and then of the lease: no result."""
+    go = tmp_path / "go"
+    order = script(f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)")
+    await desk.launcher.launch(order)
+    await desk.running(order)
+    desk.launcher.set_lease_end(Monotonic(desk.clock.monotonic() + 1.0))
+    desk.clock.advance(2.0)
+    go.touch()
+    await until_idle(desk.launcher)
+    assert [report.state for report in desk.reports] == [RUNNING]
+    assert desk.launcher.pending_reports() == []
 
 
 async def test_with_the_lease_the_grace_is_short(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ import pytest
 from coordinator.model import Monotonic
 from coordinator.model.clock import monotonic_s
 from tests.unit.test_launcher import Desk, find_with_token, script
-from worker_agent import watchdog
+from worker_agent import run_watchdog, watchdog
 from worker_agent.launch_command import token_of
 from worker_agent.process import RunProcess
 from worker_agent.run_finder import lives, until_ended
@@ -87,7 +88,7 @@ async def test_runs_of_a_killed_agent_end_with_its_lease(tmp_path: Path, is_grou
 
 async def test_without_a_lease_the_runs_of_a_killed_agent_end_at_once(tmp_path: Path) -> None:
     """An agent whose lease is over, or was given back, leaves nothing to wait for."""
-    async with host(tmp_path, lease_s=-1.0, grace_s=0.0) as it:
+    async with host(tmp_path, lease_s=-math.inf, grace_s=0.0) as it:
         it.process.kill()
         await it.until_all_ended()
 
@@ -170,9 +171,40 @@ async def _other_than(guard: Watchdog, process_id: int | None) -> int:
 
 def test_what_the_watchdog_is_told() -> None:
     """The latest lease counts; a line that was cut short by the end of the agent says nothing."""
-    told = Told()
-    for line in (b"lease -inf\n", b"begin a\n", b"begin b\n", b"end a\n", b"lease 12.5\n", b"begin c", b"bye"):
-        told.take(line)
+    reader, writer = os.pipe()
+    os.write(writer, b"lease -inf\nbegin a\nbegin b\nend a\nlease 12.5\nend c\nbye")
+    os.close(writer)
+    told = run_watchdog.listen(reader, 0.0)
+    os.close(reader)
     assert (told.runs, told.lease_until_s, told.is_goodbye) == ({"b"}, 12.5, False)
-    told.take(b"bye\n")
+    told.take(b"bye")
     assert told.is_goodbye
+
+
+def test_when_an_agent_is_taken_to_stand_still() -> None:
+    """A little after the end of a lease under which something runs, once for each lease; never without one."""
+    told = Told()
+    told.take(b"lease 100.0")
+    assert told.hung_in_s(99.0, 0.5) == math.inf, "nothing runs"
+    told.take(b"begin a")
+    assert told.hung_in_s(99.0, 0.5) == 1.5
+    told.acted()
+    assert told.hung_in_s(200.0, 0.5) == math.inf, "it was acted on"
+    told.take(b"lease 300.0")
+    assert told.hung_in_s(299.0, 0.5) == 1.5
+    told.take(b"lease -inf")
+    assert told.hung_in_s(400.0, 0.5) == math.inf, "it was given back"
+
+
+@posix_only
+async def test_runs_of_an_agent_that_stands_still_end_with_its_lease(tmp_path: Path) -> None:
+    """SIGSTOP, not kill -9: the run with its child ends all the same, before the leader gives it to others."""
+    async with host(tmp_path) as it:
+        os.kill(it.process.pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(LEASE_S + WAIT_S):
+                await asyncio.gather(*(until_ended(each) for each in (it.run, it.child)))
+            assert monotonic_s() > it.lease_end_s
+            assert lives(it.watchdog), "the agent may go on"
+        finally:
+            os.kill(it.process.pid, signal.SIGCONT)
