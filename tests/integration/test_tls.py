@@ -16,10 +16,9 @@ import grpc
 import pytest
 from grpc import aio
 
-from coordinator.api.v1 import peer_pb2, session_pb2, types_pb2
+from coordinator.api.v1 import session_pb2, types_pb2
 from coordinator.client.channels import channel_options
 from coordinator.config import ClusterConfig, SecuritySettings
-from coordinator.raft.frames import PROTOCOL_VERSION, pack
 from coordinator.security import tls
 from coordinator.security.authorization import ALLOWED, is_allowed
 from coordinator.security.certificates import (
@@ -33,6 +32,7 @@ from coordinator.security.certificates import (
 )
 from coordinator.security.credentials import Credentials, open_channel
 from coordinator.security.provision import ensure
+from tests.peer_port import hello
 from tools.lib.daemons import program
 from tools.lib.local_cluster import LocalCluster, wait_until
 
@@ -119,25 +119,13 @@ async def test_every_grpc_port_refuses_strangers(
             assert await health_status(channel) is grpc.StatusCode.UNAVAILABLE, f"{what} at {address}"
 
 
-def hello(cluster: LocalCluster, from_id: str, to_id: str) -> bytes:
-    """What a master says first."""
-    said = peer_pb2.PeerHello(
-        protocol_version=PROTOCOL_VERSION,
-        from_id=from_id,
-        to_id=to_id,
-        cluster_name=cluster.config.name,
-        incarnation="test",
-    )
-    return pack(peer_pb2.PeerFrame(hello=said))
-
-
 def answer(cluster: LocalCluster, files: CertificateFiles | None, from_id: str, *, plain: bool = False) -> bytes:
     """What m1's peer port answers to a hello; nothing when it ends the connection."""
     m1 = cluster.config.masters[0]
     host, _, port = m1.peer_address.rpartition(":")
     with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
         if plain:
-            connection.sendall(hello(cluster, from_id, "m1"))
+            connection.sendall(hello(from_id, "m1", cluster.config.name))
             said = b""
             try:
                 while part := connection.recv(1 << 16):
@@ -151,7 +139,7 @@ def answer(cluster: LocalCluster, files: CertificateFiles | None, from_id: str, 
             context.load_cert_chain(files.certificate, files.key)
         try:
             with context.wrap_socket(connection) as secured:
-                secured.sendall(hello(cluster, from_id, "m1"))
+                secured.sendall(hello(from_id, "m1", cluster.config.name))
                 return secured.recv(1 << 16)
         except (ssl.SSLError, ConnectionError):
             return b""
