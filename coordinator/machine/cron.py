@@ -23,21 +23,23 @@ from coordinator.model.errors import RefusalReason, Refused
 def _check_spec(spec: CronJobSpec) -> None:
     """Refuses what can be seen without a calendar; schedule and time zone are checked before the proposal."""
     check_name("job id", spec.id)
-    problems = [
-        (not spec.schedule, "schedule is empty"),
-        (bool(spec.command) == bool(spec.python), "exactly one of command and python must be given"),
-        (not 0 <= spec.priority_class <= 6, f"priority_class = {spec.priority_class}; use 0 to 6"),
-        (not spec.timeout_s > 0, f"timeout_s = {spec.timeout_s}; use more than 0"),
-        (not spec.start_deadline_s > 0, f"start_deadline_s = {spec.start_deadline_s}; use more than 0"),
-        (not spec.catch_up_window_s > 0, f"catch_up_window_s = {spec.catch_up_window_s}; use more than 0"),
-        (not 1 <= spec.catch_up_limit <= 1000, f"catch_up_limit = {spec.catch_up_limit}; use 1 to 1000"),
-        (not 1 <= spec.attempts_max <= 100, f"attempts_max = {spec.attempts_max}; use 1 to 100"),
-        (not 1 <= spec.overlap_limit <= 1000, f"overlap_limit = {spec.overlap_limit}; use 1 to 1000"),
-        (not spec.jitter_s >= 0, f"jitter_s = {spec.jitter_s}; use 0 or more"),
-    ]
-    for is_wrong, problem in problems:
-        if is_wrong:
-            raise Refused(RefusalReason.INVALID, f"job {spec.id}: {problem}")
+    if not spec.schedule:
+        raise Refused(RefusalReason.INVALID, f"job {spec.id}: schedule is empty")
+    if bool(spec.command) == bool(spec.python):
+        raise Refused(RefusalReason.INVALID, f"job {spec.id}: exactly one of command and python must be given")
+    ranges = (
+        ("priority_class", 0 <= spec.priority_class <= 6, "0 to 6"),
+        ("timeout_s", spec.timeout_s > 0, "more than 0"),
+        ("start_deadline_s", spec.start_deadline_s > 0, "more than 0"),
+        ("catch_up_window_s", spec.catch_up_window_s > 0, "more than 0"),
+        ("catch_up_limit", 1 <= spec.catch_up_limit <= 1000, "1 to 1000"),
+        ("attempts_max", 1 <= spec.attempts_max <= 100, "1 to 100"),
+        ("overlap_limit", 1 <= spec.overlap_limit <= 1000, "1 to 1000"),
+        ("jitter_s", spec.jitter_s >= 0, "0 or more"),
+    )
+    for name, is_in_range, wanted in ranges:
+        if not is_in_range:
+            raise Refused(RefusalReason.INVALID, f"job {spec.id}: {name} = {getattr(spec, name)}; use {wanted}")
 
 
 def apply_job(draft: Draft, command: command_pb2.ApplyJob) -> None:
