@@ -232,9 +232,11 @@ class Consensus:
             clocks=self.elections.duty.clocks.figures(now_s()),
         )
 
-    def propose(self, payload: bytes, callback: Callback) -> None:
-        """Queues a command; the next step appends or forwards it."""
+    def propose(self, payload: bytes, callback: Callback, *, is_urgent: bool = False) -> None:
+        """Queues a command; the next step appends or forwards it, or one soon after (gathering.py)."""
         self._engine._applyCommand(payload, callback)
+        if is_urgent:
+            self._gathering.hurry()
 
     def step(self) -> None:
         """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
@@ -389,7 +391,7 @@ class Consensus:
             if not self.leads_whole or self._is_admission_queued or self.voters.has_admission_on_its_way:
                 return None
             self._is_admission_queued = True
-        self._gathering.queued += 1
+        self._gathering.proposed(now_s())
         return entry
 
     def _is_command(self, entry: bytes) -> bool:

@@ -264,13 +264,16 @@ class RaftNode:
 
     # Writing
 
-    async def propose(self, command: command_pb2.Command, timeout_s: float | None = None) -> command_pb2.CommandResult:
+    async def propose(
+        self, command: command_pb2.Command, timeout_s: float | None = None, *, is_urgent: bool = False
+    ) -> command_pb2.CommandResult:
         """Replicates a command through the leader, whoever it is, and returns what applying it here answered.
 
         Definitely not applied: InvalidRequest (too large), Overloaded, NoLeader (none until the deadline).
         May be applied: OutcomeUnknown, TimedOut. The deadline is `timeout_s`, by default settings.propose_timeout_s.
+        An urgent one does not wait for others to share its commit with.
         """
-        return await self._proposals.propose(command, timeout_s)
+        return await self._proposals.propose(command, timeout_s, is_urgent=is_urgent)
 
     async def barrier(self, timeout_s: float | None = None) -> None:
         """Returns once `state` includes everything that was acknowledged anywhere before the call.
@@ -321,7 +324,7 @@ class RaftNode:
 
     def _gathered(self) -> None:
         self._is_gathering = False
-        self._schedule_step()
+        self._proposed()
 
     def _schedule_step(self) -> None:
         if not self._is_step_scheduled and self._consensus:

@@ -85,7 +85,7 @@ class Proposals:
         self._barrier_runner: asyncio.Task[None] | None = None
 
     async def propose(
-        self, command: command_pb2.Command, timeout_s: float | None = None
+        self, command: command_pb2.Command, timeout_s: float | None = None, *, is_urgent: bool = False
     ) -> command_pb2.CommandResult:
         """See RaftNode.propose."""
         payload = command.SerializeToString()
@@ -101,7 +101,7 @@ class Proposals:
         try:
             while True:
                 await self._await_leader(loop, deadline)
-                outcome = await self._propose_once(loop, payload, deadline)
+                outcome = await self._propose_once(loop, payload, deadline, is_urgent)
                 if not isinstance(outcome, int):
                     return outcome
                 await asyncio.sleep(min(RETRY_S, max(0.0, deadline - loop.time())))
@@ -117,7 +117,7 @@ class Proposals:
             raise NoLeader(f"master {self._self_id} reaches no leader; is a majority of the masters running?")
 
     async def _propose_once(
-        self, loop: asyncio.AbstractEventLoop, payload: bytes, deadline: float
+        self, loop: asyncio.AbstractEventLoop, payload: bytes, deadline: float, is_urgent: bool
     ) -> command_pb2.CommandResult | int:
         """The result, or the reason for which the command may be proposed again."""
         if self.consensus is None:
@@ -126,7 +126,7 @@ class Proposals:
         timer = loop.call_at(deadline, self._expire, waiter.future)
         self._waiting[waiter.future] = None
         try:
-            self.consensus.propose(payload, waiter)
+            self.consensus.propose(payload, waiter, is_urgent=is_urgent)
             self._wake()
             return await waiter.future
         except CoordinatorError:

@@ -290,7 +290,7 @@ class LeaderDriver:
         results: Sequence[command_pb2.CommandResult | None] = [None] * len(actions)
         failure: CoordinatorError | None = None
         try:
-            results = results_of(await self._raft.propose(entry), len(actions))
+            results = results_of(await self._raft.propose(entry, is_urgent=True), len(actions))
         except CoordinatorError as error:
             causes = ", ".join(action.command.cause or str(action.token) for action in actions[:3])
             more = f" and {len(actions) - 3} more" if len(actions) > 3 else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordinator.raft.gathering import GATHER_S_MAX, LINGER_S, Gathering
+from coordinator.raft.gathering import CROWDED_S_MAX, GATHER_S_MAX, LINGER_S, QUIET_S, Gathering
 
 NOW_S = 100.0
 INSTANT_S = 1e-6
@@ -66,6 +66,72 @@ def test_callers_that_do_not_come_back_are_not_waited_for() -> None:
     assert gathering.holds(9, NOW_S + 1.0)
     gathering.queued = 2
     assert not gathering.holds(9, NOW_S + 1.0)
+
+
+def test_callers_that_answered_all_at_once_are_expected_again() -> None:
+    """Nothing is queued when their batch is committed, as all of them were in it; the first to be back is not alone."""
+    gathering = gathering_with(2)
+    gathering.appended(2, NOW_S)
+    gathering.queued = 3
+    assert gathering.holds(2, NOW_S + 0.001)
+    gathering.queued = 5
+    gathering.appended(7, NOW_S + 0.002)
+    gathering.queued = 0
+    gathering.holds(7, NOW_S + 0.003)
+    gathering.queued = 1
+    assert gathering.holds(7, NOW_S + 0.003)
+    gathering.queued = 5
+    assert not gathering.holds(7, NOW_S + 0.003)
+
+
+def test_a_caller_who_is_left_alone_waits_once() -> None:
+    """After a batch that its company did not come for it is taken for a lone one."""
+    gathering = gathering_with(4)
+    gathering.appended(4, NOW_S)
+    gathering.queued = 4
+    gathering.holds(4, NOW_S + 0.001)
+    gathering.queued = 8
+    gathering.appended(12, NOW_S + 0.002)
+    gathering.queued = 0
+    gathering.holds(12, NOW_S + 0.003)
+    gathering.queued = 1
+    assert gathering.holds(12, NOW_S + 0.003)
+    late_s = NOW_S + 0.003 + LINGER_S
+    assert not gathering.holds(12, late_s)
+    gathering.appended(13, late_s)
+    gathering.holds(13, late_s + 0.001)
+    gathering.queued = 1
+    assert not gathering.holds(13, late_s + 0.001)
+
+
+def test_calls_that_come_close_together_are_waited_for() -> None:
+    """Both waits go on while each call follows the one before within QUIET_S, to CROWDED_S_MAX."""
+    gathering = gathering_with(50)
+    gathering.appended(50, NOW_S)
+    gathering.queued = 1
+    committed_s = now_s = NOW_S + 0.001
+    while now_s < committed_s + CROWDED_S_MAX - QUIET_S:
+        assert gathering.holds(50, now_s)
+        now_s += QUIET_S / 2
+        gathering.proposed(now_s)
+    assert not gathering.holds(50, committed_s + CROWDED_S_MAX)
+
+
+def test_an_urgent_command_waits_for_nobody() -> None:
+    """Neither for a batch on its way nor for company; what is queued goes with it, and the next one waits again."""
+    gathering = gathering_with(4)
+    gathering.appended(4, NOW_S)
+    gathering.queued = 1
+    assert gathering.holds(0, NOW_S + INSTANT_S)
+    gathering.queued = 2
+    gathering.hurry()
+    assert not gathering.holds(0, NOW_S + INSTANT_S)
+    gathering.closed_until_s = NOW_S + 1.0
+    assert gathering.holds(0, NOW_S + INSTANT_S), "another master is to take over with the whole log"
+    gathering.closed_until_s = 0.0
+    gathering.appended(6, NOW_S + INSTANT_S)
+    gathering.queued = 1
+    assert gathering.holds(4, NOW_S + 2 * INSTANT_S)
 
 
 def test_a_new_term_owes_nothing_to_the_one_before() -> None:
