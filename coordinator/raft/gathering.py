@@ -72,9 +72,9 @@ class Gathering:
 
     def appended(self, last_index: int, now_s: float) -> None:
         """All that was queued is in the log, whose last entry is this, or was passed on to the leader."""
-        self._is_urgent = False
+        was_urgent, self._is_urgent = self._is_urgent, False
         if self.queued:
-            if self.queued < self._wanted:
+            if self.queued < self._wanted and not was_urgent:
                 self._seen = self.queued
             self._batch, self.queued, self._wanted = self.queued, 0, 0
             self._last_index = last_index
