@@ -260,4 +260,4 @@ class Leader:
                 self.post(interface.ProposalEnded(action.token, each, error))
 
         timeout_s = self._master.world.settings.propose_timeout_s
-        self._master.propose(entry, ended, timeout_s)
+        self._master.propose(entry, ended, timeout_s, is_urgent=True)

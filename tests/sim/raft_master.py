@@ -384,14 +384,18 @@ class Master:
 
     # What a client or an operator asks of it, once it runs
 
-    def propose(self, command: command_pb2.Command, answer: Answer, timeout_s: float | None = None) -> None:
+    def propose(
+        self, command: command_pb2.Command, answer: Answer, timeout_s: float | None = None, *, is_urgent: bool = False
+    ) -> None:
         """Proposes."""
-        self.spawn(self._propose(command, answer, timeout_s))
+        self.spawn(self._propose(command, answer, timeout_s, is_urgent))
 
-    async def _propose(self, command: command_pb2.Command, answer: Answer, timeout_s: float | None) -> None:
+    async def _propose(
+        self, command: command_pb2.Command, answer: Answer, timeout_s: float | None, is_urgent: bool
+    ) -> None:
         assert self.node is not None
         try:
-            result = await self.node.propose(command, timeout_s)
+            result = await self.node.propose(command, timeout_s, is_urgent=is_urgent)
         except CoordinatorError as error:
             answer(None, error)
         else:

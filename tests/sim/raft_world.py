@@ -239,14 +239,15 @@ class World:
 
 
 class _Story(logging.Handler):
-    """Takes what masters warn of into the story of a world."""
+    """Takes what masters warn of into the story of a world; but no time that was measured on the real machine."""
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._world.note(record.getMessage())
+        line = record.getMessage()
+        self._world.note(line.partition(" s: ")[0] if "stood still for" in line else line)
 
 
 @contextmanager
