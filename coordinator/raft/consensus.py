@@ -235,8 +235,7 @@ class Consensus:
     def propose(self, payload: bytes, callback: Callback, *, is_urgent: bool = False) -> None:
         """Queues a command; the next step appends or forwards it, or one soon after (gathering.py)."""
         self._engine._applyCommand(payload, callback)
-        if is_urgent:
-            self._gathering.hurry()
+        self._gathering.is_urgent |= is_urgent
 
     def step(self) -> None:
         """Syncs, answers, elects, commits, applies, appends and sends, as far as it is time to."""
@@ -351,8 +350,7 @@ class Consensus:
             self._engine.disregard(node, answered_s)
         if "serialized" in message:
             self.answer_append(node, False, None, False)
-        # A new leader's shorter log took the place of entries that this one had made. Another master may still have
-        # them, and nobody will tell soon; of those that were overwritten the new entry's commit tells.
+        # A new leader's shorter log took the place of own entries; others may have them still, and nobody tells soon.
         self._engine.end_commits(self._last_index + 1, last, FAIL_REASON.UNKNOWN_OUTCOME)
         if message["type"] == "next_node_idx" and message["success"] and not message["reset"]:
             # PySyncObj goes back to what was acknowledged, and would send again what is on its way.

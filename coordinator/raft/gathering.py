@@ -41,7 +41,8 @@ class Gathering:
         self._proposed_s = 0.0
         self._seen = 1
         """As many callers as lately were there at once."""
-        self._is_urgent = False
+        self.is_urgent = False
+        """What is queued shall not wait for company."""
         self._wanted = 0
         """Once the latest batch is committed: as many as the next one waits for; 0 before."""
         self.closed_until_s = 0.0
@@ -52,16 +53,12 @@ class Gathering:
         self.queued += 1
         self._proposed_s = now_s
 
-    def hurry(self) -> None:
-        """What is queued shall not wait for company."""
-        self._is_urgent = True
-
     def holds(self, commit_index: int, now_s: float) -> bool:
         """True while what is queued is better not appended yet."""
         if commit_index >= self._last_index and not self._wanted:
             self._wanted = self._seen = max(self._seen, self._batch + self.queued if self.queued else 1)
             self._wait(now_s, LINGER_S)
-        if self._is_urgent:
+        if self.is_urgent:
             return now_s < self.closed_until_s
         until_s = max(self._until_s, min(self._proposed_s + QUIET_S, self._crowded_until_s))
         is_early = now_s < until_s and (not self._wanted or self.queued < self._wanted)
@@ -72,7 +69,7 @@ class Gathering:
 
     def appended(self, last_index: int, now_s: float) -> None:
         """All that was queued is in the log, whose last entry is this, or was passed on to the leader."""
-        was_urgent, self._is_urgent = self._is_urgent, False
+        was_urgent, self.is_urgent = self.is_urgent, False
         if self.queued:
             if self.queued < self._wanted and not was_urgent:
                 self._seen = self.queued

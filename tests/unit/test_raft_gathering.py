@@ -124,7 +124,7 @@ def test_an_urgent_command_waits_for_nobody() -> None:
     gathering.queued = 1
     assert gathering.holds(0, NOW_S + INSTANT_S)
     gathering.queued = 2
-    gathering.hurry()
+    gathering.is_urgent = True
     assert not gathering.holds(0, NOW_S + INSTANT_S)
     gathering.closed_until_s = NOW_S + 1.0
     assert gathering.holds(0, NOW_S + INSTANT_S), "another master is to take over with the whole log"

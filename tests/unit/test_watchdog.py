@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from coordinator.model import Monotonic
 from coordinator.model.clock import monotonic_s
 from tests.unit.test_launcher import Desk, find_with_token, script
 from worker_agent import run_watchdog, watchdog
@@ -23,6 +22,7 @@ from worker_agent.launch_command import token_of
 from worker_agent.process import RunProcess
 from worker_agent.run_finder import lives, until_ended
 from worker_agent.run_watchdog import Told
+from worker_agent.session_lease import NO_LEASE
 from worker_agent.watchdog import Watchdog
 
 WAIT_S = 20.0
@@ -142,7 +142,7 @@ async def test_a_watchdog_that_dies_is_replaced_and_the_next_one_knows_everythin
     guard = Watchdog(0.0)
     guard.start()
     first = await _other_than(guard, None)
-    guard.set_lease_end(Monotonic(monotonic_s() - 1.0))
+    guard.set_lease_end(NO_LEASE)
     guard.begin("of-the-first")
     guard.begin("ended")
     guard.end("ended")
