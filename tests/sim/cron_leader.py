@@ -145,6 +145,10 @@ class Leader:
         elif kind == "goodbye":
             self.tell(interface.GoodbyeReceived(session, node_id, request.goodbye.reason))
 
+    def knows_slots(self, node_id: str, free: int) -> bool:
+        """Whether its controllers are right about a worker's having a free slot."""
+        return self.cron._launches._slots.has_free(node_id) == (free > 0)
+
     def tell(self, event: interface.Event) -> None:
         """Hands an event to the controllers, one at a time."""
         self._events.append(event)

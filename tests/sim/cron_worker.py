@@ -297,6 +297,12 @@ class Process:
         """How many more orders it would take."""
         return 0 if self._is_stopping else max(0, self.worker.slots - len(self.orders))
 
+    @property
+    def ends_in_silence(self) -> bool:
+        """True while a run is being stopped that will have no result."""
+        runs = [(order.run, order.stop_state) for order in self.orders.values() if order.run is not None]
+        return any(run.lease_lost_at is not None or (run.stopping and not state) for run, state in runs)
+
     def _name_launches(self, heartbeat: session_pb2.Heartbeat) -> None:
         heartbeat.launch_slots_free = self.slots_free
         for job_id, scheduled_at_ms, attempt in {**self.orders, **self.worker.unreceipted}:

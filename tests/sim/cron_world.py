@@ -245,7 +245,10 @@ class World:
         if process.is_paused or worker.id in self.net.cut:
             return is_out and not process.has_lease()
         is_in = record is not None and record.state in (NodeState.ACTIVE, NodeState.DRAINING) and not record.is_suspect
-        return is_in and process.is_well() and all(self._counts(token) for token in process.orders)
+        if not is_in or not process.is_well() or not all(self._counts(token) for token in process.orders):
+            return False
+        # Of a run that ends without a result, and of the slot that it leaves, only heartbeats tell.
+        return not process.ends_in_silence and self.leader.knows_slots(worker.id, process.slots_free)
 
     def _counts(self, token: Token) -> bool:
         """True for an attempt that goes on; one that was given up is stopped by the next heartbeat."""
