@@ -20,12 +20,10 @@ from coordinator.api.v1 import command_pb2, session_pb2, types_pb2
 from coordinator.machine.codec import settings_to_proto
 from coordinator.machine.state import State
 from coordinator.model import Move, MoveKind, MovePhase, Shard
-from coordinator.model.errors import CoordinatorError
 from coordinator.raft import snapshot
 from tests.sim import raft_faults, replica_faults, replica_world
 from tests.sim.cluster_faults import TIMES, Plan
 from tests.sim.cluster_world import CHUNK_BYTES, RESTORED_S_MAX, World
-from tests.sim.raft_master import Answer
 from tests.sim.raft_world import LIVE_S_MAX, _simulated
 from worker_agent.replica_core import Protections
 from worker_agent.shard_interface import SendToPeer
@@ -63,8 +61,6 @@ class MovingWorld(World):
         self.steps: list[str] = []
         """Messages and commits of the move, in order."""
         self.is_cut = False
-        self.abort_refusal = ""
-        """Why the move was not rolled back, though an operator asked for it."""
         self.paused_s = 0.0
         """How long nobody served the shard while it moved."""
         self._shard_id = self._move_id = 0
@@ -96,7 +92,7 @@ class MovingWorld(World):
             self.note(f"-- at step {cut.number}, {name}, the operator wants the move to be rolled back")
             abort = command_pb2.AbortMove(move_id=self._move_id, reason="the operator wants it")
             command = command_pb2.Command(request_id="abort", abort_move=abort)
-            self.after(0.0, lambda: self._propose(command, self._told))
+            self.after(0.0, lambda: self._propose(command))
             return False
         self.note(f"-- cut at step {cut.number}, {name}; {' and '.join(cut.victims)} crash")
         for worker, letter in self._letters.items():
@@ -235,16 +231,12 @@ class MovingWorld(World):
         )
         self._propose(command_pb2.Command(request_id="move", start_move=start))
 
-    def _told(self, result: command_pb2.CommandResult | None, error: CoordinatorError | None) -> None:
-        assert result is not None, error
-        self.abort_refusal = result.refusal.message
-
-    def _propose(self, command: command_pb2.Command, answer: Answer = lambda result, error: None) -> None:
-        """Gives the leader a command, once."""
+    def _propose(self, command: command_pb2.Command) -> None:
+        """Gives the leader a command, once. It waits no longer than what the controllers decide: a step is a step."""
         command.cause = "test"
         leader = self.leader()
         assert leader is not None
-        leader.enqueue(lambda master: master.propose(command, answer))
+        leader.enqueue(lambda master: master.propose(command, lambda *answer: None, is_urgent=True))
 
     def _pause_balance(self) -> None:
         """Nothing else moves but what is to be repaired."""
