@@ -33,7 +33,7 @@ class Watchdog:
     """Belongs to one event loop. Between `start` and `stop` there is such a process, but for moments."""
 
     def __init__(self, grace_s: float) -> None:
-        """`grace_s` is what runs have to end by themselves once the lease of a dead agent is over."""
+        """`grace_s` is what runs have to end by themselves once the lease of an agent that cannot see to it is over."""
         self._grace_s = grace_s
         self._runs: set[str] = set()
         self._lease_until = NO_LEASE

@@ -73,6 +73,7 @@ class Gathering:
         if self.queued:
             if self.queued < self._wanted and not was_urgent:
                 self._seen = self.queued
-            self._batch, self.queued, self._wanted = self.queued, 0, 0
+            # Who is urgent is the leader itself, and comes back when it has decided something, not for its answer.
+            self._batch, self.queued, self._wanted = 0 if was_urgent else self.queued, 0, 0
             self._last_index = last_index
             self._wait(now_s, GATHER_S_MAX)

@@ -41,6 +41,18 @@ def test_an_attempt_that_was_given_up_is_fenced() -> None:
     ]
 
 
+def test_of_a_whole_job_no_time_may_be_missed() -> None:
+    """Shows that a reason is no excuse for a job that is to run whatever happens."""
+    whole = Expected("tick", never=False, is_whole=True)
+    missed = launch(types_pb2.LAUNCH_STATE_MISSED, reason="no leader")
+    assert check([AGAIN], [missed], read_sink(""), 5, 6) == []
+    assert check([whole], [missed], read_sink(""), 5, 6) == [
+        "tick at 5.000, missed: and it was to run whatever happens: no leader"
+    ]
+    sink = read_sink(lines("begin 1 w1", "effect 1 w1"))
+    assert check([whole], [launch(SUCCEEDED)], sink, 5, 6) == []
+
+
 def test_an_effect_counts_once() -> None:
     """Shows that a later attempt finds the effect of the one before."""
     sink = read_sink(lines("begin 1 w2", "effect 1 w2", "begin 2 w1", "effect 2 w1"))

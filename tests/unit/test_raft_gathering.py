@@ -14,6 +14,18 @@ def gathering_with(queued: int) -> Gathering:
     return gathering
 
 
+def after_a_crowd(callers: int) -> Gathering:
+    """So many were seen at once, in two batches; the second, of entries up to 10, is committed and nobody is back."""
+    gathering = gathering_with(1)
+    gathering.appended(1, NOW_S - 0.002)
+    gathering.queued = callers - 1
+    gathering.holds(1, NOW_S - 0.001)
+    gathering.queued = callers
+    gathering.appended(10, NOW_S - 0.001)
+    gathering.holds(10, NOW_S)
+    return gathering
+
+
 def test_the_first_command_is_appended_at_once() -> None:
     """Nothing is on its way, so there is nothing to wait for."""
     assert not gathering_with(1).holds(0, NOW_S)
@@ -68,40 +80,26 @@ def test_callers_that_do_not_come_back_are_not_waited_for() -> None:
     assert not gathering.holds(9, NOW_S + 1.0)
 
 
-def test_callers_that_answered_all_at_once_are_expected_again() -> None:
+def test_callers_who_are_answered_all_at_once_are_expected_again() -> None:
     """Nothing is queued when their batch is committed, as all of them were in it; the first to be back is not alone."""
-    gathering = gathering_with(2)
-    gathering.appended(2, NOW_S)
-    gathering.queued = 3
-    assert gathering.holds(2, NOW_S + 0.001)
-    gathering.queued = 5
-    gathering.appended(7, NOW_S + 0.002)
-    gathering.queued = 0
-    gathering.holds(7, NOW_S + 0.003)
+    gathering = after_a_crowd(5)
     gathering.queued = 1
-    assert gathering.holds(7, NOW_S + 0.003)
+    assert gathering.holds(10, NOW_S)
     gathering.queued = 5
-    assert not gathering.holds(7, NOW_S + 0.003)
+    assert not gathering.holds(10, NOW_S)
 
 
 def test_a_caller_who_is_left_alone_waits_once() -> None:
     """After a batch that its company did not come for it is taken for a lone one."""
-    gathering = gathering_with(4)
-    gathering.appended(4, NOW_S)
-    gathering.queued = 4
-    gathering.holds(4, NOW_S + 0.001)
-    gathering.queued = 8
-    gathering.appended(12, NOW_S + 0.002)
-    gathering.queued = 0
-    gathering.holds(12, NOW_S + 0.003)
+    gathering = after_a_crowd(5)
     gathering.queued = 1
-    assert gathering.holds(12, NOW_S + 0.003)
-    late_s = NOW_S + 0.003 + LINGER_S
-    assert not gathering.holds(12, late_s)
-    gathering.appended(13, late_s)
-    gathering.holds(13, late_s + 0.001)
+    assert gathering.holds(10, NOW_S + LINGER_S - INSTANT_S)
+    late_s = NOW_S + LINGER_S
+    assert not gathering.holds(10, late_s)
+    gathering.appended(11, late_s)
+    gathering.holds(11, late_s + 0.001)
     gathering.queued = 1
-    assert not gathering.holds(13, late_s + 0.001)
+    assert not gathering.holds(11, late_s + 0.001)
 
 
 def test_calls_that_come_close_together_are_waited_for() -> None:
@@ -132,6 +130,16 @@ def test_an_urgent_command_waits_for_nobody() -> None:
     gathering.appended(6, NOW_S + INSTANT_S)
     gathering.queued = 1
     assert gathering.holds(4, NOW_S + 2 * INSTANT_S)
+
+
+def test_a_lone_caller_does_not_wait_for_what_was_urgent() -> None:
+    """The leader's own command is no caller who comes back: whoever came behind it goes as soon as it is committed."""
+    gathering = gathering_with(1)
+    gathering.is_urgent = True
+    gathering.appended(1, NOW_S)
+    gathering.queued = 1
+    assert gathering.holds(0, NOW_S + INSTANT_S), "its batch is on its way"
+    assert not gathering.holds(1, NOW_S + 0.001)
 
 
 def test_a_new_term_owes_nothing_to_the_one_before() -> None:
