@@ -31,7 +31,7 @@ from coordinator.raft.files import DiskFailed
 from coordinator.raft.gathering import LINGER_S
 from coordinator.raft.handover import hand_over
 from coordinator.raft.interface import Listeners, Machine, PeerStanding, RaftStatus
-from coordinator.raft.parts import OpenParts, Parts, Setting, open_parts
+from coordinator.raft.parts import Makers, Parts, Setting, open_parts
 from coordinator.raft.proposals import Proposals
 from coordinator.raft.stalls import Stalls
 from coordinator.raft.transport import PeerTransport
@@ -59,7 +59,7 @@ class RaftNode:
         machine: Machine | None = None,
         rng: random.Random | None = None,
         credentials: Credentials | None = None,
-        open_parts: OpenParts = open_parts,
+        makers: Makers | None = None,
     ) -> None:
         """Raises ConfigError for what cannot work; reads its certificate, and touches neither log nor network.
 
@@ -79,7 +79,7 @@ class RaftNode:
         self._clock = clock
         self._machine = machine or Machine()
         self._rng = rng or random.Random()
-        self._open_parts = open_parts
+        self._makers = makers or Makers()
         # Silence for two election timeouts: by then an election has long begun where it was the leader.
         self._transport = PeerTransport(
             own,
@@ -140,7 +140,7 @@ class RaftNode:
             rng=self._rng,
             on_snapshot=self._wake_from_thread,
         )
-        self._parts = self._open_parts(setting)
+        self._parts = open_parts(setting, self._makers)
         self._consensus = self._proposals.consensus = self._parts.consensus
 
     async def stop(self) -> None:

@@ -1,7 +1,7 @@
 """What a RaftNode is made of beside its connections: all that lives on its disk, and the consensus over it.
 
-In a module of its own so that simulations can put disks and threads of theirs in the place of the real ones
-(`tests/sim/raft_master.py`), with the node and its transport as they are.
+In a module of its own so that simulations can put disks, threads and clocks of theirs in the place of the real ones
+(`Makers`, `tests/sim/raft_master.py`), with the node, its transport and the way they are put together as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from coordinator.config import RaftSettings
 from coordinator.model import WallMs
@@ -51,23 +50,33 @@ class Setting:
     """Called from the executor once a snapshot is written, or could not be."""
 
 
-class OpenParts(Protocol):
+def _executor(name: str) -> Executor:
+    return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Makers:
+    """Of what the parts are made; a simulation has other disks, threads and clocks, and leaves protections out."""
+
+    executor: Callable[[str], Executor] = _executor
+    """Called with a name."""
+    identity: Callable[[Path], Identity] = Identity
+    snapshots: Callable[..., SnapshotStore] = SnapshotStore
+    journal: Callable[[Path, str], Journal] = Journal
+    consensus: Callable[..., Consensus] = Consensus
+
+
+def open_parts(setting: Setting, makers: Makers) -> Parts:
     """Opens what is on disk. Raises Damaged, OSError."""
-
-    def __call__(self, setting: Setting) -> Parts: ...
-
-
-def open_parts(setting: Setting) -> Parts:
-    """The real ones; see OpenParts."""
     directory, machine = setting.directory, setting.machine
     directory.mkdir(parents=True, exist_ok=True)
-    executor = ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{setting.transport.self_id}")
-    snapshots = SnapshotStore(directory, executor, machine.encode, machine.decode)
+    executor = makers.executor(f"snapshot-{setting.transport.self_id}")
+    snapshots = makers.snapshots(directory, executor, machine.encode, machine.decode)
     snapshots.on_written = setting.on_snapshot
-    seat = Seat(setting.transport, Identity(directory), machine)
-    journal = Journal(directory, setting.name)
+    seat = Seat(setting.transport, makers.identity(directory), machine)
+    journal = makers.journal(directory, setting.name)
     try:
-        consensus = Consensus(
+        consensus = makers.consensus(
             transport=setting.transport,
             journal=journal,
             snapshots=snapshots,

@@ -39,13 +39,13 @@ class Violation(AssertionError):
 class WatchedJournal(Journal):
     """The real journal; says which entries a sync has made durable."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         self._new: list[tuple[int, int]] = []
         self.durable: list[tuple[int, int]] = []
         """(index, term) of what was synced since the checks looked last."""
         self.added: list[Added] = []
         """What was added since the checks looked last."""
-        super().__init__(*arguments)
+        super().__init__(*arguments, **options)
 
     def add(self, command: bytes, idx: int, term: int) -> None:
         super().add(command, idx, term)

@@ -194,6 +194,9 @@ class DiskPath:
     def with_name(self, name: str) -> DiskPath:
         return DiskPath(self.disk, name)
 
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """The only directory is there."""
+
     def exists(self) -> bool:
         return self.name in self.disk.names
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordinator.api.v1 import command_pb2
@@ -22,7 +24,7 @@ from coordinator.raft import Machine, RaftNode
 from coordinator.raft.consensus import Consensus
 from coordinator.raft.files import DiskFailed
 from coordinator.raft.identity import Identity
-from coordinator.raft.parts import Parts, Setting
+from coordinator.raft.parts import Makers, Parts
 from coordinator.raft.seat import Seat
 from coordinator.raft.snapshot import SnapshotStore
 from tests.sim.event_loop import SimLoop
@@ -298,7 +300,7 @@ class Master:
             clock=self,
             machine=Machine(encode=encode_snapshot),
             rng=random.Random(f"{world.seed} {self.id} {self.lives}"),
-            open_parts=self._open_parts,
+            makers=self._makers(),
         )
 
     async def _run(self, node: RaftNode) -> None:
@@ -309,28 +311,21 @@ class Master:
             self._may_end(error)
             self.burn(str(error))
 
-    def _open_parts(self, setting: Setting) -> Parts:
-        world, directory = self.world, setting.directory
-        executor = LaterExecutor(self)
-        snapshots = SnapshotStore(directory, executor, setting.machine.encode, monotonic=self.monotonic_s)
-        snapshots.on_written = setting.on_snapshot
-        identity = self.identity = Identity(directory, self._name_disk)
-        identity.is_voter |= world.trusts_empty_disks
-        seat = Seat(setting.transport, identity, setting.machine)
-        journal = world.journal_type(directory, setting.name, world.segment_bytes_max)
-        consensus = world.consensus_type(
-            transport=setting.transport,
-            journal=journal,
-            snapshots=snapshots,
-            apply=setting.machine.apply,
-            settings=setting.settings,
-            wall_ms=setting.wall_ms,
-            rng=setting.rng,
-            protections=world.protections,
-            membership=seat.membership,
+    def _makers(self) -> Makers:
+        world = self.world
+
+        def identify(directory: Path) -> Identity:
+            identity = self.identity = Identity(directory, self._name_disk)
+            identity.is_voter |= world.trusts_empty_disks
+            return identity
+
+        return Makers(
+            executor=lambda name: LaterExecutor(self),
+            identity=identify,
+            snapshots=partial(SnapshotStore, monotonic=self.monotonic_s),
+            journal=partial(world.journal_type, segment_bytes_max=world.segment_bytes_max),
+            consensus=partial(world.consensus_type, protections=world.protections),
         )
-        seat.take(consensus)
-        return Parts(executor, journal, seat, consensus)
 
     def stop(self) -> None:
         """Stops as a daemon does when it is told to: it hands over what it leads, and leaves."""
